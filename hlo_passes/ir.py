@@ -1,0 +1,76 @@
+"""The one door to jaxlib's MLIR: context, parsing, printing, and the few walks every pass needs."""
+
+import functools
+import re
+from collections.abc import Callable, Iterator
+
+from jax._src.interpreters import mlir as _jax_mlir
+from jaxlib.mlir import ir, passmanager
+from jaxlib.mlir.dialects import chlo, func, sdy, stablehlo
+
+__all__ = [
+    "chlo", "context", "func", "func_named", "ir", "main", "parse", "run_mlir_passes", "sdy",
+    "source_line", "stablehlo", "walk",
+]
+
+
+@functools.cache
+def context() -> ir.Context:
+    """The process's MLIR context, with every dialect JAX uses."""
+    stablehlo.register_stablehlo_passes()
+    return _jax_mlir.make_ir_context()
+
+
+def parse(text: str | bytes) -> ir.Module:
+    """Parses StableHLO text or bytecode; raises ``ir.MLIRError`` where it is malformed."""
+    with context():
+        return ir.Module.parse(text)
+
+
+def run_mlir_passes(module: ir.Module, pipeline: str) -> None:
+    """Runs registered MLIR passes in place, e.g. ``"func.func(chlo-legalize-to-stablehlo),cse"``."""
+    with module.context:
+        passmanager.PassManager.parse(f"builtin.module({pipeline})").run(module.operation)
+
+
+def func_named(module: ir.Module, name: str) -> func.FuncOp:
+    for op in module.body.operations:
+        if isinstance(op, func.FuncOp) and op.name.value == name:
+            return op
+    raise KeyError(name)
+
+
+def main(module: ir.Module) -> func.FuncOp:
+    """The entry function: ``@main``, or the only function there is."""
+    functions = [op for op in module.body.operations if isinstance(op, func.FuncOp)]
+    named = [f for f in functions if f.name.value == "main"]
+    return (named or functions)[0]
+
+
+def walk(op: ir.Operation | ir.OpView, visit: Callable[[ir.Operation], None]) -> None:
+    """Calls ``visit`` on every op inside ``op``, inner ones first; ``visit`` may erase or replace its op."""
+    for region in op.regions:
+        for block in region.blocks:
+            for inner in list(block.operations):
+                walk(inner, visit)
+                visit(inner.operation)
+
+
+_FRAME = re.compile(r'"([^"]+)":(\d+)')
+
+
+def source_line(op: ir.Operation | ir.OpView) -> str:
+    """``file:line`` of the user's innermost frame that made this op, or "" where it is unknown."""
+    return _source_line(str(op.location))
+
+
+@functools.lru_cache(maxsize=65536)
+def _source_line(location: str) -> str:
+    frames = [f"{file}:{line}" for file, line in _frames(location)]
+    return frames[0] if frames else ""
+
+
+def _frames(location: str) -> Iterator[tuple[str, str]]:
+    for file, line in _FRAME.findall(location):
+        if file != "-":
+            yield file, line

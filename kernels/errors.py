@@ -1,0 +1,27 @@
+"""The errors every layer raises for what a user can mend."""
+
+__all__ = ["CompileError", "OutOfDeviceMemoryError"]
+
+
+class CompileError(ValueError):
+    """A program this compiler cannot take: names the op, the user's line and what to do.
+
+    Args:
+      message: what is wrong, with expected and got.
+      op: the op as the user would know it, e.g. ``stablehlo.custom_call``.
+      location: ``file:line`` in the user's source, or "" where there is none.
+      fix: what to do about it.
+    """
+
+    def __init__(self, message: str, *, op: str = "", location: str = "", fix: str = "") -> None:
+        self.op, self.location, self.fix = op, location, fix
+        parts = [f"{op}: {message}" if op else message]
+        if location:
+            parts.append(f"  at {location}")
+        if fix:
+            parts.append(f"  fix: {fix}")
+        super().__init__("\n".join(parts))
+
+
+class OutOfDeviceMemoryError(CompileError):
+    """The program needs more HBM than a core has; the message holds the table of what fills it."""

@@ -1,0 +1,50 @@
+"""What one kernel has to do, in shapes and types only: the input of every cost rule."""
+
+import math
+from dataclasses import dataclass
+
+from kernels.dtypes import dtype as find_dtype
+
+__all__ = ["KernelWork", "OpWork", "Tensor"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Tensor:
+    """A tensor on one core. ``dtype`` is MLIR's spelling: f32, bf16, i32, ui8, i1, f8E4M3, ..."""
+
+    shape: tuple[int, ...]
+    dtype: str
+
+    @property
+    def size(self) -> int:
+        return math.prod(self.shape)
+
+    @property
+    def size_bytes(self) -> int:
+        return math.ceil(self.size * find_dtype(self.dtype).bits / 8)
+
+
+@dataclass(frozen=True, kw_only=True)
+class OpWork:
+    """One op inside a kernel.
+
+    ``kind`` is the StableHLO mnemonic without its dialect ("dot_general", "add", "reduce", ...).
+    ``matmul`` is (batch, m, k, n) where the op is a product on the tensor engine (a convolution
+    counts as its implicit product), else None. ``repeats`` is how often it runs (loop bodies).
+    """
+
+    kind: str
+    operands: tuple[Tensor, ...]
+    results: tuple[Tensor, ...]
+    matmul: tuple[int, int, int, int] | None = None
+    repeats: int = 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class KernelWork:
+    """One kernel: the ops it fuses, what it reads from HBM and what it writes there."""
+
+    name: str
+    ops: tuple[OpWork, ...]
+    reads: tuple[Tensor, ...]
+    writes: tuple[Tensor, ...]
