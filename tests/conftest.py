@@ -1,0 +1,51 @@
+"""Options and fixtures every test shares: conformance data, golden texts, the golden-text comparison."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import oracles
+import pytest
+
+_ROOT = Path(__file__).parent.parent
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--conformance",
+        type=Path,
+        default=_ROOT / ".." / "shared" / "conformance",
+        help="directory with the StableHLO and Shardy test programs; tests that need it skip where it is absent",
+    )
+    parser.addoption(
+        "--update-golden", action="store_true", help="rewrite the expected texts under tests/mlir"
+    )
+
+
+@pytest.fixture(scope="session")
+def conformance(request: pytest.FixtureRequest) -> Path:
+    """The directory of the conformance data; skips, saying so, where there is none."""
+    path = request.config.getoption("--conformance").resolve()
+    if not path.is_dir():
+        pytest.skip(f"no conformance data at {path} (--conformance DIR)")
+    return path
+
+
+@pytest.fixture
+def golden(request: pytest.FixtureRequest) -> Callable[[str, str], None]:
+    """``golden(name, text)`` compares with ``tests/mlir/<name>``, or rewrites it with ``--update-golden``."""
+
+    def compare(name: str, text: str) -> None:
+        path = _ROOT / "tests" / "mlir" / name
+        if request.config.getoption("--update-golden"):
+            path.parent.mkdir(exist_ok=True)
+            path.write_text(text)
+        assert path.exists(), f"no expected text {path.name}: run pytest --update-golden and read it"
+        assert text == path.read_text(), f"{name} differs: read the change, then pytest --update-golden"
+
+    return compare
+
+
+@pytest.fixture
+def xla_cpu() -> Callable[..., list]:
+    """``xla_cpu(module_text, inputs)``: the results of ``@main`` on one XLA:CPU device."""
+    return oracles.run_on_xla
