@@ -1,0 +1,243 @@
+"""From a Python function to StableHLO: the only module that touches JAX's tracing and lowering internals."""
+
+import contextlib
+import io
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import numpy as np
+from jax._src import config as jax_config
+from jax._src.interpreters import mlir as jax_mlir
+from jax.tree_util import PyTreeDef, keystr, tree_flatten, tree_flatten_with_path
+
+from hlo_passes.ir import func, ir, main, parse
+from neuronx.shardings import Sharding, annotate, check_meshes, mesh_axes, user_sharding
+
+__all__ = ["MAX_EMBEDDED_BYTES", "Exported", "Staged", "dynamic_arguments", "export", "physical", "stage", "wrap"]
+
+MAX_EMBEDDED_BYTES = 1024
+"""Array constants above this size become arguments of ``@main`` instead of text."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Staged:
+    """A function traced for one set of argument types; ``key`` is equal where the program is the same."""
+
+    traced: Any
+    in_tree: PyTreeDef
+    shardings: tuple[Sharding | None, ...]
+
+    @property
+    def key(self) -> tuple[Any, ...]:
+        return (id(self.traced.jaxpr), self.in_tree, self.shardings)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Exported:
+    """A StableHLO module with what is needed to call it.
+
+    ``@main`` takes the leaves of ``in_tree`` (the tree of ``(args, kwargs)`` without static ones) in
+    order, then ``constants``: arrays the function closed over. ``inputs`` and ``outputs`` are the types
+    as the user sees them (a typed PRNG key stays one; ``@main`` takes its words). ``names`` are the
+    arguments' paths for messages. ``mesh`` are the axes of the user's own mesh, () without one.
+    """
+
+    name: str
+    module: ir.Module
+    constants: tuple[Any, ...]
+    in_tree: PyTreeDef
+    out_tree: PyTreeDef
+    inputs: tuple[jax.ShapeDtypeStruct, ...]
+    outputs: tuple[jax.ShapeDtypeStruct, ...]
+    names: tuple[str, ...]
+    donated: tuple[bool, ...]
+    mesh: tuple[tuple[str, int], ...]
+
+
+def wrap(
+    fn: Callable[..., Any],
+    *,
+    static_argnums: int | Sequence[int] | None,
+    static_argnames: str | Sequence[str] | None,
+    donate_argnums: int | Sequence[int] | None,
+) -> Any:
+    """``jax.jit`` of ``fn`` with every argument kept, so that ``@main`` takes the whole tree."""
+    return jax.jit(
+        fn,
+        static_argnums=static_argnums,
+        static_argnames=static_argnames,
+        donate_argnums=donate_argnums,
+        keep_unused=True,
+    )
+
+
+def dynamic_arguments(
+    jitted: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """``args`` and ``kwargs`` without the static ones: what a compiled program is called with."""
+    positions, names = _static(jitted, len(args))
+    return (
+        tuple(arg for i, arg in enumerate(args) if i not in positions),
+        {name: value for name, value in kwargs.items() if name not in names},
+    )
+
+
+def stage(
+    jitted: Any, args: tuple[Any, ...], kwargs: dict[str, Any], in_shardings: Any, axes: tuple[tuple[str, int], ...]
+) -> Staged:
+    """Traces for these arguments; a second call with the same types costs microseconds.
+
+    Args:
+      jitted: a result of ``wrap``.
+      args, kwargs: arrays, scalars or ``jax.ShapeDtypeStruct``s, static ones included.
+      in_shardings: a tree prefix of the positional arguments: NamedSharding, PartitionSpec or None.
+      axes: the mesh a bare PartitionSpec refers to.
+    """
+    positions, names = _static(jitted, len(args))
+    dynamic_args, dynamic_kwargs = dynamic_arguments(jitted, args, kwargs)
+    leaves, in_tree = tree_flatten((dynamic_args, dynamic_kwargs))
+    asked = _asked_shardings(in_shardings, dynamic_args, dynamic_kwargs)
+    found = tuple(
+        user_sharding(own if own is not None else getattr(leaf, "sharding", None), np.ndim(leaf), axes)
+        for leaf, own in zip(leaves, asked, strict=True)
+    )
+    plain_args, plain_kwargs = in_tree.unflatten(
+        [_without_sharding(leaf) if sharding else leaf for leaf, sharding in zip(leaves, found, strict=True)]
+    )
+    plain = iter(plain_args)
+    merged_args = [arg if i in positions else next(plain) for i, arg in enumerate(args)]
+    merged_kwargs = {name: kwargs[name] if name in names else plain_kwargs[name] for name in kwargs}
+    with _constants_as_arguments():
+        traced = jitted.trace(*merged_args, **merged_kwargs)
+    return Staged(traced=traced, in_tree=in_tree, shardings=found)
+
+
+def export(staged: Staged, *, out_shardings: Any, axes: tuple[tuple[str, int], ...]) -> Exported:
+    """Lowers to StableHLO in the compiler's own MLIR context, source locations kept.
+
+    Raises:
+      CompileError: the function's shardings lie on meshes of different sizes.
+    """
+    traced = staged.traced
+    with _constants_as_arguments():
+        lowered = traced.lower(
+            lowering_platforms=("cpu",),
+            _private_parameters=jax_mlir.LoweringParameters(hoist_constants_as_args=True),
+        )
+    bytecode = io.BytesIO()
+    lowered.compiler_ir("stablehlo").operation.write_bytecode(bytecode)
+    module = parse(bytecode.getvalue())
+    constants = _constants_last(module, lowered._lowering.const_args)
+    outputs, out_tree = tree_flatten(traced.out_info)
+    asked = [None] * len(outputs) if out_shardings is None else _broadcast(out_shardings, traced.out_info)
+    results = [
+        user_sharding(sharding, len(output.shape), axes)
+        for sharding, output in zip(asked, outputs, strict=True)
+    ]
+    annotate(module, staged.shardings, results)
+    check_meshes(module)
+    infos, _ = tree_flatten_with_path(traced.args_info)
+    return Exported(
+        name=traced.fun_name,
+        module=module,
+        constants=constants,
+        in_tree=staged.in_tree,
+        out_tree=out_tree,
+        inputs=tuple(jax.ShapeDtypeStruct(info.shape, info.dtype) for _, info in infos),
+        outputs=tuple(jax.ShapeDtypeStruct(output.shape, output.dtype) for output in outputs),
+        names=tuple(_readable(path) for path, _ in infos),
+        donated=tuple(info.donated for _, info in infos),
+        mesh=mesh_axes(module),
+    )
+
+
+def physical(value: Any) -> Any:
+    """The array ``@main`` takes for ``value``: a typed PRNG key gives its words, all else is unchanged."""
+    if jax.dtypes.issubdtype(getattr(value, "dtype", None) or np.float32, jax.dtypes.prng_key):
+        return jax.random.key_data(value)
+    return value
+
+
+@contextlib.contextmanager
+def _constants_as_arguments() -> Iterator[None]:
+    """JAX keeps closed-over arrays as arguments of every function at every depth, on this thread only."""
+    with (
+        jax_config.use_simplified_jaxpr_constants(True),
+        jax_config.embedded_constants_max_bytes(MAX_EMBEDDED_BYTES),
+    ):
+        yield
+
+
+def _static(jitted: Any, num_args: int) -> tuple[set[int], set[str]]:
+    info = jitted._jit_info
+    positions = {i if i >= 0 else i + num_args for i in info.static_argnums}
+    return positions, set(info.static_argnames)
+
+
+def _without_sharding(leaf: Any) -> jax.ShapeDtypeStruct:
+    return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, weak_type=getattr(leaf, "weak_type", False))
+
+
+def _asked_shardings(in_shardings: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[Any]:
+    num_keywords = len(tree_flatten(kwargs)[0])
+    if in_shardings is None:
+        return [None] * (len(tree_flatten(args)[0]) + num_keywords)
+    prefix = tuple(in_shardings) if isinstance(in_shardings, list) else in_shardings
+    return _broadcast(prefix, args) + [None] * num_keywords
+
+
+def _broadcast(prefix: Any, tree: Any) -> list[Any]:
+    """One entry of ``prefix`` for each leaf of ``tree``; None stands for a whole subtree too."""
+    result: list[Any] = []
+
+    def visit(entry: Any, subtree: Any) -> None:
+        result.extend([entry] * len(tree_flatten(subtree)[0]))
+
+    jax.tree.map(visit, prefix, tree, is_leaf=_is_sharding_leaf)
+    return result
+
+
+def _is_sharding_leaf(entry: Any) -> bool:
+    return entry is None or isinstance(entry, jax.sharding.PartitionSpec | jax.sharding.Sharding)
+
+
+def _constants_last(module: ir.Module, values: Sequence[Any]) -> tuple[Any, ...]:
+    """Moves JAX's leading constant arguments behind the others, each array once; returns the arrays."""
+    function = main(module)
+    block = function.regions[0].blocks[0]
+    attributes = list(function.arg_attrs)[len(values) :] if values else None
+    kept: dict[tuple[Any, ...], tuple[Any, ir.Value]] = {}
+    with module.context, ir.Location.unknown():
+        for old, value in zip(list(block.arguments)[: len(values)], values, strict=True):
+            key = _identity(value)
+            if key not in kept:
+                array = value if isinstance(value, jax.Array) else np.array(value)
+                kept[key] = (array, block.add_argument(old.type, ir.Location.name("constant")))
+            old.replace_all_uses_with(kept[key][1])
+        for _ in values:
+            block.erase_argument(0)
+        if attributes is not None:
+            _set_signature(function, attributes + [ir.DictAttr.get({})] * len(kept))
+    return tuple(array for array, _ in kept.values())
+
+
+def _set_signature(function: func.FuncOp, attributes: list[ir.DictAttr]) -> None:
+    types = [argument.type for argument in function.regions[0].blocks[0].arguments]
+    signature = ir.FunctionType.get(types, list(function.type.results))
+    function.attributes["function_type"] = ir.TypeAttr.get(signature)
+    function.attributes["arg_attrs"] = ir.ArrayAttr.get(attributes)
+
+
+def _identity(value: Any) -> tuple[Any, ...]:
+    """Equal for the same array object: JAX wraps a NumPy array anew at each use, its memory stays."""
+    if isinstance(value, jax.Array):
+        return ("array", id(value))
+    memory = np.asarray(value).__array_interface__
+    return ("memory", memory["data"][0], memory["shape"], memory["strides"], memory["typestr"])
+
+
+def _readable(path: tuple[Any, ...]) -> str:
+    """``args[0]['w']`` or ``kwargs['x']`` of a leaf of ``(args, kwargs)``."""
+    return ("args" if path[0].idx == 0 else "kwargs") + keystr(path[1:])

@@ -1,0 +1,239 @@
+"""OPT in plain JAX: published sizes, random or shape-only weights, prefill and decode with a static KV cache."""
+
+import functools
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from kernels.errors import CompileError
+
+__all__ = ["SIZES", "OPTConfig", "cache_shapes", "config", "decode", "parameter_shapes", "parameters", "prefill"]
+
+POSITION_OFFSET = 2
+"""OPT's position table starts at row 2 (a padding convention of its training code)."""
+
+NORM_EPSILON = 1e-5
+
+
+@dataclass(frozen=True, kw_only=True)
+class OPTConfig:
+    """One published OPT size. ``embed`` is the width of the token table (350m projects 512 to 1024);
+    ``norm_first`` is False for 350m, which normalises after each residual and has no final norm."""
+
+    name: str
+    hidden: int
+    heads: int
+    layers: int
+    ffn: int
+    embed: int
+    norm_first: bool = True
+    vocab: int = 50272
+    positions: int = 2048
+
+    @property
+    def head_dim(self) -> int:
+        return self.hidden // self.heads
+
+
+def _size(name: str, hidden: int, heads: int, layers: int, **other: Any) -> OPTConfig:
+    fields = {"embed": hidden, "ffn": 4 * hidden} | other
+    return OPTConfig(name=name, hidden=hidden, heads=heads, layers=layers, **fields)
+
+
+# Source: config.json of facebook/opt-<size> on the Hugging Face hub.
+SIZES = {
+    "opt-125m": _size("opt-125m", 768, 12, 12),
+    "opt-350m": _size("opt-350m", 1024, 16, 24, embed=512, norm_first=False),
+    "opt-1.3b": _size("opt-1.3b", 2048, 32, 24),
+    "opt-2.7b": _size("opt-2.7b", 2560, 32, 32),
+    "opt-6.7b": _size("opt-6.7b", 4096, 32, 32),
+    "opt-13b": _size("opt-13b", 5120, 40, 40),
+    "opt-30b": _size("opt-30b", 7168, 56, 48),
+    "opt-66b": _size("opt-66b", 9216, 72, 64),
+}
+
+
+def config(name: str) -> OPTConfig:
+    """The published size called ``name``; raises CompileError for any other."""
+    if name not in SIZES:
+        raise CompileError(f"unknown model {name!r}", op="model", fix=f"use one of {', '.join(SIZES)}")
+    return SIZES[name]
+
+
+def parameter_shapes(cfg: OPTConfig, dtype: Any) -> dict[str, Any]:
+    """The parameter tree as ``jax.ShapeDtypeStruct``s: no memory."""
+    return _parameter_tree(cfg, lambda shape, mean: jax.ShapeDtypeStruct(shape, dtype))
+
+
+def parameters(cfg: OPTConfig, dtype: Any, seed: int) -> dict[str, Any]:
+    """Random parameters: normal with standard deviation 0.02 (OPT's own initialisation), norm scales around 1."""
+    rng = np.random.default_rng(seed)
+
+    def make(shape: tuple[int, ...], mean: float) -> jax.Array:
+        values = rng.standard_normal(shape, dtype=np.float32)
+        values *= 0.02
+        values += mean
+        return jnp.asarray(values.astype(dtype))
+
+    return _parameter_tree(cfg, make)
+
+
+def _parameter_tree(cfg: OPTConfig, make: Callable[[tuple[int, ...], float], Any]) -> dict[str, Any]:
+    def linear(width_in: int, width_out: int) -> dict[str, Any]:
+        return {"w": make((width_in, width_out), 0.0), "b": make((width_out,), 0.0)}
+
+    def norm() -> dict[str, Any]:
+        return {"scale": make((cfg.hidden,), 1.0), "bias": make((cfg.hidden,), 0.0)}
+
+    def layer() -> dict[str, Any]:
+        attention = {name: linear(cfg.hidden, cfg.hidden) for name in ("q", "k", "v", "o")}
+        feed_forward = {"up": linear(cfg.hidden, cfg.ffn), "down": linear(cfg.ffn, cfg.hidden)}
+        return {"attention_norm": norm(), **attention, "ffn_norm": norm(), **feed_forward}
+
+    tree = {
+        "tokens": make((cfg.vocab, cfg.embed), 0.0),
+        "positions": make((cfg.positions + POSITION_OFFSET, cfg.hidden), 0.0),
+        "layers": [layer() for _ in range(cfg.layers)],
+    }
+    if cfg.embed != cfg.hidden:
+        tree["project_in"] = make((cfg.embed, cfg.hidden), 0.0)
+        tree["project_out"] = make((cfg.hidden, cfg.embed), 0.0)
+    if cfg.norm_first:
+        tree["final_norm"] = norm()
+    return tree
+
+
+def cache_shapes(
+    cfg: OPTConfig, batch: int, max_len: int, dtype: Any, sharding: Any = None
+) -> list[dict[str, Any]]:
+    """The KV cache: per layer ``k`` and ``v`` of [batch, heads, max_len, head_dim]."""
+    shape = (batch, cfg.heads, max_len, cfg.head_dim)
+    entry = jax.ShapeDtypeStruct(shape, dtype, sharding=sharding)
+    return [{"k": entry, "v": entry} for _ in range(cfg.layers)]
+
+
+def prefill(
+    cfg: OPTConfig, max_len: int, params: dict[str, Any], tokens: jax.Array
+) -> tuple[jax.Array, jax.Array, list[dict[str, jax.Array]]]:
+    """Reads the prompt.
+
+    Args:
+      cfg, max_len: static; the cache holds ``max_len`` positions.
+      tokens: i32 [batch, length], length <= max_len.
+
+    Returns:
+      The next token of each sequence, i32 [batch]; the f32 logits it was chosen from, [batch, vocab];
+      the KV cache, filled up to ``length``.
+    """
+    length = tokens.shape[1]
+    causal = jnp.tril(jnp.ones((length, length), bool))
+    cache = []
+
+    def attend(q: jax.Array, k: jax.Array, v: jax.Array, index: int) -> jax.Array:
+        room = [(0, 0), (0, 0), (0, max_len - length), (0, 0)]
+        cache.append({"k": jnp.pad(k, room), "v": jnp.pad(v, room)})
+        return _attention(q, k, v, causal)
+
+    x = _embed(cfg, params, tokens, jnp.arange(length))
+    x = _decoder(cfg, params, x, attend)
+    return *_next_token(cfg, params, x[:, -1]), cache
+
+
+def decode(
+    cfg: OPTConfig,
+    params: dict[str, Any],
+    cache: list[dict[str, jax.Array]],
+    token: jax.Array,
+    position: jax.Array,
+) -> tuple[jax.Array, jax.Array, list[dict[str, jax.Array]]]:
+    """Reads one token a sequence and writes its keys and values at ``position`` (an i32 scalar) of the cache.
+
+    Returns:
+      As ``prefill``, with the updated cache (to be donated, so that it stays where it is).
+    """
+    visible = (jnp.arange(cache[0]["k"].shape[2]) <= position)[None, :]
+    updated = []
+
+    def attend(q: jax.Array, k: jax.Array, v: jax.Array, index: int) -> jax.Array:
+        start = (0, 0, position, 0)
+        keys = jax.lax.dynamic_update_slice(cache[index]["k"], k, start)
+        values = jax.lax.dynamic_update_slice(cache[index]["v"], v, start)
+        updated.append({"k": keys, "v": values})
+        return _attention(q, keys, values, visible)
+
+    x = _embed(cfg, params, token[:, None], position[None])
+    x = _decoder(cfg, params, x, attend)
+    return *_next_token(cfg, params, x[:, -1]), updated
+
+
+def _embed(cfg: OPTConfig, params: dict[str, Any], tokens: jax.Array, positions: jax.Array) -> jax.Array:
+    x = jnp.take(params["tokens"], tokens, axis=0, mode="clip")
+    if cfg.embed != cfg.hidden:
+        x = x @ params["project_in"]
+    return x + jnp.take(params["positions"], positions + POSITION_OFFSET, axis=0, mode="clip")
+
+
+def _decoder(cfg: OPTConfig, params: dict[str, Any], x: jax.Array, attend: Callable[..., jax.Array]) -> jax.Array:
+    for index, layer in enumerate(params["layers"]):
+        block = functools.partial(_self_attention, cfg, layer, functools.partial(attend, index=index))
+        x = _residual(cfg, layer["attention_norm"], x, block)
+        x = _residual(cfg, layer["ffn_norm"], x, functools.partial(_feed_forward, layer))
+    return _layer_norm(params["final_norm"], x) if cfg.norm_first else x
+
+
+def _residual(
+    cfg: OPTConfig, norm: dict[str, Any], x: jax.Array, block: Callable[[jax.Array], jax.Array]
+) -> jax.Array:
+    if cfg.norm_first:
+        return x + block(_layer_norm(norm, x))
+    return _layer_norm(norm, x + block(x))
+
+
+def _self_attention(
+    cfg: OPTConfig, layer: dict[str, Any], attend: Callable[..., jax.Array], x: jax.Array
+) -> jax.Array:
+    batch, length, _ = x.shape
+
+    def heads(y: jax.Array) -> jax.Array:
+        return y.reshape(batch, length, cfg.heads, cfg.head_dim).transpose(0, 2, 1, 3)
+
+    q = heads(_linear(layer["q"], x) * (1 / math.sqrt(cfg.head_dim)))
+    mixed = attend(q, heads(_linear(layer["k"], x)), heads(_linear(layer["v"], x)))
+    return _linear(layer["o"], mixed.transpose(0, 2, 1, 3).reshape(batch, length, cfg.hidden))
+
+
+def _attention(q: jax.Array, k: jax.Array, v: jax.Array, visible: jax.Array) -> jax.Array:
+    """[batch, heads, queries, head_dim] each; ``visible`` is bool [queries, keys]; the softmax is f32."""
+    scores = jnp.einsum("bhqd,bhkd->bhqk", q, k, preferred_element_type=jnp.float32)
+    scores = jnp.where(visible, scores, jnp.finfo(jnp.float32).min)
+    return jnp.einsum("bhqk,bhkd->bhqd", jax.nn.softmax(scores, axis=-1).astype(v.dtype), v)
+
+
+def _feed_forward(layer: dict[str, Any], x: jax.Array) -> jax.Array:
+    return _linear(layer["down"], jax.nn.relu(_linear(layer["up"], x)))
+
+
+def _linear(weights: dict[str, Any], x: jax.Array) -> jax.Array:
+    return x @ weights["w"] + weights["b"]
+
+
+def _layer_norm(weights: dict[str, Any], x: jax.Array) -> jax.Array:
+    """Over the last dim, in f32, back in the type of ``x``."""
+    wide = x.astype(jnp.float32)
+    mean = wide.mean(axis=-1, keepdims=True)
+    variance = jnp.square(wide - mean).mean(axis=-1, keepdims=True)
+    normal = (wide - mean) * jax.lax.rsqrt(variance + NORM_EPSILON)
+    return (normal * weights["scale"] + weights["bias"]).astype(x.dtype)
+
+
+def _next_token(cfg: OPTConfig, params: dict[str, Any], x: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Greedy choice from the last hidden state, [batch, hidden], through the tied token table."""
+    if cfg.embed != cfg.hidden:
+        x = x @ params["project_out"]
+    logits = jnp.einsum("be,ve->bv", x, params["tokens"], preferred_element_type=jnp.float32)
+    return jnp.argmax(logits, axis=-1).astype(jnp.int32), logits
