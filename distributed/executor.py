@@ -1,0 +1,86 @@
+"""Runs segments on XLA:CPU: the one home of XLA's client, its compiler and its buffers."""
+
+from collections.abc import Sequence
+
+import jax
+import numpy as np
+from jax._src import core
+from jax.sharding import SingleDeviceSharding
+from jaxlib import _jax, xla_client
+
+from kernels.errors import CompileError
+
+__all__ = ["Executable", "Executor"]
+
+# Round where the device rounds: XLA:CPU would otherwise keep bf16 chains in f32 between ops.
+_OPTIONS = (("xla_allow_excess_precision", "False"),)
+
+
+class Executable:
+    """One compiled segment. Calling it returns before the result is computed, as JAX does."""
+
+    def __init__(self, executable: _jax.LoadedExecutable) -> None:
+        self._executable = executable
+
+    def __call__(self, arguments: Sequence[jax.Array]) -> list[jax.Array]:
+        """Runs it. An argument marked ``tf.aliasing_output`` in the text is consumed by the call."""
+        outputs = self._executable.execute_sharded(list(arguments))
+        return [shards[0] for shards in outputs.disassemble_into_single_device_arrays()]
+
+
+class Executor:
+    """Compiles each segment text once and moves arrays between NumPy and XLA:CPU.
+
+    All state is in the object: two executors share nothing, and dropping one frees its executables.
+    """
+
+    def __init__(self) -> None:
+        self._device = jax.local_devices(backend="cpu")[0]
+        self._sharding = SingleDeviceSharding(self._device)
+        self._executables: dict[str, Executable] = {}
+
+    def load(self, text: str) -> Executable:
+        """The executable of a StableHLO module's ``@main``, compiled on the first call with this text.
+
+        Composites run through their decomposition. Raises CompileError where XLA:CPU refuses the text.
+        """
+        found = self._executables.get(text)
+        if found is None:
+            found = self._executables[text] = Executable(self._compile(text))
+        return found
+
+    @property
+    def num_compiled(self) -> int:
+        return len(self._executables)
+
+    def to_device(self, array: np.ndarray) -> jax.Array:
+        """The array as a device buffer; memory on a 64-byte boundary is shared, so it must not change after."""
+        aval = core.ShapedArray(array.shape, array.dtype)
+        # jax.device_put would narrow 64-bit types to 32 and takes six times as long.
+        return _jax.batched_device_put(aval, self._sharding, [array], [self._device], True, enable_x64=True)
+
+    def to_host(self, array: jax.Array) -> np.ndarray:
+        """A read-only NumPy view of the buffer; waits until it is computed."""
+        return np.asarray(array)
+
+    def copy(self, array: jax.Array) -> jax.Array:
+        """The same value in memory of its own."""
+        aval = core.ShapedArray(array.shape, array.dtype)
+        host = np.asarray(array)
+        return _jax.batched_device_put(
+            aval, self._sharding, [host], [self._device], True, force_copy=True, enable_x64=True
+        )
+
+    def _compile(self, text: str) -> _jax.LoadedExecutable:
+        options = xla_client.CompileOptions()
+        options.env_option_overrides = list(_OPTIONS)
+        devices = xla_client.DeviceList((self._device,))
+        try:
+            return self._device.client.compile_and_load(text, devices, options)
+        except jax.errors.JaxRuntimeError as error:
+            first_line = str(error).splitlines()[0]
+            raise CompileError(
+                f"the host compiler refuses a segment: {first_line}",
+                op="segment",
+                fix="the text is in Program.segments; the op it names has no implementation on the host",
+            ) from error
