@@ -13,9 +13,19 @@ from jax._src.interpreters import mlir as jax_mlir
 from jax.tree_util import PyTreeDef, keystr, tree_flatten, tree_flatten_with_path
 
 from hlo_passes.ir import func, ir, main, parse
+from kernels.errors import CompileError
 from neuronx.shardings import Sharding, annotate, check_meshes, mesh_axes, user_sharding
 
-__all__ = ["MAX_EMBEDDED_BYTES", "Exported", "Staged", "dynamic_arguments", "export", "physical", "stage", "wrap"]
+__all__ = [
+    "MAX_EMBEDDED_BYTES",
+    "Exported",
+    "Staged",
+    "dynamic_arguments",
+    "export",
+    "physical",
+    "stage",
+    "wrap",
+]
 
 MAX_EMBEDDED_BYTES = 1024
 """Array constants above this size become arguments of ``@main`` instead of text."""
@@ -85,7 +95,11 @@ def dynamic_arguments(
 
 
 def stage(
-    jitted: Any, args: tuple[Any, ...], kwargs: dict[str, Any], in_shardings: Any, axes: tuple[tuple[str, int], ...]
+    jitted: Any,
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+    in_shardings: Any,
+    axes: tuple[tuple[str, int], ...],
 ) -> Staged:
     """Traces for these arguments; a second call with the same types costs microseconds.
 
@@ -126,6 +140,7 @@ def export(staged: Staged, *, out_shardings: Any, axes: tuple[tuple[str, int], .
             lowering_platforms=("cpu",),
             _private_parameters=jax_mlir.LoweringParameters(hoist_constants_as_args=True),
         )
+    _reject_ordered_effects(lowered)
     bytecode = io.BytesIO()
     lowered.compiler_ir("stablehlo").operation.write_bytecode(bytecode)
     module = parse(bytecode.getvalue())
@@ -137,6 +152,7 @@ def export(staged: Staged, *, out_shardings: Any, axes: tuple[tuple[str, int], .
         for sharding, output in zip(asked, outputs, strict=True)
     ]
     annotate(module, staged.shardings, results)
+    _name_donated_results(module)
     check_meshes(module)
     infos, _ = tree_flatten_with_path(traced.args_info)
     return Exported(
@@ -228,6 +244,39 @@ def _set_signature(function: func.FuncOp, attributes: list[ir.DictAttr]) -> None
     signature = ir.FunctionType.get(types, list(function.type.results))
     function.attributes["function_type"] = ir.TypeAttr.get(signature)
     function.attributes["arg_attrs"] = ir.ArrayAttr.get(attributes)
+
+
+def _name_donated_results(module: ir.Module) -> None:
+    """Turns each ``jax.buffer_donor`` into ``tf.aliasing_output``: the first free result of its type.
+
+    JAX leaves that choice to the partitioner when the function holds shardings; here it is made once.
+    """
+    function = main(module)
+    if "arg_attrs" not in function.attributes:
+        return
+    attributes = [{one.name: one.attr for one in entry} for entry in function.arg_attrs]
+    taken = {entry["tf.aliasing_output"].value for entry in attributes if "tf.aliasing_output" in entry}
+    results = list(function.type.results)
+    with module.context:
+        for entry, kind in zip(attributes, function.type.inputs, strict=True):
+            if entry.pop("jax.buffer_donor", None) is None:
+                continue
+            free = (i for i, result in enumerate(results) if result == kind and i not in taken)
+            index = next(free, None)
+            if index is not None:
+                taken.add(index)
+                entry["tf.aliasing_output"] = ir.IntegerAttr.get(ir.IntegerType.get_signless(32), index)
+        function.attributes["arg_attrs"] = ir.ArrayAttr.get([ir.DictAttr.get(e) for e in attributes])
+
+
+def _reject_ordered_effects(lowered: Any) -> None:
+    effects = lowered._lowering.compile_args["ordered_effects"]
+    if effects:
+        raise CompileError(
+            f"the function has ordered side effects on the host: {', '.join(map(str, effects))}",
+            op="host callback",
+            fix="remove ordered callbacks (io_callback, debug.print) or call them outside the compiled function",
+        )
 
 
 def _identity(value: Any) -> tuple[Any, ...]:

@@ -12,7 +12,16 @@ import numpy as np
 
 from kernels.errors import CompileError
 
-__all__ = ["SIZES", "OPTConfig", "cache_shapes", "config", "decode", "parameter_shapes", "parameters", "prefill"]
+__all__ = [
+    "SIZES",
+    "OPTConfig",
+    "cache_shapes",
+    "config",
+    "decode",
+    "parameter_shapes",
+    "parameters",
+    "prefill",
+]
 
 POSITION_OFFSET = 2
 """OPT's position table starts at row 2 (a padding convention of its training code)."""
@@ -178,7 +187,9 @@ def _embed(cfg: OPTConfig, params: dict[str, Any], tokens: jax.Array, positions:
     return x + jnp.take(params["positions"], positions + POSITION_OFFSET, axis=0, mode="clip")
 
 
-def _decoder(cfg: OPTConfig, params: dict[str, Any], x: jax.Array, attend: Callable[..., jax.Array]) -> jax.Array:
+def _decoder(
+    cfg: OPTConfig, params: dict[str, Any], x: jax.Array, attend: Callable[..., jax.Array]
+) -> jax.Array:
     for index, layer in enumerate(params["layers"]):
         block = functools.partial(_self_attention, cfg, layer, functools.partial(attend, index=index))
         x = _residual(cfg, layer["attention_norm"], x, block)
