@@ -1,10 +1,12 @@
 """Collectives on host arrays: data moves around the ring, with the ring's own order of summation."""
 
+import itertools
 from collections.abc import Callable, Mapping, Sequence
 
 import ml_dtypes
 import numpy as np
 
+from distributed.host_memory import aligned_empty
 from distributed.program import Collective
 
 __all__ = ["COLLECTIVES", "REDUCERS", "run"]
@@ -35,7 +37,6 @@ _COMPUTED_IN_F32 = frozenset(
     )
 )
 
-_ALIGNMENT_BYTES = 64
 # One chunk of a hop at a time in FP32: large enough for NumPy's loops, small enough for the host's caches.
 _CHUNK_ELEMENTS = 1 << 16
 
@@ -73,7 +74,7 @@ def _all_reduce(collective: Collective, ranks: Ranks) -> list[np.ndarray]:
     def one_group(group: Sequence[int]) -> list[np.ndarray]:
         ring = sorted(group)
         flat = [ranks[rank].reshape(-1) for rank in ring]
-        result = _empty(ranks[0].shape, ranks[0].dtype)
+        result = aligned_empty(ranks[0].shape, ranks[0].dtype)
         target = result.reshape(-1)
         for position, chunk in enumerate(_chunks(target.size, len(ring))):
             _reduce_chunk(reduce, [x[chunk] for x in flat], position, target[chunk])
@@ -90,7 +91,7 @@ def _reduce_scatter(collective: Collective, ranks: Ranks) -> list[np.ndarray]:
         pieces = {rank: _split(ranks[rank], len(group), dim, collective) for rank in ring}
         results = []
         for index, rank in enumerate(group):
-            result = _empty(pieces[rank][index].shape, ranks[0].dtype)
+            result = aligned_empty(pieces[rank][index].shape, ranks[0].dtype)
             _reduce_chunk(reduce, [pieces[peer][index] for peer in ring], ring.index(rank), result)
             results.append(result)
         return results
@@ -165,7 +166,7 @@ def _moved(sources: Mapping[int, int], ranks: Ranks) -> list[np.ndarray]:
         raise ValueError(f"ranks {outside} are outside the {len(ranks)} ranks of the ring")
     zeros = None
     if len(sources) < len(ranks):
-        zeros = _empty(ranks[0].shape, ranks[0].dtype)
+        zeros = aligned_empty(ranks[0].shape, ranks[0].dtype)
         zeros[...] = np.zeros((), zeros.dtype)
     return [ranks[sources[rank]] if rank in sources else zeros for rank in range(len(ranks))]
 
@@ -188,7 +189,7 @@ def _hop(collective: Collective, dtype: np.dtype) -> Callable[[np.ndarray, np.nd
 def _reduce_chunk(
     reduce: Callable[..., None], parts: Sequence[np.ndarray], end: int, out: np.ndarray
 ) -> None:
-    """Reduces one chunk into ``out`` as the ring does: it leaves the rank after ``end`` and stops at ``end``."""
+    """Reduces one chunk into ``out`` as the ring does, from the rank after ``end`` around to ``end``."""
     order = [parts[(end + 1 + hop) % len(parts)] for hop in range(len(parts))]
     if len(order) == 1:
         out[...] = order[0]
@@ -204,7 +205,7 @@ def _reduce_chunk(
 def _chunks(size: int, count: int) -> list[slice]:
     """``size`` elements in ``count`` contiguous chunks whose sizes differ by at most one."""
     bounds = [size * i // count for i in range(count + 1)]
-    return [slice(a, b) for a, b in zip(bounds, bounds[1:], strict=False)]
+    return [slice(a, b) for a, b in itertools.pairwise(bounds)]
 
 
 def _split(x: np.ndarray, count: int, dim: int, collective: Collective) -> list[np.ndarray]:
@@ -222,12 +223,4 @@ def _dim(dim: int | None, x: np.ndarray) -> int:
 def _concatenate(parts: Sequence[np.ndarray], dim: int) -> np.ndarray:
     shape = list(parts[0].shape)
     shape[dim] *= len(parts)
-    return np.concatenate(parts, axis=dim, out=_empty(tuple(shape), parts[0].dtype))
-
-
-def _empty(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
-    """Uninitialised array on a 64-byte boundary, so that XLA:CPU can take it without a copy."""
-    size_bytes = int(np.prod(shape, dtype=np.int64)) * dtype.itemsize
-    memory = np.empty(size_bytes + _ALIGNMENT_BYTES, np.uint8)
-    start = -memory.ctypes.data % _ALIGNMENT_BYTES
-    return memory[start : start + size_bytes].view(dtype).reshape(shape)
+    return np.concatenate(parts, axis=dim, out=aligned_empty(tuple(shape), parts[0].dtype))

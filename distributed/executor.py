@@ -54,7 +54,7 @@ class Executor:
         return len(self._executables)
 
     def to_device(self, array: np.ndarray) -> jax.Array:
-        """The array as a device buffer; memory on a 64-byte boundary is shared, so it must not change after."""
+        """The array as a device buffer. Memory on a 64-byte boundary is shared: it must not change after."""
         aval = core.ShapedArray(array.shape, array.dtype)
         # jax.device_put would narrow 64-bit types to 32 and takes six times as long.
         return _jax.batched_device_put(aval, self._sharding, [array], [self._device], True, enable_x64=True)

@@ -1,0 +1,104 @@
+"""Global arrays cut into the blocks of the cores, and put together again."""
+
+from collections.abc import Sequence
+
+import jax
+import ml_dtypes
+import numpy as np
+
+from distributed.host_memory import aligned_copy, aligned_empty
+from distributed.layout import Layout
+from kernels.dtypes import dtype as find_dtype
+
+__all__ = ["PlacedValue", "cut", "join"]
+
+
+class PlacedValue:
+    """A value that lives on the ring: one array if all cores hold the same, else one per core.
+
+    A donated input is consumed by the run it enters; ``arrays`` raises RuntimeError from then on.
+    """
+
+    def __init__(self, layout: Layout, arrays: Sequence[jax.Array]) -> None:
+        self.layout = layout
+        self._arrays: list[jax.Array] | None = list(arrays)
+
+    @property
+    def is_consumed(self) -> bool:
+        return self._arrays is None
+
+    @property
+    def arrays(self) -> list[jax.Array]:
+        """The cores' blocks of ``layout.local_shape``; a list of one where they cannot differ."""
+        if self._arrays is None:
+            shape = self.layout.global_shape
+            raise RuntimeError(
+                f"this placed value ({self.layout.dtype}{list(shape)}) was donated to an earlier run, which "
+                "reused its memory; use that run's output instead, or do not donate it"
+            )
+        return self._arrays
+
+    def consume(self) -> list[jax.Array]:
+        """Hands the arrays over for good."""
+        arrays, self._arrays = self.arrays, None
+        return arrays
+
+
+def cut(layout: Layout, array: np.ndarray, *, varying: bool, poison: bool, copy: bool) -> list[np.ndarray]:
+    """Blocks of a global array, one per rank (one in all where not ``varying``).
+
+    Ranks that hold the same block share one array. Padding is zero, or with ``poison`` NaN (integers:
+    the largest value). Without ``copy`` a block that is the whole array is the caller's own.
+
+    Raises ValueError if shape or dtype are not the layout's.
+    """
+    dtype = find_dtype(layout.dtype).numpy
+    if array.shape != layout.global_shape or array.dtype != dtype:
+        raise ValueError(
+            f"expected an array of shape {layout.global_shape} and type {dtype}, "
+            f"got shape {array.shape} and type {array.dtype}"
+        )
+    if not varying:
+        return [aligned_copy(array) if copy else array]
+    blocks: dict[tuple[tuple[int, int], ...], np.ndarray] = {}
+    result = []
+    for rank in range(layout.mesh.num_ranks):
+        at = layout.block(rank)
+        key = tuple((s.start, s.stop) for s in at)
+        if key not in blocks:
+            blocks[key] = _block(layout, array[at], poison)
+        result.append(blocks[key])
+    return result
+
+
+def join(layout: Layout, blocks: Sequence[np.ndarray]) -> np.ndarray:
+    """The global array from the blocks of all ranks (or the one block all share); a fresh array."""
+    if layout.is_replicated:
+        return np.array(blocks[0])
+    result = np.empty(layout.global_shape, find_dtype(layout.dtype).numpy)
+    for rank in range(layout.mesh.num_ranks):
+        at = layout.block(rank)
+        block = blocks[rank] if len(blocks) > 1 else blocks[0]
+        result[at] = block[tuple(slice(0, s.stop - s.start) for s in at)]
+    return result
+
+
+def _block(layout: Layout, part: np.ndarray, poison: bool) -> np.ndarray:
+    if part.shape == layout.local_shape:
+        return aligned_copy(part)
+    result = aligned_empty(layout.local_shape, part.dtype)
+    result[...] = _poison(part.dtype) if poison else np.zeros((), part.dtype)
+    result[tuple(slice(0, size) for size in part.shape)] = part
+    return result
+
+
+def _poison(dtype: np.dtype) -> np.generic:
+    """What padding holds under poison: NaN, the largest integer, or True."""
+    if dtype.kind in "iu":
+        return np.array(np.iinfo(dtype).max, dtype)
+    if dtype.kind == "b":
+        return np.array(True)
+    try:
+        return np.array(ml_dtypes.iinfo(dtype).max, dtype)
+    except ValueError:
+        return np.array(np.nan).astype(dtype)
