@@ -31,6 +31,7 @@ class OpWork:
     ``kind`` is the StableHLO mnemonic without its dialect ("dot_general", "add", "reduce", ...).
     ``matmul`` is (batch, m, k, n) where the op is a product on the tensor engine (a convolution
     counts as its implicit product), else None. ``repeats`` is how often it runs (loop bodies).
+    ``window`` is how many elements one result combines (reduce_window, select_and_scatter), else 1.
     """
 
     kind: str
@@ -38,6 +39,7 @@ class OpWork:
     results: tuple[Tensor, ...]
     matmul: tuple[int, int, int, int] | None = None
     repeats: int = 1
+    window: int = 1
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,0 +1,287 @@
+"""The hardware tables: reads kernels/hw/*.toml into frozen records and refuses what is unknown or unsourced.
+
+Every number stands once, in a table file, as ``key = {value, kind, source}`` with its unit as the end of the key.
+"""
+
+import functools
+import tomllib
+from dataclasses import dataclass, fields
+from importlib.resources import files
+from typing import Any, TypeVar, get_origin, get_type_hints
+
+from kernels.errors import CompileError
+
+__all__ = [
+    "INSTANCES",
+    "TABLES",
+    "Core",
+    "Dma",
+    "Gpsimd",
+    "Hbm",
+    "InstanceSpec",
+    "Issue",
+    "LinkSpec",
+    "Pe",
+    "Psum",
+    "Sbuf",
+    "Scalar",
+    "Vector",
+    "load_core",
+    "load_instance",
+    "load_links",
+    "rows",
+]
+
+KINDS = ("documented", "measured", "assumed")
+_UNITS = {
+    "_bytes_per_s": "B/s",
+    "_flop_per_s": "FLOP/s",
+    "_usd_per_hour": "$/h",
+    "_bytes": "B",
+    "_cycles": "cycles",
+    "_hz": "Hz",
+    "_s": "s",
+}
+_CORE, _LINKS, _INF2 = "neuroncore_v2.toml", "links.toml", "inf2.toml"
+_Record = TypeVar("_Record")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pe:
+    """The tensor engine: a systolic array of ``rows`` contracted by ``columns`` stationary elements."""
+
+    clock_hz: float
+    rows: int
+    columns: int
+    moving_elements: int
+    min_interval_cycles: int
+    f32_passes: int
+    full_rate_dtypes: tuple[str, ...]
+    emulated_full_rate_dtypes: tuple[str, ...]
+    complex_products: int
+    peak_flop_per_s: float
+    f32_peak_flop_per_s: float
+    sustained_fraction: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Vector:
+    """The vector engine; ``*_cycles`` but the interval are per element of a partition."""
+
+    clock_hz: float
+    lanes: int
+    min_interval_cycles: int
+    pair_cycles: float
+    bf16_reduce_cycles: float
+    scan_cycles: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Scalar:
+    """The scalar (activation) engine: one cycle an element."""
+
+    clock_hz: float
+    lanes: int
+    min_interval_cycles: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Gpsimd:
+    """The general-purpose engine: ``fixed_cycles`` an instruction, then one cycle an element."""
+
+    clock_hz: float
+    lanes: int
+    fixed_cycles: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Issue:
+    """What an instruction waits for besides its engine: the result of the one before."""
+
+    dependent_op_s: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sbuf:
+    partitions: int
+    partition_bytes: int
+    usable_partition_bytes: int
+
+    @property
+    def usable_bytes(self) -> int:
+        return self.partitions * self.usable_partition_bytes
+
+
+@dataclass(frozen=True, kw_only=True)
+class Psum:
+    partition_bytes: int
+    banks: int
+    bank_partition_bytes: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Hbm:
+    """One core's share of the chip's memory; micro-code and the runtime take their part of the capacity."""
+
+    capacity_bytes: int
+    bandwidth_bytes_per_s: float
+    microcode_bytes: int
+    runtime_reserve_bytes: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Dma:
+    """The DMA engines; ``curve_*`` is the rate by bytes a partition, relative to the achievable one."""
+
+    engines: int
+    queues_per_engine: int
+    partitions_per_engine: int
+    engine_peak_bytes_per_s: float
+    engine_bytes_per_s: float
+    latency_s: float
+    packet_bytes: int
+    curve_partition_bytes: tuple[int, ...]
+    curve_fraction: tuple[float, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Core:
+    """One NeuronCore-v2."""
+
+    pe: Pe
+    vector: Vector
+    scalar: Scalar
+    gpsimd: Gpsimd
+    issue: Issue
+    sbuf: Sbuf
+    psum: Psum
+    hbm: Hbm
+    dma: Dma
+
+
+@dataclass(frozen=True, kw_only=True)
+class InstanceSpec:
+    """One Inf2 instance size. ``topology`` of its chips: pair (one chip), chain or ring."""
+
+    name: str
+    chips: int
+    cores: int
+    vcpus: int
+    host_memory_bytes: int
+    hbm_bytes: int
+    bf16_peak_flop_per_s: float
+    f32_peak_flop_per_s: float
+    topology: str
+    chip_neuronlink_bytes_per_s: float
+    price_usd_per_hour: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class LinkSpec:
+    """Links between cores and what a step of a collective costs; bandwidths are per direction."""
+
+    chip_link_bytes_per_s: float
+    links_per_chip: int
+    cores_per_chip: int
+    cc_cores_per_chip: int
+    pair_bytes_per_s: float
+    hop_latency_s: float
+    nccom_launch_s: float
+    packet_bytes: int
+    host_bytes_per_s: float
+
+
+@functools.cache
+def _file(name: str) -> dict[str, dict[str, dict[str, Any]]]:
+    return tomllib.loads(files("kernels").joinpath("hw", name).read_text(encoding="utf-8"))
+
+
+def record(cls: type[_Record], table: str, entries: dict[str, Any], **given: Any) -> _Record:
+    """Builds ``cls`` from the entries of one table; every field not ``given`` must be there, and no other.
+
+    Raises:
+      ValueError: a key is unknown, missing, unsourced or of the wrong type; the message names it.
+    """
+    types = {f.name: get_type_hints(cls)[f.name] for f in fields(cls) if f.name not in given}
+    for key in entries.keys() ^ types.keys():
+        problem = "unknown" if key in entries else "missing"
+        raise ValueError(f"hardware table [{table}]: {problem} key {key!r}")
+    values = {key: _value(table, key, entry, types[key]) for key, entry in entries.items()}
+    return cls(**values, **given)
+
+
+def _value(table: str, key: str, entry: Any, expected: type) -> Any:
+    where = f"hardware table [{table}] {key}"
+    if not isinstance(entry, dict) or entry.keys() != {"value", "kind", "source"}:
+        raise ValueError(f"{where}: expected {{value, kind, source}}, got {entry!r}")
+    if entry["kind"] not in KINDS:
+        raise ValueError(f"{where}: kind {entry['kind']!r} is none of {', '.join(KINDS)}")
+    if not isinstance(entry["source"], str) or not entry["source"].strip():
+        raise ValueError(f"{where}: no source")
+    value = entry["value"]
+    if get_origin(expected) is tuple:
+        return tuple(value)
+    if expected is float and type(value) is int:
+        return float(value)
+    if type(value) is not expected:
+        raise ValueError(f"{where}: expected {expected.__name__}, got {value!r}")
+    return value
+
+
+@functools.cache
+def load_core() -> Core:
+    """The NeuronCore-v2 of every Inf2 instance."""
+    tables = _file(_CORE)
+    types = get_type_hints(Core)
+    for name in tables.keys() ^ types.keys():
+        raise ValueError(f"{_CORE}: {'unknown' if name in tables else 'missing'} table [{name}]")
+    return Core(**{name: record(types[name], name, entries) for name, entries in tables.items()})
+
+
+@functools.cache
+def load_links() -> LinkSpec:
+    """The links of every Inf2 instance."""
+    return record(LinkSpec, "links", _file(_LINKS)["links"])
+
+
+INSTANCES: tuple[str, ...] = tuple(_file(_INF2))
+TABLES: tuple[str, ...] = ("neuroncore-v2", "links", *INSTANCES)
+
+
+@functools.cache
+def load_instance(name: str) -> InstanceSpec:
+    """The instance of that name, e.g. ``inf2.48xlarge``.
+
+    Raises:
+      CompileError: no such instance is known.
+    """
+    if name not in INSTANCES:
+        raise CompileError(
+            f"unknown instance {name!r}", op="instance", fix=f"use one of {', '.join(INSTANCES)}"
+        )
+    return record(InstanceSpec, name, _file(_INF2)[name], name=name)
+
+
+def rows(name: str) -> list[tuple[str, str, Any, str, str, str]]:
+    """Every number of one table for printing: (table, key, value, unit, source, kind).
+
+    Args:
+      name: one of ``TABLES``: ``neuroncore-v2``, ``links`` or an instance.
+
+    Raises:
+      CompileError: no such table is known.
+    """
+    if name not in TABLES:
+        raise CompileError(f"unknown hardware {name!r}", op="hw", fix=f"use one of {', '.join(TABLES)}")
+    tables = {"neuroncore-v2": _file(_CORE), "links": _file(_LINKS)}
+    chosen = tables[name] if name in tables else {name: _file(_INF2)[name]}
+    return [
+        (table, key, entry["value"], _unit(key), entry["source"], entry["kind"])
+        for table, entries in chosen.items()
+        for key, entry in entries.items()
+    ]
+
+
+def _unit(key: str) -> str:
+    # "_bytes_per_s" before "_s": the table lists longer endings first.
+    return next((unit for ending, unit in _UNITS.items() if key.endswith(ending)), "")
