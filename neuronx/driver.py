@@ -1,0 +1,146 @@
+"""From a StableHLO module to a program for the ring: options, levels kept as bytes, and the final fit check."""
+
+import io
+import warnings
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from distributed.device_memory import check_fits
+from distributed.program import Program
+from distributed.program_text import program_text
+from hlo_passes import autocast, shard
+from hlo_passes.ir import ir, parse
+from hlo_passes.pipeline import PASSES, Debug, Stage, default_pipeline, run_pipeline
+from hlo_passes.spec import unknown
+from kernels.errors import CompileError
+from kernels.hardware import load_instance
+from neuronx.environment import environment
+
+__all__ = [
+    "AUTO_CASTS",
+    "AUTO_CAST_TYPES",
+    "DEFAULT_INSTANCE",
+    "LEVELS",
+    "Artifacts",
+    "CompileOptions",
+    "compile_module",
+    "copy_module",
+]
+
+DEFAULT_INSTANCE = "inf2.48xlarge"
+LEVELS = ("global", "local", "fused", "planned", "program")
+
+# neuronx-cc's --auto-cast and --auto-cast-type; the first of each is its default since SDK 2.27.
+AUTO_CASTS = ("none", "matmult", "all")
+AUTO_CAST_TYPES = ("bf16", "fp16", "tf32", "fp8_e4m3")
+
+# Tensor-parallel degrees AWS documents for Inf2; the runtime may refuse others.
+_DOCUMENTED_DEGREES = (1, 2, 4, 8, 12, 24)
+
+
+@dataclass(frozen=True, kw_only=True)
+class CompileOptions:
+    """What to compile for.
+
+    Args:
+      tp_degree: number of cores, 1 to those of the instance.
+      instance: inf2.xlarge, inf2.8xlarge, inf2.24xlarge or inf2.48xlarge.
+      auto_cast: which f32 ops are computed in ``auto_cast_type``: none, matmult or all.
+      auto_cast_type: bf16, fp16, tf32 or fp8_e4m3.
+
+    Raises:
+      CompileError: a value that does not exist, or more cores than the instance has.
+    """
+
+    tp_degree: int = 1
+    instance: str = DEFAULT_INSTANCE
+    auto_cast: str = AUTO_CASTS[0]
+    auto_cast_type: str = AUTO_CAST_TYPES[0]
+
+    def __post_init__(self) -> None:
+        for name, value, known in (
+            ("auto_cast", self.auto_cast, AUTO_CASTS),
+            ("auto_cast_type", self.auto_cast_type, AUTO_CAST_TYPES),
+        ):
+            if value not in known:
+                raise unknown(name, value, known)
+        cores = load_instance(self.instance).cores
+        if isinstance(self.tp_degree, bool) or not isinstance(self.tp_degree, int) or self.tp_degree < 1:
+            raise CompileError(
+                f"tp_degree is {self.tp_degree!r}, expected an integer from 1 to {cores}",
+                op="tp_degree",
+                fix="give the number of cores to use",
+            )
+        if self.tp_degree > cores:
+            raise CompileError(
+                f"tp_degree {self.tp_degree} is more than the {cores} cores of {self.instance}",
+                op="tp_degree",
+                fix=f"use at most {cores}, or a larger instance",
+            )
+
+    def warn_if_unusual(self) -> None:
+        """Warns of a degree that the simulator runs and the real runtime may refuse."""
+        if self.tp_degree not in _DOCUMENTED_DEGREES:
+            warnings.warn(
+                f"tp_degree {self.tp_degree} runs here, but the Neuron runtime may refuse it: "
+                f"the documented degrees are {', '.join(map(str, _DOCUMENTED_DEGREES))}",
+                UserWarning,
+                stacklevel=3,
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Artifacts:
+    """What a compilation leaves: the program, and the module at each level as MLIR bytecode."""
+
+    program: Program
+    options: CompileOptions
+    levels: Mapping[str, bytes]
+
+    def text(self, level: str) -> str:
+        """The module at ``level`` (one of ``LEVELS``), or the program, as text."""
+        if level not in LEVELS:
+            raise unknown("level", level, LEVELS)
+        if level == "program":
+            return program_text(self.program)
+        return str(parse(self.levels[level]))
+
+
+def compile_module(module: ir.Module, options: CompileOptions) -> Artifacts:
+    """Runs the whole pipeline on ``module``, in place, and checks that the program fits the device.
+
+    Raises:
+      CompileError: the module holds what the compiler cannot take; names op, line and what to do.
+      OutOfDeviceMemoryError: the program needs more HBM than a core has.
+    """
+    asked = environment()
+    levels: dict[str, bytes] = {}
+    leaves = {row.name: row.leaves for row in PASSES}
+
+    def keep(stage: Stage, at: ir.Module) -> None:
+        if leaves[stage.name] != "program":
+            levels[leaves[stage.name]] = _bytecode(at)
+
+    program = run_pipeline(
+        module,
+        default_pipeline(
+            autocast=autocast.Options(mode=options.auto_cast, type=options.auto_cast_type),
+            shard=shard.Options(tp=options.tp_degree),
+        ),
+        debug=Debug(check_levels=asked.debug > 0, dump_dir=asked.dump),
+        after=keep,
+    )
+    assert program is not None, "the pipeline ends with schedule"
+    check_fits(program, load_instance(options.instance))
+    return Artifacts(program=program, options=options, levels=levels)
+
+
+def copy_module(module: ir.Module) -> ir.Module:
+    """A module of its own with the same ops and locations."""
+    return parse(_bytecode(module))
+
+
+def _bytecode(module: ir.Module) -> bytes:
+    buffer = io.BytesIO()
+    module.operation.write_bytecode(buffer)
+    return buffer.getvalue()
