@@ -1,0 +1,169 @@
+"""What is legal at each level of the IR, as a table, and the checker that runs between passes."""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+from hlo_passes.ir import func, ir, main, source_line
+from hlo_passes.reject import DYNAMIC_OPS, HOST_OPS
+
+__all__ = ["LEVELS", "Level", "LevelError", "check_level", "violations"]
+
+
+class LevelError(AssertionError):
+    """A pass left something its level does not allow: a bug of the pass, not of the program."""
+
+
+COLLECTIVES = (
+    "all_gather", "all_reduce", "all_to_all", "collective_broadcast", "collective_permute", "reduce_scatter",
+)  # fmt: skip
+_CONTROL_FLOW = ("while", "case", "if")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Level:
+    """The rules of one level.
+
+    ``op_dialects`` and ``attribute_prefixes`` are all that may occur; ``no_ops`` may not, whatever their
+    dialect. ``rules`` look at the whole module and yield one sentence for each breach.
+    """
+
+    name: str
+    op_dialects: tuple[str, ...]
+    no_ops: tuple[str, ...]
+    no_attribute_prefixes: tuple[str, ...]
+    rules: tuple[Callable[[ir.Module], Iterator[str]], ...]
+
+
+def violations(module: ir.Module, level: str) -> list[str]:
+    """What ``module`` has that ``level`` does not allow, one sentence each; empty if it is legal."""
+    row = LEVELS[level]
+    found = [complaint for op in _ops(module.operation) for complaint in _op_violations(op, row)]
+    return found + [complaint for rule in row.rules for complaint in rule(module)]
+
+
+def check_level(module: ir.Module, level: str, after: str) -> None:
+    """Raises LevelError where ``module`` is not at ``level`` after the pass ``after``."""
+    found = violations(module, level)
+    if found:
+        raise LevelError(f"after {after} the module is not at level {level}:\n  " + "\n  ".join(found[:10]))
+
+
+def _ops(op: ir.Operation) -> Iterator[ir.Operation]:
+    for region in op.regions:
+        for block in region.blocks:
+            for inner in block.operations:
+                yield inner.operation
+                yield from _ops(inner.operation)
+
+
+def _op_violations(op: ir.Operation, level: Level) -> Iterator[str]:
+    dialect, _, kind = op.name.partition(".")
+    where = f"{op.name} ({source_line(op) or op.location})"
+    if dialect not in level.op_dialects:
+        yield f"{where}: no op of dialect {dialect}"
+    if kind in level.no_ops:
+        yield f"{where}: not allowed"
+    for name in op.attributes:
+        if name.startswith(level.no_attribute_prefixes):
+            yield f"{where}: attribute {name} not allowed"
+
+
+def _has_one_main(module: ir.Module) -> Iterator[str]:
+    names = [op.name.value for op in module.body.operations if isinstance(op, func.FuncOp)]
+    if names != ["main"]:
+        yield f"exactly one function @main, got {names}"
+
+
+def _cross_replica_collectives(module: ir.Module) -> Iterator[str]:
+    for op in _ops(module.operation):
+        if op.name.removeprefix("stablehlo.") in COLLECTIVES:
+            for name in ("channel_handle", "use_global_device_ids"):
+                if name in op.attributes:
+                    yield f"{op.name} ({source_line(op)}): {name}, but collectives are cross-replica"
+
+
+def _says_its_layout(module: ir.Module) -> Iterator[str]:
+    for name in ("neuron.mesh", "mhlo.num_replicas"):
+        if name not in module.operation.attributes:
+            yield f"module attribute {name} is missing"
+    function = main(module)
+    counts = {"arg_attrs": len(function.type.inputs), "res_attrs": len(function.type.results)}
+    for key, count in counts.items():
+        rows = list(function.attributes[key]) if key in function.attributes else []
+        missing = [i for i in range(count) if i >= len(rows) or "neuron.global_type" not in rows[i]]
+        if missing:
+            yield f"{key} of @main without neuron.global_type: {missing}"
+
+
+def _is_fused(module: ir.Module) -> Iterator[str]:
+    yield from _unfused(main(module).operation)
+
+
+def _unfused(op: ir.Operation) -> Iterator[str]:
+    for region in op.regions:
+        for block in region.blocks:
+            for inner in block.operations:
+                yield from _unfused_op(inner.operation)
+
+
+def _unfused_op(op: ir.Operation) -> Iterator[str]:
+    kind = op.name.removeprefix("stablehlo.")
+    if kind in _CONTROL_FLOW and any(i.name.removeprefix("stablehlo.") in COLLECTIVES for i in _ops(op)):
+        yield from _unfused(op)
+    elif kind == "composite":
+        if not op.attributes["name"].value.startswith("neuron."):
+            yield f"composite {op.attributes['name'].value} is not a kernel"
+    elif kind not in (*COLLECTIVES, "replica_id", "constant", "return", "func.return") and not _is_scalar(op):
+        yield f"{op.name} ({source_line(op)}): outside any kernel"
+
+
+def _is_scalar(op: ir.Operation) -> bool:
+    return all(not ir.RankedTensorType(value.type).shape for value in [*op.operands, *op.results])
+
+
+def _has_places(module: ir.Module) -> Iterator[str]:
+    if "neuron.hbm_bytes" not in module.operation.attributes:
+        yield "module attribute neuron.hbm_bytes is missing"
+    for block in main(module).regions[0].blocks:
+        for inner in block.operations:
+            op = inner.operation
+            if len(op.results) and "neuron.hbm_offset" not in op.attributes:
+                yield f"{op.name} ({source_line(op)}): no neuron.hbm_offset"
+
+
+_NEVER = (*HOST_OPS, *DYNAMIC_OPS, "tuple", "get_tuple_element", "call")
+_LOCAL_RULES = (_cross_replica_collectives, _says_its_layout)
+
+LEVELS = {
+    level.name: level
+    for level in (
+        Level(
+            name="global",
+            op_dialects=("func", "stablehlo", "sdy"),
+            no_ops=(*_NEVER, "composite"),
+            no_attribute_prefixes=("neuron.",),
+            rules=(_has_one_main,),
+        ),
+        Level(
+            name="local",
+            op_dialects=("func", "stablehlo"),
+            no_ops=(*_NEVER, "composite", "partition_id"),
+            no_attribute_prefixes=("sdy.",),
+            rules=(_has_one_main, *_LOCAL_RULES),
+        ),
+        Level(
+            name="fused",
+            op_dialects=("func", "stablehlo"),
+            no_ops=(*_NEVER, "partition_id"),
+            no_attribute_prefixes=("sdy.",),
+            rules=(*_LOCAL_RULES, _is_fused),
+        ),
+        Level(
+            name="planned",
+            op_dialects=("func", "stablehlo"),
+            no_ops=(*_NEVER, "partition_id"),
+            no_attribute_prefixes=("sdy.",),
+            rules=(*_LOCAL_RULES, _is_fused, _has_places),
+        ),
+    )
+}
