@@ -1,4 +1,4 @@
-"""From a StableHLO module to a program for the ring: options, levels kept as bytes, and the final fit check."""
+"""From a StableHLO module to a program for the ring: options, levels as bytes, the final fit check."""
 
 import io
 import warnings

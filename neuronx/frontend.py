@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax._src import config as jax_config
 from jax._src.interpreters import mlir as jax_mlir
@@ -14,6 +15,7 @@ from jax.tree_util import PyTreeDef, keystr, tree_flatten, tree_flatten_with_pat
 
 from hlo_passes.ir import func, ir, main, parse
 from kernels.errors import CompileError
+from neuronx.arrays import RingArray
 from neuronx.shardings import Sharding, annotate, check_meshes, mesh_axes, user_sharding
 
 __all__ = [
@@ -22,6 +24,7 @@ __all__ = [
     "Staged",
     "dynamic_arguments",
     "export",
+    "logical",
     "physical",
     "stage",
     "wrap",
@@ -112,13 +115,14 @@ def stage(
     positions, names = _static(jitted, len(args))
     dynamic_args, dynamic_kwargs = dynamic_arguments(jitted, args, kwargs)
     leaves, in_tree = tree_flatten((dynamic_args, dynamic_kwargs))
+    leaves = [_type(leaf) if isinstance(leaf, RingArray) else leaf for leaf in leaves]
     asked = _asked_shardings(in_shardings, dynamic_args, dynamic_kwargs)
     found = tuple(
         user_sharding(own if own is not None else getattr(leaf, "sharding", None), np.ndim(leaf), axes)
         for leaf, own in zip(leaves, asked, strict=True)
     )
     plain_args, plain_kwargs = in_tree.unflatten(
-        [_without_sharding(leaf) if sharding else leaf for leaf, sharding in zip(leaves, found, strict=True)]
+        [_type(leaf) if sharding else leaf for leaf, sharding in zip(leaves, found, strict=True)]
     )
     plain = iter(plain_args)
     merged_args = [arg if i in positions else next(plain) for i, arg in enumerate(args)]
@@ -176,6 +180,15 @@ def physical(value: Any) -> Any:
     return value
 
 
+def logical(array: np.ndarray, dtype: Any) -> Any:
+    """The inverse of ``physical``: what the user gets for an output of the program."""
+    if jax.dtypes.issubdtype(dtype, jax.dtypes.prng_key):
+        return jax.random.wrap_key_data(jnp.asarray(array), impl=dtype._impl.name)
+    if dtype == jax.dtypes.float0:
+        return np.zeros(array.shape, dtype)
+    return jnp.asarray(array)
+
+
 @contextlib.contextmanager
 def _constants_as_arguments() -> Iterator[None]:
     """JAX keeps closed-over arrays as arguments of every function at every depth, on this thread only."""
@@ -192,7 +205,7 @@ def _static(jitted: Any, num_args: int) -> tuple[set[int], set[str]]:
     return positions, set(info.static_argnames)
 
 
-def _without_sharding(leaf: Any) -> jax.ShapeDtypeStruct:
+def _type(leaf: Any) -> jax.ShapeDtypeStruct:
     return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, weak_type=getattr(leaf, "weak_type", False))
 
 
@@ -275,7 +288,7 @@ def _reject_ordered_effects(lowered: Any) -> None:
         raise CompileError(
             f"the function has ordered side effects on the host: {', '.join(map(str, effects))}",
             op="host callback",
-            fix="remove ordered callbacks (io_callback, debug.print) or call them outside the compiled function",
+            fix="remove ordered callbacks (io_callback, debug.print) or call them outside it",
         )
 
 

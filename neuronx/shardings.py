@@ -1,13 +1,13 @@
 """The user's shardings (NamedSharding, PartitionSpec) as Shardy attributes on ``@main``."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import jax
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
-from hlo_passes.ir import func, ir, main, sdy
+from hlo_passes.ir import ir, main, sdy
 from kernels.errors import CompileError
 
 __all__ = ["Sharding", "annotate", "check_meshes", "mesh_axes", "user_sharding"]
@@ -141,7 +141,4 @@ def check_meshes(module: ir.Module) -> None:
 
 
 def _size(axes: Axes) -> int:
-    size = 1
-    for _, count in axes:
-        size *= count
-    return size
+    return math.prod(count for _, count in axes)

@@ -1,4 +1,4 @@
-"""OPT in plain JAX: published sizes, random or shape-only weights, prefill and decode with a static KV cache."""
+"""OPT in plain JAX: published sizes, random or shape-only weights, prefill and decode with a KV cache."""
 
 import functools
 import math
@@ -80,7 +80,7 @@ def parameter_shapes(cfg: OPTConfig, dtype: Any) -> dict[str, Any]:
 
 
 def parameters(cfg: OPTConfig, dtype: Any, seed: int) -> dict[str, Any]:
-    """Random parameters: normal with standard deviation 0.02 (OPT's own initialisation), norm scales around 1."""
+    """Random parameters: normal, standard deviation 0.02 (as OPT starts), norm scales around 1."""
     rng = np.random.default_rng(seed)
 
     def make(shape: tuple[int, ...], mean: float) -> jax.Array:

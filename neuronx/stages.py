@@ -1,0 +1,237 @@
+"""The stages of a compilation, in jax.stages' words: Lowered (StableHLO), Compiled (a ring program)."""
+
+import functools
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import numpy as np
+from jax.tree_util import PyTreeDef, tree_flatten, tree_unflatten
+
+from distributed.executor import Executor
+from distributed.placement import PlacedValue
+from distributed.runtime import Runtime
+from distributed.timeline import Timeline, time_program
+from kernels.dtypes import dtype as find_dtype
+from kernels.errors import CompileError
+from kernels.hardware import load_instance
+from neuronx.arrays import Placements, RingArray
+from neuronx.driver import Artifacts, CompileOptions, compile_module, copy_module
+from neuronx.environment import environment
+from neuronx.frontend import Exported, logical, physical
+from neuronx.memory import MemoryStats, memory_stats
+from neuronx.profile import Profile
+
+__all__ = ["Compiled", "Lowered"]
+
+
+class Lowered:
+    """A function as StableHLO with global shapes, for fixed argument types."""
+
+    def __init__(self, exported: Exported, options: CompileOptions) -> None:
+        self._exported = exported
+        self._options = options
+
+    @property
+    def in_tree(self) -> PyTreeDef:
+        """The tree of ``(args, kwargs)`` a compiled program is called with: static arguments left out."""
+        return self._exported.in_tree
+
+    @property
+    def out_tree(self) -> PyTreeDef:
+        return self._exported.out_tree
+
+    def as_text(self, *, debug_info: bool = False) -> str:
+        """The StableHLO; with ``debug_info`` each op names the user's line."""
+        return self._exported.module.operation.get_asm(enable_debug_info=debug_info)
+
+    def compile(self) -> "Compiled":
+        """Compiles for the ring; no array is needed or made.
+
+        Raises:
+          CompileError: an op, type or sharding the compiler cannot take.
+          OutOfDeviceMemoryError: the program does not fit a core's HBM.
+        """
+        artifacts = compile_module(copy_module(self._exported.module), self._options)
+        return Compiled(self._exported, artifacts)
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Host:
+    """What all programs of the process share: compiled segments, and where immutable arrays lie."""
+
+    executor: Executor
+    placements: Placements
+    poison: bool
+
+
+@functools.cache
+def _shared_host(poison: bool) -> _Host:
+    return _Host(executor=Executor(), placements=Placements(), poison=poison)
+
+
+class Compiled:
+    """A program for the ring. It can be read, timed and priced without arrays, and called with them."""
+
+    def __init__(self, exported: Exported, artifacts: Artifacts) -> None:
+        self._exported = exported
+        self._artifacts = artifacts
+        self._aliases = {source: output for output, source in artifacts.program.aliases}
+
+    @property
+    def in_tree(self) -> PyTreeDef:
+        """The tree of ``(args, kwargs)`` this program is called with: static arguments left out."""
+        return self._exported.in_tree
+
+    @property
+    def out_tree(self) -> PyTreeDef:
+        return self._exported.out_tree
+
+    @property
+    def input_layouts(self) -> Any:
+        """``(args, kwargs)`` with a ``Layout`` for each array: which core holds which block."""
+        return tree_unflatten(
+            self.in_tree, self._artifacts.program.input_layouts[: len(self._exported.inputs)]
+        )
+
+    @property
+    def output_layouts(self) -> Any:
+        """The result's tree with a ``Layout`` for each array."""
+        return tree_unflatten(self.out_tree, self._artifacts.program.output_layouts)
+
+    def as_text(self, level: str = "program") -> str:
+        """The program at one level: global, local, fused, planned or program.
+
+        All but the last are StableHLO modules; the last is the list of steps the ring executes.
+        """
+        return self._artifacts.text(level)
+
+    def cost_analysis(self) -> dict[str, Any]:
+        """What one call costs, on each core.
+
+        ``flops``, ``bytes accessed`` (HBM) and ``collective_bytes`` (sent over links) are counts;
+        ``latency_s`` is the predicted time of one call, ``busy_s`` the seconds each engine works, and
+        ``assumptions`` say what the prediction had to assume.
+        """
+        timeline = self._timeline
+        return {
+            "flops": float(timeline.flops),
+            "bytes accessed": float(timeline.bytes_accessed),
+            "collective_bytes": float(timeline.collective_bytes),
+            "latency_s": timeline.total_s,
+            "busy_s": dict(timeline.busy_s),
+            "assumptions": list(timeline.assumptions),
+        }
+
+    def profile(self) -> Profile:
+        """The timeline of the program on every engine and link."""
+        return Profile(self._exported.name, self._timeline)
+
+    @functools.cached_property
+    def _timeline(self) -> Timeline:
+        return time_program(self._artifacts.program, load_instance(self._artifacts.options.instance))
+
+    def memory_analysis(self) -> MemoryStats:
+        """What fills the HBM of each core; needs no arrays."""
+        return memory_stats(self._artifacts)
+
+    def device_put(self, *args: Any, **kwargs: Any) -> Any:
+        """Cuts the arguments over the ring ahead of a call.
+
+        Takes what a call takes; returns the same positional arguments as a tuple of trees of RingArrays
+        (with keywords: ``(args, kwargs)``). A donated RingArray comes back from the call as a RingArray,
+        so that a KV cache never leaves the ring.
+        """
+        leaves = self._leaves(args, kwargs)
+        placed = [
+            RingArray(self._place(index, leaf), self._exported.inputs[index].dtype)
+            for index, leaf in enumerate(leaves)
+        ]
+        put_args, put_kwargs = tree_unflatten(self.in_tree, placed)
+        return (put_args, put_kwargs) if kwargs else put_args
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """Runs the program with real numbers on the simulated ring.
+
+        Takes arrays, scalars or RingArrays in ``in_tree`` (no static arguments); returns jax.Arrays.
+        An output in the memory of a donated RingArray is a RingArray. Donated arrays are deleted.
+
+        Raises:
+          CompileError: another tree, shape or type than the program was compiled for.
+          RuntimeError: an array is used again after it was donated.
+        """
+        return tree_unflatten(self.out_tree, self.call_flat(self._leaves(args, kwargs)))
+
+    def call_flat(self, leaves: Sequence[Any]) -> list[Any]:
+        """``__call__`` on the leaves of ``in_tree``, whose types must be right; gives those of ``out_tree``."""
+        placed = [self._place(index, leaf) for index, leaf in enumerate(leaves)]
+        results = self._runtime.run([*placed, *self._constants])
+        donated = {self._aliases[i]: leaf for i, leaf in enumerate(leaves) if i in self._aliases}
+        for leaf in donated.values():
+            if isinstance(leaf, jax.Array):
+                leaf.delete()
+        return [
+            RingArray(value, self._exported.outputs[index].dtype)
+            if isinstance(donated.get(index), RingArray)
+            else logical(self._runtime.gather(index, value), self._exported.outputs[index].dtype)
+            for index, value in enumerate(results)
+        ]
+
+    @functools.cached_property
+    def _runtime(self) -> Runtime:
+        return Runtime(self._artifacts.program, self._host.executor, poison=self._host.poison)
+
+    @functools.cached_property
+    def _host(self) -> "_Host":
+        return _shared_host(environment().debug > 0)
+
+    @functools.cached_property
+    def _constants(self) -> list[PlacedValue]:
+        first = len(self._exported.inputs)
+        return [self._placement(first + i, value) for i, value in enumerate(self._exported.constants)]
+
+    def _leaves(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[Any]:
+        leaves, tree = tree_flatten((args, kwargs))
+        if tree != self.in_tree:
+            raise CompileError(
+                f"called with the argument tree {tree}, expected {self.in_tree}",
+                op=self._exported.name,
+                fix="pass the arguments the program was lowered with, without the static ones",
+            )
+        for index, leaf in enumerate(leaves):
+            self._check(index, leaf)
+        return leaves
+
+    def _check(self, index: int, leaf: Any) -> None:
+        expected = self._exported.inputs[index]
+        got = leaf if isinstance(leaf, jax.Array | RingArray) else jax.typeof(leaf)
+        if got.shape != expected.shape or got.dtype != expected.dtype:
+            raise CompileError(
+                f"{self._exported.names[index]} is {got.dtype}{list(got.shape)}, "
+                f"expected {expected.dtype}{list(expected.shape)}",
+                op=self._exported.name,
+                fix="pass that shape and type, or lower and compile the function for the new ones",
+            )
+
+    def _place(self, index: int, leaf: Any) -> PlacedValue:
+        """Where the argument lies on the ring: as it is, from an earlier call, or cut now."""
+        layout = self._artifacts.program.input_layouts[index]
+        if isinstance(leaf, RingArray) and leaf.layout == layout:
+            return leaf.placed
+        if isinstance(leaf, jax.Array) and index not in self._aliases:
+            return self._placement(index, leaf)
+        return self._cut(index, leaf)
+
+    def _placement(self, index: int, array: Any) -> PlacedValue:
+        if not isinstance(array, jax.Array):
+            return self._cut(index, array)
+        layout = self._artifacts.program.input_layouts[index]
+        return self._host.placements.get(array, layout, functools.partial(self._cut, index))
+
+    def _cut(self, index: int, value: Any) -> PlacedValue:
+        array = physical(value)
+        if not isinstance(array, jax.Array):
+            dtype = find_dtype(self._artifacts.program.input_layouts[index].dtype).numpy
+            array = np.asarray(array, dtype)
+        return self._runtime.place(index, array)
