@@ -1,0 +1,217 @@
+"""LOCAL to FUSED: groups ops into kernels and outlines each as a ``stablehlo.composite "neuron.<kernel>"``."""
+
+from dataclasses import dataclass
+
+from hlo_passes.clusters import Clusters
+from hlo_passes.graph import Graph
+from hlo_passes.ir import func, ir, main, stablehlo
+from hlo_passes.ops import CONTROL, holds_collective, is_scalar, kind, tensor
+from hlo_passes.outline import Outliner
+from hlo_passes.patterns import FREE, RULES, Join, Region, kernel_name, region_of
+from hlo_passes.varying import Varying, analyze
+from kernels.table import KERNELS
+
+__all__ = ["Options", "run"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """``epilogues`` False leaves every op a kernel of its own, to see what fusion is worth."""
+
+    epilogues: bool = True
+
+
+def run(module: ir.Module, options: Options) -> None:
+    """Outlines every op of ``main`` but collectives, control flow around them and scalar index arithmetic.
+
+    A kernel is convex, computes only values that are equal on all cores or only values that are not, and
+    holds what the rules of ``patterns`` allow. Constants, iotas, broadcasts and reshapes are made again in
+    each kernel that reads them.
+    """
+    with module.context, ir.Location.unknown():
+        function = main(module)
+        _drop_barriers(function.operation)
+        _reshape_trivial_transposes(function.operation)
+        _hoist_rank(function)
+        _branch_by_number(function.operation)
+        outliner = Outliner(module)
+        _fuse_block(function.entry_block, {}, analyze(module), outliner, options)
+        outliner.finish()
+
+
+def _drop_barriers(function: ir.Operation) -> None:
+    """An optimization barrier has done its work once the program's order is this pass's choice."""
+    for op in _ops_named(function, "optimization_barrier"):
+        for result, operand in zip(op.results, op.operands, strict=True):
+            result.replace_all_uses_with(operand)
+        op.erase()
+
+
+def _reshape_trivial_transposes(function: ir.Operation) -> None:
+    """A transpose that moves only dims of size one moves no data: a reshape says so."""
+    for op in _ops_named(function, "transpose"):
+        shape = tensor(op.operands[0].type).shape
+        moved = [dim for dim in op.attributes["permutation"] if shape[dim] != 1]
+        if moved == sorted(moved):
+            with ir.InsertionPoint(op), op.location:
+                op.results[0].replace_all_uses_with(stablehlo.reshape(op.results[0].type, op.operands[0]))
+            op.erase()
+
+
+def _hoist_rank(function: func.FuncOp) -> None:
+    """One ``replica_id`` at the top, so that a loop body that asks for the rank captures it as a value."""
+    found = _ops_named(function.operation, "replica_id")
+    if not found:
+        return
+    first = function.entry_block.operations[0].operation
+    if found[0] != first:
+        found[0].move_before(first)
+    for op in found[1:]:
+        op.results[0].replace_all_uses_with(found[0].results[0])
+        op.erase()
+
+
+def _branch_by_number(function: ir.Operation) -> None:
+    """``if`` around collectives becomes ``case`` (false, true): one form of branch for the control CPU."""
+    for op in _ops_named(function, "if"):
+        if not holds_collective(op):
+            continue
+        with ir.InsertionPoint(op), op.location:
+            integer = ir.RankedTensorType.get([], ir.IntegerType.get_signless(32))
+            index = stablehlo.convert(integer, op.operands[0])
+            case = stablehlo.CaseOp([result.type for result in op.results], index, 2).operation
+        for region, source in zip(case.regions, reversed(list(op.regions)), strict=True):
+            source.blocks[0].append_to(region)
+        for old, new in zip(op.results, case.results, strict=True):
+            old.replace_all_uses_with(new)
+        op.erase()
+
+
+def _ops_named(function: ir.Operation, name: str) -> list[ir.Operation]:
+    found: list[ir.Operation] = []
+
+    def visit(op: ir.Operation) -> ir.WalkResult:
+        if kind(op) == name:
+            found.append(op.operation)
+        return ir.WalkResult.ADVANCE
+
+    function.walk(visit)
+    return found
+
+
+def _fuse_block(
+    block: ir.Block,
+    outer_free: dict[ir.Value, ir.Operation],
+    varying: Varying,
+    outliner: Outliner,
+    options: Options,
+) -> None:
+    _fuse_inner_blocks(block, outer_free, varying, outliner, options)
+    graph = Graph(block, outer_free)
+    clusters, regions = _grow(graph, varying, options)
+    terminator = block.operations[len(block.operations) - 1].operation
+    for cluster in clusters.order:
+        members = clusters.members[cluster]
+        op = graph.nodes[members[0]].op
+        if cluster not in regions or _stays_scalar(graph, members):
+            for number in members:
+                graph.nodes[number].op.move_before(terminator)
+        else:
+            region = regions[cluster]
+            outliner.outline(graph, members, kernel_name(region.group, region.kinds), terminator)
+    for op in reversed([view.operation for view in block.operations]):
+        if kind(op) in FREE and next(iter(op.results[0].uses), None) is None:
+            op.erase()
+
+
+def _fuse_inner_blocks(
+    block: ir.Block,
+    outer_free: dict[ir.Value, ir.Operation],
+    varying: Varying,
+    outliner: Outliner,
+    options: Options,
+) -> None:
+    free = dict(outer_free)
+    for view in list(block.operations):
+        op = view.operation
+        if kind(op) in FREE:
+            free[op.results[0]] = op
+        elif kind(op) in CONTROL and holds_collective(op):
+            for region in op.regions:
+                _fuse_block(region.blocks[0], free, varying, outliner, options)
+
+
+def _stays_scalar(graph: Graph, members: list[int]) -> bool:
+    """Scalar arithmetic that joined no kernel is the control CPU's; a kernel would cost more than its work."""
+    for number in members:
+        node = graph.nodes[number]
+        values = [*node.op.results, *node.op.operands]
+        if node.group != "elementwise" or not all(is_scalar(value) for value in values):
+            return False
+        if any(kind(graph.free[v]) != "constant" for v in node.op.operands if v in graph.free):
+            return False
+    return True
+
+
+def _grow(graph: Graph, varying: Varying, options: Options) -> tuple[Clusters, dict[int, Region]]:
+    """Merges node after node with the makers of its operands, nearest first, where a rule joins them."""
+    predecessors = graph.predecessors()
+    clusters, regions = Clusters(predecessors), {}
+    for number, node in enumerate(graph.nodes):
+        if node.group is None:
+            continue
+        differs = any(varying.is_varying(result) for result in node.op.results)
+        regions[number] = region_of(node.op, node.group, differs)
+        if not options.epilogues:
+            continue
+        makers = {clusters.of[before] for before in predecessors[number]}
+        for producer in sorted(makers, key=clusters.position, reverse=True):
+            _try_merge(graph, clusters, regions, producer, number)
+    return clusters, regions
+
+
+def _try_merge(
+    graph: Graph, clusters: Clusters, regions: dict[int, Region], producer: int, number: int
+) -> None:
+    consumer = clusters.of[number]
+    made, taker = regions.get(producer), regions[consumer]
+    if made is None or producer == consumer or made.varying != taker.varying:
+        return
+    rule = RULES.get((made.group, taker.group))
+    if rule is None:
+        return
+    readers = _readers(graph, clusters, producer)
+    op_kind = kind(graph.nodes[number].op)
+    sole = readers <= set(clusters.members[consumer])
+    join = Join(producer=made, consumer=taker, op_kind=op_kind, sole=sole, readers=len(readers))
+    if not rule.when(join):
+        return
+    merged = _united(made, taker, rule.becomes)
+    if KERNELS[kernel_name(merged.group, merged.kinds)].legal(merged.kinds) and clusters.merge(producer, consumer):
+        del regions[producer]
+        regions[consumer] = merged
+
+
+def _readers(graph: Graph, clusters: Clusters, cluster: int) -> set[int]:
+    members = clusters.members[cluster]
+    found: set[int] = set()
+    for number in members:
+        for result in graph.nodes[number].op.results:
+            found |= graph.readers.get(result, set())
+    return found.difference(members)
+
+
+def _united(producer: Region, consumer: Region, group: str) -> Region:
+    """The region of both; its extent is that of the part whose class it keeps."""
+    extent = producer if producer.group == group and consumer.group != group else consumer
+    if producer.group == consumer.group == "reduce":
+        extent = producer
+    return Region(
+        group=group,
+        kinds=producer.kinds + consumer.kinds,
+        varying=producer.varying,
+        size=extent.size,
+        rows=extent.rows,
+        signature=extent.signature,
+        integer=producer.integer and consumer.integer,
+    )

@@ -1,0 +1,92 @@
+"""The dataflow of one block as fusion sees it: nodes, what each reads, and the free ops in between."""
+
+from collections.abc import Iterable
+
+from hlo_passes.ir import ir
+from hlo_passes.ops import captures, kind
+from hlo_passes.patterns import FREE, group_of
+
+__all__ = ["Graph", "Node"]
+
+_ORDERED = frozenset({"rng", "custom_call"})
+
+
+class Node:
+    """An op that is stored by somebody: ``reads`` are the values it takes, seen through free ops.
+
+    ``holder``: it stays as it is, so a free op it uses directly must be materialised.
+    """
+
+    __slots__ = ("group", "op", "reads")
+
+    def __init__(self, op: ir.Operation, group: str | None) -> None:
+        self.op, self.group = op, group
+        self.reads: tuple[ir.Value, ...] = ()
+
+
+class Graph:
+    """Nodes of ``block`` in program order, and the free ops (of this and the enclosing blocks) by result.
+
+    ``nodes`` leaves out the terminator and the free ops, except those whose result a holder uses.
+    ``readers`` maps a value to the nodes that read it; -1 stands for the terminator. ``now`` maps values
+    whose maker was outlined to what stands for them since.
+    """
+
+    def __init__(self, block: ir.Block, outer_free: dict[ir.Value, ir.Operation]) -> None:
+        self.free = dict(outer_free)
+        self.nodes: list[Node] = []
+        self.maker: dict[ir.Value, int] = {}
+        self.readers: dict[ir.Value, set[int]] = {}
+        self.now: dict[ir.Value, ir.Value] = {}
+        self._leaves: dict[ir.Value, tuple[ir.Value, ...]] = {}
+        ops = [view.operation for view in block.operations]
+        stored = self._stored_free_values(ops)
+        for op in ops[:-1]:
+            if kind(op) in FREE and op.results[0] not in stored:
+                self.free[op.results[0]] = op
+            else:
+                self._add(op, "data_movement" if kind(op) in FREE - {"reshape"} else group_of(op))
+        for value in ops[-1].operands:
+            for leaf in self.leaves([value]):
+                self.readers.setdefault(leaf, set()).add(-1)
+
+    def _stored_free_values(self, ops: list[ir.Operation]) -> set[ir.Value]:
+        """Results of free ops (constants apart) that a collective, control flow or the terminator uses."""
+        made = {op.results[0] for op in ops if kind(op) in FREE - {"constant"}}
+        stored: set[ir.Value] = set()
+        for op in ops:
+            if kind(op) not in FREE and group_of(op) is None:
+                stored.update(value for value in (*op.operands, *captures(op)) if value in made)
+        return stored
+
+    def _add(self, op: ir.Operation, group: str | None) -> None:
+        node, number = Node(op, group), len(self.nodes)
+        node.reads = self.leaves([*op.operands, *captures(op)])
+        for value in node.reads:
+            self.readers.setdefault(value, set()).add(number)
+        self.nodes.append(node)
+        self.maker.update(dict.fromkeys(op.results, number))
+
+    def leaves(self, values: Iterable[ir.Value]) -> tuple[ir.Value, ...]:
+        """The values that ``values`` are made of by free ops alone, in order, each once."""
+        found: dict[ir.Value, None] = {}
+        for value in values:
+            found.update(dict.fromkeys(self._leaves_of(value)))
+        return tuple(found)
+
+    def _leaves_of(self, value: ir.Value) -> tuple[ir.Value, ...]:
+        if value not in self._leaves:
+            op = self.free.get(value)
+            self._leaves[value] = (value,) if op is None else self.leaves(op.operands)
+        return self._leaves[value]
+
+    def predecessors(self) -> list[set[int]]:
+        """Per node the nodes that must come before it: makers of what it reads, earlier side effects."""
+        found, last_effect = [], None
+        for number, node in enumerate(self.nodes):
+            before = {self.maker[value] for value in node.reads if value in self.maker}
+            if kind(node.op) in _ORDERED:
+                before |= {last_effect} if last_effect is not None else set()
+                last_effect = number
+            found.append(before)
+        return found

@@ -1,0 +1,74 @@
+"""The attributes of the LOCAL level read back: mesh, layouts of arguments and results, donation."""
+
+from collections.abc import Iterator
+
+from distributed.layout import Layout
+from distributed.mesh import Mesh
+from hlo_passes.ir import func, ir
+from hlo_passes.ops import tensor
+from kernels.errors import CompileError
+
+__all__ = ["argument_layouts", "donations", "mesh", "num_ranks", "result_layouts"]
+
+
+def num_ranks(module: ir.Module) -> int:
+    """``mhlo.num_replicas``; 1 where the module does not say."""
+    attributes = module.operation.attributes
+    return attributes["mhlo.num_replicas"].value if "mhlo.num_replicas" in attributes else 1
+
+
+def mesh(module: ir.Module) -> Mesh:
+    """The module's ``neuron.mesh``; a module for one core may leave it out."""
+    if "neuron.mesh" not in module.operation.attributes:
+        if num_ranks(module) > 1:
+            raise CompileError(
+                "the module has several replicas but no neuron.mesh attribute", fix="run the pass shard first"
+            )
+        return Mesh(axes=())
+    attribute = module.operation.attributes["neuron.mesh"]
+    axes = tuple((pair[0].value, pair[1].value) for pair in attribute["axes"])
+    return Mesh(axes=axes, device_ids=tuple(attribute["device_ids"]))
+
+
+def argument_layouts(module: ir.Module, function: func.FuncOp) -> tuple[Layout, ...]:
+    types = function.type.inputs
+    return tuple(_layouts(mesh(module), types, _attributes(function, "arg_attrs", len(types))))
+
+
+def result_layouts(module: ir.Module, function: func.FuncOp) -> tuple[Layout, ...]:
+    types = function.type.results
+    return tuple(_layouts(mesh(module), types, _attributes(function, "res_attrs", len(types))))
+
+
+def donations(function: func.FuncOp) -> tuple[tuple[int | None, int], ...]:
+    """(result index, argument index) the user gave up; the result is None where any may take the memory."""
+    found = []
+    for number, attributes in enumerate(_attributes(function, "arg_attrs", len(function.type.inputs))):
+        if "tf.aliasing_output" in attributes:
+            found.append((attributes["tf.aliasing_output"].value, number))
+        elif "jax.buffer_donor" in attributes:
+            found.append((None, number))
+    return tuple(found)
+
+
+def _attributes(function: func.FuncOp, key: str, count: int) -> list[dict[str, ir.Attribute]]:
+    if key not in function.attributes:
+        return [{} for _ in range(count)]
+    return [{item.name: item.attr for item in entry} for entry in function.attributes[key]]
+
+
+def _layouts(
+    where: Mesh, types: list[ir.Type], attributes: list[dict[str, ir.Attribute]]
+) -> Iterator[Layout]:
+    for value_type, given in zip(types, attributes, strict=True):
+        local = tensor(value_type)
+        whole = tensor(given["neuron.global_type"].value) if "neuron.global_type" in given else local
+        no_axes = [()] * len(local.shape)
+        dims = given.get("neuron.dim_axes", no_axes)
+        yield Layout(
+            global_shape=whole.shape,
+            local_shape=local.shape,
+            dtype=local.dtype,
+            mesh=where,
+            dim_axes=tuple(tuple(axis.value for axis in axes) for axes in dims),
+        )

@@ -1,0 +1,106 @@
+"""Questions every late pass asks of an op: its kind, its tensors, its groups, what its regions capture."""
+
+import functools
+from collections.abc import Iterator
+
+import numpy as np
+
+from hlo_passes.ir import ir
+from kernels.errors import CompileError
+from kernels.work import Tensor
+
+__all__ = [
+    "COLLECTIVES", "CONTROL", "COMPOSITE", "KERNEL_PREFIX", "captures", "holds_collective", "is_composite",
+    "is_scalar", "kind", "nested_operands", "pairs", "replica_groups", "tensor",
+]
+
+COLLECTIVES = frozenset({
+    "all_reduce", "all_gather", "reduce_scatter", "all_to_all", "collective_permute", "collective_broadcast",
+})
+CONTROL = frozenset({"while", "case", "if"})
+COMPOSITE = "composite"
+KERNEL_PREFIX = "neuron."
+
+
+def kind(op: ir.Operation | ir.OpView) -> str:
+    """The mnemonic without its dialect: ``dot_general``, ``while``, ``return``, ..."""
+    return op.operation.name.rpartition(".")[2]
+
+
+def is_composite(op: ir.Operation | ir.OpView) -> bool:
+    """Whether ``op`` is a kernel that ``fuse`` made."""
+    op = op.operation
+    return op.name == "stablehlo.composite" and op.attributes["name"].value.startswith(KERNEL_PREFIX)
+
+
+@functools.lru_cache(maxsize=65536)
+def tensor(value_type: ir.Type) -> Tensor:
+    """Shape and element type of a static tensor type; raises CompileError for anything else."""
+    if not isinstance(value_type, ir.RankedTensorType):
+        raise CompileError(
+            f"a value of type {value_type} has no place on the device; expected a tensor",
+            fix="remove the token or tuple from the function's interface",
+        )
+    return Tensor(shape=tuple(value_type.shape), dtype=str(value_type.element_type))
+
+
+def is_scalar(value: ir.Value) -> bool:
+    return not tensor(value.type).shape
+
+
+def replica_groups(op: ir.Operation | ir.OpView) -> tuple[tuple[int, ...], ...]:
+    """The groups of ranks of a collective that has them; the padding (-1) of uneven groups is dropped."""
+    rows = np.array(op.operation.attributes["replica_groups"])
+    return tuple(tuple(int(rank) for rank in row if rank >= 0) for row in rows)
+
+
+def pairs(op: ir.Operation | ir.OpView) -> tuple[tuple[int, int], ...]:
+    """(source, target) ranks of a collective_permute."""
+    rows = np.array(op.operation.attributes["source_target_pairs"])
+    return tuple((int(source), int(target)) for source, target in rows)
+
+
+def holds_collective(op: ir.Operation | ir.OpView) -> bool:
+    """Whether a collective lies anywhere inside the regions of ``op``."""
+    for inner in _inner_ops(op.operation):
+        if kind(inner) in COLLECTIVES:
+            return True
+    return False
+
+
+def _inner_ops(op: ir.Operation) -> Iterator[ir.Operation]:
+    for region in op.regions:
+        for block in region.blocks:
+            for inner in block.operations:
+                yield inner.operation
+                yield from _inner_ops(inner.operation)
+
+
+def nested_operands(op: ir.Operation) -> Iterator[tuple[ir.Operation, int, ir.Value]]:
+    """(op, operand number, value) of ``op`` itself and of every op inside its regions."""
+    for number, value in enumerate(op.operands):
+        yield op, number, value
+    for inner in _inner_ops(op):
+        for number, value in enumerate(inner.operands):
+            yield inner, number, value
+
+
+def captures(op: ir.Operation | ir.OpView) -> list[ir.Value]:
+    """Values used inside the regions of ``op`` but defined outside it, in order of first use."""
+    op = op.operation
+    if not len(op.regions):
+        return []
+    inside: set[ir.Value] = set()
+    used: dict[ir.Value, None] = {}
+    _collect(op, inside, used)
+    return [value for value in used if value not in inside]
+
+
+def _collect(op: ir.Operation, inside: set[ir.Value], used: dict[ir.Value, None]) -> None:
+    for region in op.regions:
+        for block in region.blocks:
+            inside.update(block.arguments)
+            for inner in block.operations:
+                inside.update(inner.operation.results)
+                used.update(dict.fromkeys(inner.operation.operands))
+                _collect(inner.operation, inside, used)

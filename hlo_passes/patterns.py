@@ -1,0 +1,184 @@
+"""What may be fused with what, as tables: the class of every op, the rules that join classes, the names."""
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from hlo_passes.ir import ir
+from hlo_passes.ops import COLLECTIVES, CONTROL, holds_collective, is_composite, is_scalar, kind, tensor
+
+__all__ = ["FREE", "RULES", "Region", "Rule", "group_of", "kernel_name", "region_of"]
+
+ELEMENTWISE = frozenset({
+    "abs", "add", "and", "atan2", "bitcast_convert", "cbrt", "ceil", "clamp", "compare", "complex", "convert",
+    "cosine", "count_leading_zeros", "divide", "exponential", "exponential_minus_one", "floor", "imag",
+    "is_finite", "log", "log_plus_one", "logistic", "maximum", "minimum", "multiply", "negate", "not", "or",
+    "popcnt", "power", "real", "reduce_precision", "remainder", "round_nearest_afz", "round_nearest_even",
+    "rsqrt", "select", "shift_left", "shift_right_arithmetic", "shift_right_logical", "sign", "sine", "sqrt",
+    "subtract", "tan", "tanh", "xor",
+})
+
+# Made again inside every kernel that reads them, rather than stored in HBM.
+FREE = frozenset({"broadcast_in_dim", "constant", "iota", "reshape"})
+
+_GROUPS = {
+    "dot_general": "matmul",
+    "convolution": "convolution",
+    "reduce": "reduce",
+    "gather": "gather_scatter",
+    "scatter": "gather_scatter",
+    **dict.fromkeys(ELEMENTWISE, "elementwise"),
+    **dict.fromkeys(
+        ("transpose", "slice", "concatenate", "pad", "reverse", "dynamic_slice", "dynamic_update_slice",
+         "broadcast_in_dim", "constant", "iota"),
+        "data_movement",
+    ),
+    "reshape": "reshape",
+}
+
+# A value read by more kernels than this (an attention mask, say) is stored by a kernel of its own, so that
+# equal layers stay equal: it does not join the first of its readers.
+_MAX_READERS = 8
+
+
+@dataclass(kw_only=True)
+class Region:
+    """Ops on their way to one kernel.
+
+    ``size`` is the number of elements the kernel runs over; for a reduction that of its input, and
+    ``rows`` that of its result, ``signature`` the reduced shape and dims.
+    """
+
+    group: str
+    kinds: tuple[str, ...]
+    varying: bool
+    size: int
+    rows: int | None = None
+    signature: tuple | None = None
+    integer: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class Join:
+    """A producer about to join the region of its consumer; ``sole``: nobody else reads the producer."""
+
+    producer: Region
+    consumer: Region
+    op_kind: str
+    sole: bool
+    readers: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rule:
+    """Producer and consumer become one region of class ``becomes``, if ``when`` says so."""
+
+    becomes: str
+    when: Callable[[Join], bool]
+
+
+def _few(join: Join) -> bool:
+    return join.readers <= _MAX_READERS
+
+
+def _same_size(join: Join) -> bool:
+    return join.producer.size == join.consumer.size and _few(join)
+
+
+def _operand_made_for_it(join: Join) -> bool:
+    return join.sole and join.producer.size <= join.consumer.size
+
+
+def _same_size_or_operand(join: Join) -> bool:
+    return _same_size(join) or _operand_made_for_it(join)
+
+
+def _cheap_prologue(join: Join) -> bool:
+    """Type changes on the way in; or, for an epilogue op, its other operand."""
+    if join.op_kind in ("dot_general", "convolution"):
+        return join.sole and set(join.producer.kinds) <= {"convert"}
+    return _operand_made_for_it(join)
+
+
+def _after_reduction(join: Join) -> bool:
+    return join.consumer.size in (join.producer.size, join.producer.rows)
+
+
+def _same_reduction(join: Join) -> bool:
+    return join.producer.signature == join.consumer.signature
+
+
+def _index_arithmetic(join: Join) -> bool:
+    return join.sole and join.producer.integer
+
+
+def _sole(join: Join) -> bool:
+    return join.sole
+
+
+def _always(join: Join) -> bool:
+    return True
+
+
+RULES: dict[tuple[str, str], Rule] = {
+    ("matmul", "elementwise"): Rule(becomes="matmul", when=_same_size),
+    ("convolution", "elementwise"): Rule(becomes="convolution", when=_same_size),
+    ("elementwise", "matmul"): Rule(becomes="matmul", when=_cheap_prologue),
+    ("elementwise", "convolution"): Rule(becomes="convolution", when=_cheap_prologue),
+    ("elementwise", "elementwise"): Rule(becomes="elementwise", when=_same_size_or_operand),
+    ("elementwise", "reduce"): Rule(becomes="reduce", when=_same_size_or_operand),
+    ("reduce", "elementwise"): Rule(becomes="reduce", when=_after_reduction),
+    ("reduce", "reduce"): Rule(becomes="reduce", when=_same_reduction),
+    ("data_movement", "data_movement"): Rule(becomes="data_movement", when=_sole),
+    ("elementwise", "gather_scatter"): Rule(becomes="gather_scatter", when=_index_arithmetic),
+    ("data_movement", "gather_scatter"): Rule(becomes="gather_scatter", when=_index_arithmetic),
+    # A reshape moves nothing: whoever makes its operand hands out the new shape.
+    **{
+        (group, "reshape"): Rule(becomes=group, when=_always)
+        for group in ("matmul", "convolution", "reduce", "elementwise", "data_movement", "gather_scatter")
+    },
+}
+
+
+def group_of(op: ir.Operation) -> str | None:
+    """The class of ``op``; None where it stays as it is: collectives, control flow around them, scalars."""
+    name = kind(op)
+    if name in COLLECTIVES or name == "replica_id" or is_composite(op) or not len(op.results):
+        return None
+    if name in CONTROL:
+        return None if holds_collective(op) else "single"
+    if name in ELEMENTWISE and _is_index_arithmetic(op):
+        return None
+    return _GROUPS.get(name, "single")
+
+
+def _is_index_arithmetic(op: ir.Operation) -> bool:
+    """Scalar integer and boolean work (counters, predicates, start indices) is the control CPU's."""
+    values = [*op.results, *op.operands]
+    return all(is_scalar(value) for value in values) and tensor(op.results[0].type).dtype[0] in "iu"
+
+
+def region_of(op: ir.Operation, group: str, varying: bool) -> Region:
+    """The region that holds ``op`` alone."""
+    result = tensor(op.results[0].type)
+    region = Region(
+        group=group, kinds=(kind(op),), varying=varying, size=result.size, integer=result.dtype[0] in "iu"
+    )
+    if group == "reduce":
+        source = tensor(op.operands[0].type)
+        region.size, region.rows = math.prod(source.shape), result.size
+        region.signature = (source.shape, tuple(op.attributes["dimensions"]))
+    return region
+
+
+_ROOTS = frozenset({"rsqrt", "sqrt"})
+
+
+def kernel_name(group: str, kinds: Sequence[str]) -> str:
+    """The name in the kernel table for a region of this class and content."""
+    held = set(kinds)
+    if group == "reduce" and kinds.count("reduce") >= 2 and "exponential" in held and "divide" in held:
+        return "softmax"
+    if group == "reduce" and held & _ROOTS and held & {"multiply", "divide"}:
+        return "normalization"
+    return "data_movement" if group == "reshape" else group
