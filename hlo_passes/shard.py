@@ -1,0 +1,216 @@
+"""Pass ``shard``: GLOBAL to LOCAL. Takes the user's shardings, or plans them, and partitions the program."""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from distributed.mesh import Mesh
+from hlo_passes.ir import func, ir, main, run_mlir_passes, sdy, walk
+from hlo_passes.sharding.classes import DimClasses
+from hlo_passes.sharding.handlers import HANDLERS
+from hlo_passes.sharding.partition import Partitioner, Targets, shape_of
+from hlo_passes.sharding.plan import PlanRates, make_plan
+from hlo_passes.sharding.rules import RULE, attach_rules
+from hlo_passes.sharding.spec import MeshReader, Sharding, blocks
+from kernels.errors import CompileError
+from kernels.hardware import load_core, load_instance, load_links
+
+__all__ = ["Options", "run"]
+
+AXIS = "tp"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """``tp``: cores to shard over. ``instance``: whose rates the plan weighs; its cores bound ``tp``."""
+
+    tp: int = 1
+    instance: str = "inf2.48xlarge"
+
+
+def run(module: ir.Module, options: Options) -> None:
+    """Rewrites ``main`` in place as the program of one of ``options.tp`` cores.
+
+    Notes on what stays whole are left in the module attribute ``neuron.notes``.
+
+    Raises:
+      CompileError: more cores than the instance has, or a mesh of the user's of another size.
+    """
+    cores = load_instance(options.instance).cores
+    if not 1 <= options.tp <= cores:
+        raise CompileError(
+            f"tp={options.tp} cores asked for, {options.instance} has {cores}",
+            op="shard", fix=f"choose 1 to {cores}, or a larger instance",
+        )  # fmt: skip
+    with module.context, ir.Location.unknown():
+        annotated = _is_annotated(module)
+        if annotated:
+            run_mlir_passes(module, "sdy-propagation-pipeline")
+            _restore_constants(module)
+        attach_rules(module)
+        function = main(module)
+        targets, notes = _user_targets(module, function, options) if annotated else _plan(function, options)
+        part = Partitioner(module, function, targets, HANDLERS)
+        part.run()
+        _clean(module, [*notes, *part.notes], options.tp)
+    run_mlir_passes(module, "cse,canonicalize,cse")
+
+
+def _is_annotated(module: ir.Module) -> bool:
+    return any(isinstance(op, sdy.MeshOp) for op in module.body.operations)
+
+
+def _restore_constants(module: ir.Module) -> None:
+    """The propagation turns constants into ops of its own so that they are not shared; back again."""
+
+    def restore(op: ir.Operation) -> None:
+        if op.name == "sdy.constant":
+            new = ir.Operation.create(
+                "stablehlo.constant", results=[op.results[0].type], attributes=dict(_items(op)),
+                loc=op.location, ip=ir.InsertionPoint(op),
+            )  # fmt: skip
+            op.results[0].replace_all_uses_with(new.results[0])
+            op.erase()
+
+    walk(module.operation, restore)
+
+
+def _items(op: ir.Operation) -> list[tuple[str, ir.Attribute]]:
+    return [(name, op.attributes[name]) for name in op.attributes]
+
+
+def _plan(function: func.FuncOp, options: Options) -> tuple[Targets, tuple[str, ...]]:
+    """Shards whole classes of dims over one axis, as the plan says."""
+    classes = DimClasses(function.operation)
+    plan = make_plan(function.operation, classes, options.tp, _rates(options))
+
+    def wanted(value: ir.Value) -> Sharding:
+        shape = shape_of(value)
+        names = [classes.class_of(value, dim) for dim in range(len(shape))]
+        sharded = [name in plan.sharded for name in names]
+        local = [
+            blocks(size, classes.tiles(name), options.tp) if cut else size
+            for size, name, cut in zip(shape, names, sharded, strict=True)
+        ]
+        return Sharding(axes=tuple((AXIS,) if cut else () for cut in sharded), local=tuple(local))
+
+    mesh = Mesh(axes=((AXIS, options.tp),))
+    return _targets(function, mesh, classes, wanted, {}, lambda attr: ()), plan.notes
+
+
+def _rates(options: Options) -> PlanRates:
+    core, links = load_core(), load_links()
+    return PlanRates(
+        flops_per_s=core.pe.peak_flop_per_s,
+        hbm_bytes_per_s=core.dma.engines * core.dma.engine_bytes_per_s,
+        link_bytes_per_s=links.chip_link_bytes_per_s,
+        collective_latency_s=(options.tp - 1) * links.hop_latency_s,
+    )
+
+
+def _user_targets(
+    module: ir.Module, function: func.FuncOp, options: Options
+) -> tuple[Targets, tuple[str, ...]]:
+    """The user's shardings and what Shardy's propagation made of them."""
+    reader = MeshReader(module)
+    attributes = _annotations(function)
+    for attr in attributes.values():
+        reader.note_cuts(attr)
+    mesh = _checked_mesh(reader, options)
+    classes = DimClasses(function.operation)
+
+    def place(value: ir.Value, axes: tuple[tuple[str, ...], ...]) -> Sharding:
+        shape, local = shape_of(value), []
+        for dim, (size, names) in enumerate(zip(shape, axes, strict=True)):
+            shards = mesh.size(names)
+            tiles = classes.tiles(classes.class_of(value, dim)) if size % shards else 0
+            local.append(blocks(size, tiles, shards) if tiles >= shards else math.ceil(size / shards))
+        return Sharding(axes=axes, local=tuple(local))
+
+    def wanted(value: ir.Value) -> Sharding | None:
+        return place(value, reader.axes(attributes[value])) if value in attributes else None
+
+    demanded = {}
+    returned = list(function.regions[0].blocks[0].operations)[-1].operands
+    for number, value in enumerate(returned):
+        given = _result_annotation(function, number)
+        if given is not None:
+            demanded[number] = place(value, reader.axes(given))
+    return _targets(function, mesh, classes, wanted, demanded, reader.axes), ()
+
+
+def _targets(
+    function: func.FuncOp,
+    mesh: Mesh,
+    classes: DimClasses,
+    wanted: Callable[[ir.Value], Sharding | None],
+    demanded: dict[int, Sharding],
+    axes_of: Callable[[ir.Attribute], tuple[tuple[str, ...], ...]],
+) -> Targets:
+    count = len(function.type.results)
+    return Targets(
+        mesh=mesh, rules=classes.rules, wanted=wanted, axes_of=axes_of,
+        demanded=tuple(demanded.get(number) for number in range(count)),
+    )  # fmt: skip
+
+
+def _annotations(function: func.FuncOp) -> dict[ir.Value, ir.Attribute]:
+    """Every ``sdy.sharding`` in the function, by the value it stands on."""
+    found: dict[ir.Value, ir.Attribute] = {}
+    if "arg_attrs" in function.attributes:
+        for value, attributes in zip(function.arguments, function.arg_attrs, strict=True):
+            if "sdy.sharding" in attributes:
+                found[value] = attributes["sdy.sharding"]
+
+    def visit(op: ir.Operation) -> None:
+        if op.name in ("sdy.sharding_constraint", "sdy.reshard"):
+            found[op.results[0]] = op.attributes["sharding"]
+        elif op.name == "sdy.manual_computation":
+            outs = sdy.TensorShardingPerValueAttr(op.attributes["out_shardings"]).shardings
+            found.update(zip(op.results, outs, strict=True))
+        elif "sdy.sharding" in op.attributes and len(op.results):
+            each = sdy.TensorShardingPerValueAttr(op.attributes["sdy.sharding"]).shardings
+            found.update(zip(op.results, each, strict=True))
+
+    walk(function.operation, visit)
+    return {value: attr for value, attr in found.items() if isinstance(value.type, ir.RankedTensorType)}
+
+
+def _result_annotation(function: func.FuncOp, number: int) -> ir.Attribute | None:
+    if "res_attrs" not in function.attributes:
+        return None
+    attributes = function.attributes["res_attrs"][number]
+    return attributes["sdy.sharding"] if "sdy.sharding" in attributes else None
+
+
+def _checked_mesh(reader: MeshReader, options: Options) -> Mesh:
+    meshes = {str(attr) for attr in reader.meshes()}
+    if not meshes:
+        return Mesh(axes=((AXIS, options.tp),))
+    mesh = reader.mesh()
+    if len(meshes) > 1 or mesh.num_ranks != options.tp:
+        sizes = " and ".join(sorted(meshes))
+        raise CompileError(
+            f"shardings over {sizes}, expected one mesh of {options.tp} cores",
+            op="shard", fix=f"use one mesh throughout and tp_degree={mesh.num_ranks}",
+        )  # fmt: skip
+    return mesh
+
+
+def _clean(module: ir.Module, notes: list[str], ranks: int) -> None:
+    """Drops what only the GLOBAL level knows and states what the LOCAL level must."""
+    for op in list(module.body.operations):
+        if isinstance(op, sdy.MeshOp):
+            op.operation.erase()
+
+    def strip(op: ir.Operation) -> None:
+        for name in ("sdy.sharding", RULE):
+            if name in op.attributes:
+                del op.attributes[name]
+
+    walk(module.operation, strip)
+    attributes = module.operation.attributes
+    attributes["mhlo.num_replicas"] = ir.Attribute.parse(f"{ranks} : i32")
+    attributes["mhlo.num_partitions"] = ir.Attribute.parse("1 : i32")
+    if notes:
+        attributes["neuron.notes"] = ir.ArrayAttr.get([ir.StringAttr.get(n) for n in dict.fromkeys(notes)])

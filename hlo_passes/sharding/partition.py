@@ -1,0 +1,296 @@
+"""Rewrites a global program as the program of one core: one algorithm over factors for every op."""
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+from distributed.mesh import Mesh
+from hlo_passes.ir import func, ir, source_line
+from hlo_passes.sharding.emit import Emitter
+from hlo_passes.sharding.reductions import all_reducer, combine_parts, padding_fill
+from hlo_passes.sharding.reshard import reshard
+from hlo_passes.sharding.rules import RULE, OpRule
+from hlo_passes.sharding.spec import Sharding, layout_attributes, mesh_attribute
+
+__all__ = ["Handlers", "Partitioner", "Targets", "local_type", "shape_of"]
+
+_KEPT_ARGUMENT_ATTRIBUTES = ("tf.aliasing_output", "jax.buffer_donor")
+_DROPPED = ("sdy.sharding", RULE, "channel_handle", "use_global_device_ids")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Targets:
+    """What the plan or the user wants.
+
+    ``wanted`` gives the sharding of a value, None for no opinion; ``demanded`` those of main's results,
+    None where any will do; ``axes_of`` reads the axes per dim of an ``sdy.sharding`` attribute.
+    """
+
+    mesh: Mesh
+    rules: dict[ir.Operation, OpRule | None]
+    wanted: Callable[[ir.Value], Sharding | None]
+    demanded: tuple[Sharding | None, ...]
+    axes_of: Callable[[ir.Attribute], tuple[tuple[str, ...], ...]]
+
+
+@dataclass(kw_only=True)
+class Choice:
+    """The axes and the rows per core chosen for each factor of an op."""
+
+    axes: dict[int, tuple[str, ...]] = field(default_factory=dict)
+    local: dict[int, int] = field(default_factory=dict)
+
+    def sharding(self, shape: Sequence[int], dims: tuple[tuple[int, ...], ...], rule: OpRule) -> Sharding:
+        """The sharding a tensor with these dims must have under this choice."""
+        axes, local = [], []
+        for size, factors in zip(shape, dims, strict=True):
+            sharded = bool(factors) and factors[0] in self.axes
+            axes.append(self.axes[factors[0]] if sharded else ())
+            local.append(self.local[factors[0]] * _minor(factors, rule) if sharded else size)
+        return Sharding(axes=tuple(axes), local=tuple(local))
+
+
+class Partitioner:
+    """Builds the per-core ``main`` beside the global one; ``env`` maps global values to local ones.
+
+    ``handlers`` take the ops whose factor rule does not say all. ``notes`` collects what was given up.
+    ``manual_depth`` counts the ``shard_map`` bodies around the op at hand.
+    """
+
+    def __init__(self, module: ir.Module, function: func.FuncOp, targets: Targets, handlers: "Handlers") -> None:
+        self.module, self.function, self.targets = module, function, targets
+        self.env: dict[ir.Value, tuple[ir.Value, Sharding]] = {}
+        self.notes: list[str] = []
+        self.manual_depth = 0
+        self._handlers = handlers
+        self._done: set[ir.Operation] = set()
+
+    def run(self) -> None:
+        """Replaces the global function by the local one and describes the layouts in attributes."""
+        old = self.function.regions[0].blocks[0]
+        shardings = [self.wanted(value) for value in old.arguments]
+        local = self._new_function(old, shardings)
+        entry = local.regions[0].blocks[0]
+        for value, argument, sharding in zip(old.arguments, entry.arguments, shardings, strict=True):
+            self.env[value] = (argument, sharding)
+        self.emit = Emitter(self.targets.mesh, entry)
+        self.emit.point = ir.InsertionPoint(entry)
+        returned = self.operations(old)
+        self._finish(local, old, self._results(shardings, returned))
+
+    def wanted(self, value: ir.Value) -> Sharding:
+        """What is wanted of ``value``; whole where nobody says anything."""
+        return self.targets.wanted(value) or Sharding.whole(shape_of(value))
+
+    def operations(self, block: ir.Block) -> list[ir.Value]:
+        """Partitions the ops of ``block`` at the emitter's point; returns what its terminator hands out."""
+        operations = [view.operation for view in block.operations]
+        for op in operations[:-1]:
+            if op not in self._done:
+                self.emit.location = op.location
+                self._handlers.get(op.name, Partitioner.generic)(self, op)
+        self.emit.location = operations[-1].location
+        return list(operations[-1].operands)
+
+    def use(self, value: ir.Value, sharding: Sharding) -> ir.Value:
+        """The local form of a global value under ``sharding``."""
+        local, have = self.env[value]
+        return reshard(self.emit, local, shape_of(value), have, sharding)
+
+    def whole(self, value: ir.Value) -> ir.Value:
+        return self.use(value, Sharding.whole(shape_of(value)))
+
+    def generic(self, op: ir.Operation) -> None:
+        """Any op: by its rule, or whole on every core where it has none."""
+        rule = self.targets.rules.get(op)
+        if rule is None:
+            self._note_whole(op, "no dim of it corresponds between operands and results")
+            self.emit_op(op, [self.whole(v) for v in op.operands], [Sharding.whole(shape_of(v)) for v in op.results])
+            return
+        choice = self.choose(op, rule)
+        if op.name == "stablehlo.reduce" and all_reducer(op) is None:
+            self._drop(choice, rule.reductions)
+        if not choice.axes:
+            self._note_whole(op, rule.why_blocked)
+        self.emit_with(op, rule, choice)
+
+    def choose(self, op: ir.Operation, rule: OpRule) -> Choice:
+        """Axes per factor: what is wanted of the results first, then as the largest operands lie."""
+        choice = Choice()
+        sources = [(self.wanted(v), dims) for v, dims in zip(op.results, rule.results, strict=True)]
+        operands = zip(op.operands, rule.operands, strict=True)
+        for value, dims in sorted(operands, key=lambda pair: -math.prod(shape_of(pair[0]))):
+            sources.append((self.env[value][1], dims))
+        for sharding, dims in sources:
+            for axes, local, factors in zip(sharding.axes, sharding.local, dims, strict=True):
+                if axes and factors:
+                    self._offer(choice, rule, factors, axes, local)
+        return choice
+
+    def _offer(
+        self, choice: Choice, rule: OpRule, factors: tuple[int, ...], axes: tuple[str, ...], local: int
+    ) -> None:
+        """Takes ``axes`` for the major factor of a dim if the factor and the axes are still free."""
+        taken = {axis for other in choice.axes.values() for axis in other}
+        rows, rest = divmod(local, _minor(factors, rule))
+        if factors[0] in rule.blocked or factors[0] in choice.axes or taken & set(axes) or rest:
+            return
+        choice.axes[factors[0]], choice.local[factors[0]] = axes, rows
+
+    def _drop(self, choice: Choice, factors: frozenset[int]) -> None:
+        for factor in factors & choice.axes.keys():
+            del choice.axes[factor], choice.local[factor]
+
+    def emit_with(self, op: ir.Operation, rule: OpRule, choice: Choice) -> None:
+        """Reshards the operands as ``choice`` says, emits the local op and finishes its reductions."""
+        operands = []
+        for number, (value, dims) in enumerate(zip(op.operands, rule.operands, strict=True)):
+            sharding = choice.sharding(shape_of(value), dims, rule)
+            local = self.use(value, sharding)
+            for dim, factors in enumerate(dims):
+                if factors and factors[0] in rule.reductions and sharding.axes[dim]:
+                    local = self._mask(op, number, local, dim, sharding)
+            operands.append(local)
+        shardings = [choice.sharding(shape_of(v), d, rule) for v, d in zip(op.results, rule.results, strict=True)]
+        new = self.emit_op(op, operands, shardings)
+        reduced = tuple(a for f in sorted(rule.reductions & choice.axes.keys()) for a in choice.axes[f])
+        if reduced:
+            narrowed = combine_parts(self.emit, self.env, op, new, reduced)
+            self._done |= {narrowed} if narrowed else set()
+
+    def _mask(self, op: ir.Operation, number: int, local: ir.Value, dim: int, sharding: Sharding) -> ir.Value:
+        """Fills the padding of a reduced dim of operand ``number`` with what the reduction ignores."""
+        size, axes = shape_of(op.operands[number])[dim], sharding.axes[dim]
+        if sharding.local[dim] * self.targets.mesh.size(axes) == size:
+            return local
+        fill = padding_fill(op, number)
+        scalar = self.emit.zero(local.type.element_type) if fill is None else self.whole(fill)
+        return self.emit.fill_padding(local, dim, axes, size, scalar)
+
+    def emit_op(
+        self, op: ir.Operation, operands: Sequence[ir.Value], shardings: Sequence[Sharding]
+    ) -> ir.Operation:
+        """Copies ``op`` with local operands and result types and records its results."""
+        new = op.clone(ip=self.emit.point).operation
+        for name in _DROPPED:
+            if name in new.attributes:
+                del new.attributes[name]
+        for number, value in enumerate(operands):
+            new.operands[number] = value
+        for old, result, sharding in zip(op.results, new.results, shardings, strict=True):
+            if isinstance(old.type, ir.RankedTensorType):
+                result.set_type(ir.RankedTensorType.get(sharding.local, old.type.element_type, old.type.encoding))
+            self.env[old] = (result, sharding)
+        if len(new.regions):
+            self._remap_captures(new)
+        if op.name in _LOCAL_SIZES:
+            _LOCAL_SIZES[op.name](op, new)
+        return new
+
+    def _remap_captures(self, op: ir.Operation) -> None:
+        """Values from outside that a region reads become their whole local forms."""
+        for region in op.regions:
+            for block in region.blocks:
+                for view in block.operations:
+                    for number, value in enumerate(view.operation.operands):
+                        if value in self.env:
+                            view.operation.operands[number] = self.whole(value)
+                    self._remap_captures(view.operation)
+
+    def _note_whole(self, op: ir.Operation, why: str) -> None:
+        """Says that an op with a sharded operand is computed whole on every core."""
+        sharded = [v for v in op.operands if not self.env[v][1].is_whole]
+        if sharded:
+            shapes = ", ".join(str(v.type) for v in sharded)
+            line = source_line(op) or "unknown line"
+            self.notes.append(f"{op.name} at {line} is computed whole on every core, gathering {shapes}: {why}")
+
+    def _new_function(self, old: ir.Block, shardings: Sequence[Sharding]) -> func.FuncOp:
+        types = [local_type(v, s) for v, s in zip(old.arguments, shardings, strict=True)]
+        with ir.InsertionPoint(self.function), self.function.location:
+            local = func.FuncOp("main.local", ir.FunctionType.get(types, []))
+        local.regions[0].blocks.append(*types, arg_locs=[v.location for v in old.arguments])
+        return local
+
+    def _results(
+        self, arguments: Sequence[Sharding], values: Sequence[ir.Value]
+    ) -> list[tuple[ir.Value, ir.Value, Sharding]]:
+        """(global value, local value, sharding) per result: as demanded, as the aliased argument, or as it is."""
+        demanded = list(self.targets.demanded)
+        if "arg_attrs" in self.function.attributes:
+            for sharding, attributes in zip(arguments, self.function.arg_attrs, strict=True):
+                if "tf.aliasing_output" in attributes:
+                    demanded[ir.IntegerAttr(attributes["tf.aliasing_output"]).value] = sharding
+        results = []
+        for value, sharding in zip(values, demanded, strict=True):
+            sharding = sharding or self.env[value][1]
+            results.append((value, self.use(value, sharding), sharding))
+        return results
+
+    def _finish(
+        self, local: func.FuncOp, old: ir.Block, results: Sequence[tuple[ir.Value, ir.Value, Sharding]]
+    ) -> None:
+        entry = local.regions[0].blocks[0]
+        with ir.InsertionPoint(entry), self.emit.location:
+            func.ReturnOp([value for _, value, _ in results])
+        inputs = [v.type for v in entry.arguments]
+        outputs = [value.type for _, value, _ in results]
+        local.attributes["function_type"] = ir.TypeAttr.get(ir.FunctionType.get(inputs, outputs))
+        local.attributes["arg_attrs"] = ir.ArrayAttr.get(
+            [self._argument_attributes(n, v) for n, v in enumerate(old.arguments)]
+        )
+        local.attributes["res_attrs"] = ir.ArrayAttr.get(
+            [ir.DictAttr.get(layout_attributes(v.type, s)) for v, _, s in results]
+        )
+        name = self.function.attributes["sym_name"]
+        self.function.operation.erase()
+        local.attributes["sym_name"] = name
+        self.module.operation.attributes["neuron.mesh"] = mesh_attribute(self.targets.mesh)
+
+    def _argument_attributes(self, number: int, value: ir.Value) -> ir.DictAttr:
+        attributes = layout_attributes(value.type, self.env[value][1])
+        if "arg_attrs" in self.function.attributes:
+            given = self.function.arg_attrs[number]
+            attributes |= {name: given[name] for name in _KEPT_ARGUMENT_ATTRIBUTES if name in given}
+        return ir.DictAttr.get(attributes)
+
+
+Handlers = Mapping[str, Callable[[Partitioner, ir.Operation], None]]
+
+
+def shape_of(value: ir.Value) -> tuple[int, ...]:
+    """The shape of a tensor; () for tokens and the like."""
+    return tuple(value.type.shape) if isinstance(value.type, ir.RankedTensorType) else ()
+
+
+def local_type(value: ir.Value, sharding: Sharding) -> ir.Type:
+    if not isinstance(value.type, ir.RankedTensorType):
+        return value.type
+    return ir.RankedTensorType.get(sharding.local, value.type.element_type, value.type.encoding)
+
+
+def _minor(factors: tuple[int, ...], rule: OpRule) -> int:
+    return math.prod(rule.sizes[f] for f in factors[1:])
+
+
+def _slice_sizes(old: ir.Operation, new: ir.Operation) -> None:
+    """Slices that took all of a dim take all of the local dim."""
+    whole, local = old.operands[0].type.shape, new.operands[0].type.shape
+    taken = list(ir.DenseI64ArrayAttr(old.attributes["slice_sizes"]))
+    sizes = [have if take == all_ else take for take, all_, have in zip(taken, whole, local, strict=True)]
+    new.attributes["slice_sizes"] = ir.DenseI64ArrayAttr.get(sizes)
+
+
+def _slice_limits(old: ir.Operation, new: ir.Operation) -> None:
+    whole, local = old.operands[0].type.shape, new.operands[0].type.shape
+    limits = list(ir.DenseI64ArrayAttr(old.attributes["limit_indices"]))
+    sizes = [have if have != all_ else end for end, all_, have in zip(limits, whole, local, strict=True)]
+    new.attributes["limit_indices"] = ir.DenseI64ArrayAttr.get(sizes)
+
+
+# Ops whose attributes spell out sizes.
+_LOCAL_SIZES = {
+    "stablehlo.slice": _slice_limits,
+    "stablehlo.dynamic_slice": _slice_sizes,
+    "stablehlo.gather": _slice_sizes,
+}

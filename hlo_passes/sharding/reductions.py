@@ -1,0 +1,116 @@
+"""Partial results of reductions over sharded factors: what fills the padding, and how the parts are combined."""
+
+from hlo_passes.ir import ir
+from hlo_passes.sharding.emit import Emitter
+from hlo_passes.sharding.spec import Sharding
+
+__all__ = ["all_reducer", "combine_parts", "padding_fill"]
+
+Env = dict[ir.Value, tuple[ir.Value, Sharding]]
+
+_ADD = "stablehlo.add"
+# Reducers a collective knows, with the test that a scalar constant is their identity.
+_IDENTITIES = {
+    _ADD: lambda x: x == 0,
+    "stablehlo.multiply": lambda x: x == 1,
+    "stablehlo.maximum": lambda x: x == float("-inf"),
+    "stablehlo.minimum": lambda x: x == float("inf"),
+}
+_GENERAL = "general"
+
+
+def all_reducer(op: ir.Operation) -> str | None:
+    """How the partial results of a ``stablehlo.reduce`` are combined.
+
+    The name of its reducer where a collective has it; "general" where the parts are gathered and reduced
+    once more (argmax and other reducers of several values), which takes the initial values for neutral,
+    as StableHLO lets every implementation do; None where they certainly are not.
+    """
+    body = [view.operation for view in op.regions[0].blocks[0].operations]
+    simple = len(op.results) == 1 and len(body) == 2 and set(body[0].operands) == set(op.regions[0].blocks[0].arguments)
+    if not simple or body[0].name not in _IDENTITIES:
+        return _GENERAL
+    init = op.operands[1].owner
+    number = _splat(init)
+    if number is None:
+        return None
+    return body[0].name if _IDENTITIES[body[0].name](number) else _extreme(body[0].name, number, init)
+
+
+def _extreme(reducer: str, number: complex, init: ir.Operation) -> str | None:
+    """Integers have no infinity: their largest and smallest values are neutral for min and max."""
+    element = init.results[0].type.element_type
+    if not isinstance(element, ir.IntegerType):
+        return None
+    unsigned, bits = element.is_unsigned, element.width
+    low = 0 if unsigned or bits == 1 else -(1 << (bits - 1))
+    high = (1 << (bits if unsigned or bits == 1 else bits - 1)) - 1
+    neutral = {"stablehlo.maximum": low, "stablehlo.minimum": high}.get(reducer)
+    return reducer if number == neutral else None
+
+
+def _splat(owner: ir.Operation | ir.Block) -> complex | None:
+    """The value of a scalar constant, None for anything else."""
+    if isinstance(owner, ir.Block) or owner.name != "stablehlo.constant":
+        return None
+    text = str(owner.attributes["value"]).removeprefix("dense<").split(">")[0]
+    if text in ("true", "false"):
+        return float(text == "true")
+    special = {"0xFF800000": float("-inf"), "0x7F800000": float("inf"), "0xFC00": float("-inf"),
+               "0x7C00": float("inf"), "0xFF80": float("-inf"), "0x7F80": float("inf"),
+               "0xFFF0000000000000": float("-inf"), "0x7FF0000000000000": float("inf")}  # fmt: skip
+    try:
+        return special[text] if text in special else float(text)
+    except ValueError:
+        return None
+
+
+def padding_fill(op: ir.Operation, number: int) -> ir.Value | None:
+    """The (global) scalar that padding of operand ``number`` must hold along a reduced dim; None is zero."""
+    return op.operands[number + len(op.results)] if op.name == "stablehlo.reduce" else None
+
+
+def combine_parts(
+    emit: Emitter, env: Env, op: ir.Operation, new: ir.Operation, axes: tuple[str, ...]
+) -> ir.Operation | None:
+    """Combines the partial results of ``new`` over ``axes``; returns a global op done along the way."""
+    reducer = all_reducer(op) if op.name == "stablehlo.reduce" else _ADD
+    if reducer == _GENERAL:
+        _reduce_gathered(emit, env, op, new, axes)
+        return None
+    local, sharding = env[op.results[0]]
+    narrow = _narrowing(op)
+    if narrow is not None:
+        # The sum travels in the type it is kept in: half the bytes, and what the device does.
+        local = emit.value("stablehlo.convert", [local], local.type.shape, narrow.results[0].type.element_type)
+    result = (narrow or op).results[0]
+    env[result] = (emit.all_reduce(local, axes, reducer), sharding)
+    return narrow
+
+
+def _narrowing(op: ir.Operation) -> ir.Operation | None:
+    """The conversion to a narrower float that is the only use of a product, if there is one."""
+    uses = [use.owner.operation for use in op.results[0].uses]
+    if op.name == "stablehlo.reduce" or len(uses) != 1 or uses[0].name != "stablehlo.convert":
+        return None
+    old, new = op.results[0].type.element_type, uses[0].results[0].type.element_type
+    if not (isinstance(old, ir.FloatType) and isinstance(new, ir.FloatType)) or uses[0].block != op.block:
+        return None
+    return uses[0] if new.width < old.width else None
+
+
+def _reduce_gathered(
+    emit: Emitter, env: Env, op: ir.Operation, new: ir.Operation, axes: tuple[str, ...]
+) -> None:
+    """Gathers the parts along a new leading dim and reduces that dim with the op's own body."""
+    parts = []
+    for result in new.results:
+        shape = [1, *result.type.shape]
+        row = emit.value("stablehlo.reshape", [result], shape, result.type.element_type)
+        parts.append(emit.all_gather(row, 0, axes))
+    again = new.clone(ip=emit.point).operation
+    for number, value in enumerate(parts):
+        again.operands[number] = value
+    again.attributes["dimensions"] = ir.DenseI64ArrayAttr.get([0])
+    for old, result in zip(op.results, again.results, strict=True):
+        env[old] = (result, env[old][1])

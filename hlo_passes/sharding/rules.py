@@ -1,0 +1,150 @@
+"""Factor rules: how the dims of an op's operands and results correspond (Shardy's table, read into records)."""
+
+import functools
+from dataclasses import dataclass
+
+from hlo_passes.ir import ir, run_mlir_passes, sdy
+
+__all__ = ["OpRule", "attach_rules", "rule_of"]
+
+RULE = "sdy.sharding_rule"
+
+# Ops whose reduction factors the partitioner can finish with a collective; elsewhere they stay whole.
+_REDUCES = {"stablehlo.dot_general", "stablehlo.convolution", "stablehlo.reduce", "stablehlo.gather"}
+
+# Ops that are computed whole on every core whatever their rule says, and why.
+_WHOLE = {
+    "stablehlo.custom_call": "what it computes is opaque",
+    "stablehlo.rng": "every core must draw the same numbers",
+    "stablehlo.rng_bit_generator": "every core must draw the same numbers",
+    "stablehlo.batch_norm_training": "its statistics need the whole batch",
+    "stablehlo.batch_norm_grad": "its statistics need the whole batch",
+    "stablehlo.get_dimension_size": "it asks for the global size",
+    "stablehlo.set_dimension_size": "it sets the global size",
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class OpRule:
+    """One op over its factors.
+
+    ``sizes[f]`` is the size of factor f; ``operands[i][d]`` and ``results[i][d]`` are the factors dim d
+    is made of, major first, without factors of size 1. ``blocked`` factors must be whole on every core;
+    ``reductions`` leave partial results when they are sharded. ``why_blocked`` says so to the user.
+    """
+
+    sizes: tuple[int, ...]
+    operands: tuple[tuple[tuple[int, ...], ...], ...]
+    results: tuple[tuple[tuple[int, ...], ...], ...]
+    blocked: frozenset[int]
+    reductions: frozenset[int]
+    why_blocked: str
+
+    @property
+    def tensors(self) -> tuple[tuple[tuple[int, ...], ...], ...]:
+        return self.operands + self.results
+
+
+def attach_rules(module: ir.Module) -> None:
+    """Puts Shardy's rule on every op that has one."""
+    run_mlir_passes(module, "func.func(sdy-populate-op-sharding-rules)")
+
+
+def rule_of(op: ir.Operation) -> OpRule | None:
+    """The rule of ``op``, or None where its operands and results have no correspondence at all."""
+    if RULE not in op.attributes:
+        return None
+    rule = _parse_rule(str(op.attributes[RULE]))
+    blocked, why = _op_blocked(op, rule)
+    if not blocked:
+        return rule
+    return OpRule(
+        sizes=rule.sizes, operands=rule.operands, results=rule.results,
+        blocked=rule.blocked | blocked, reductions=rule.reductions - blocked, why_blocked=why,
+    )  # fmt: skip
+
+
+@functools.lru_cache(maxsize=65536)
+def _parse_rule(text: str) -> OpRule:
+    from hlo_passes.ir import context
+
+    with context():
+        attr = sdy.OpShardingRuleAttr(ir.Attribute.parse(text))
+        sizes = tuple(attr.factor_sizes)
+        operands = _mappings(attr.operand_mappings, sizes)
+        results = _mappings(attr.result_mappings, sizes)
+        needs = set(attr.need_replication_factors) | set(attr.permutation_factors)
+        reductions = frozenset(attr.reduction_factors)
+    # Only the major factor of a dim can be sharded: a minor one would leave a strided block.
+    minor = {f for t in operands + results for dim in t for f in dim[1:]}
+    blocked = frozenset(needs | minor)
+    return OpRule(
+        sizes=sizes, operands=operands, results=results, blocked=blocked,
+        reductions=reductions - blocked, why_blocked="its elements cross shards",
+    )  # fmt: skip
+
+
+def _mappings(mappings: list, sizes: tuple[int, ...]) -> tuple[tuple[tuple[int, ...], ...], ...]:
+    def dim(attr: ir.Attribute) -> tuple[int, ...]:
+        return tuple(f for f in sdy.DimMappingAttr(attr).factor_indices if sizes[f] != 1)
+
+    return tuple(tuple(dim(d) for d in sdy.TensorMappingAttr(m).dim_mappings) for m in mappings)
+
+
+def _op_blocked(op: ir.Operation, rule: OpRule) -> tuple[frozenset[int], str]:
+    """Factors this op must keep whole beyond what the rule says, and why."""
+    if op.name in _WHOLE:
+        return frozenset(range(len(rule.sizes))), _WHOLE[op.name]
+    if op.name == "stablehlo.scatter":
+        return _scatter_blocked(op, rule), "updates may fall on any shard"
+    if op.name == "stablehlo.gather":
+        return _gather_blocked(op, rule), "indices may point to any shard"
+    if op.name == "stablehlo.convolution":
+        return _group_blocked(op, rule), "its channel groups would be cut"
+    if op.name not in _REDUCES and rule.reductions:
+        return rule.reductions, "its partial results cannot be added"
+    return frozenset(), rule.why_blocked
+
+
+def _factors(tensor: tuple[tuple[int, ...], ...]) -> set[int]:
+    return {f for dim in tensor for f in dim}
+
+
+def _scatter_blocked(op: ir.Operation, rule: OpRule) -> frozenset[int]:
+    """A scatter is local only along its window dims; indexed dims and the updates' batch stay whole."""
+    numbers = str(op.attributes["scatter_dimension_numbers"])
+    indexed = _dims(numbers, "scatter_dims_to_operand_dims")
+    count = (len(rule.operands) - 1) // 2
+    blocked = set(rule.reductions) | _factors(rule.operands[count])
+    batching = {f for d in _dims(numbers, "input_batching_dims") for f in rule.operands[0][d]}
+    blocked |= {f for d in indexed for f in rule.operands[0][d]}
+    return frozenset(blocked - batching)
+
+
+def _gather_blocked(op: ir.Operation, rule: OpRule) -> frozenset[int]:
+    """An indexed dim may be sharded only alone, with slices of one row: see the gather handler."""
+    numbers = str(op.attributes["dimension_numbers"])
+    rows = _dims(numbers, "start_index_map")
+    collapsed = _dims(numbers, "collapsed_slice_dims")
+    taken = list(ir.DenseI64ArrayAttr(op.attributes["slice_sizes"]))
+    whole = list(ir.RankedTensorType(op.operands[0].type).shape)
+    alone = len(rows) == 1 and rows[0] in collapsed
+    blocked = set(rule.reductions)
+    for dim in rows:
+        if not alone and taken[dim] != whole[dim]:
+            blocked |= set(rule.operands[0][dim])
+    return frozenset(blocked - ({f for f in rule.operands[0][rows[0]]} if alone else set()))
+
+
+def _group_blocked(op: ir.Operation, rule: OpRule) -> frozenset[int]:
+    """Of a grouped convolution the batch may be sharded, nothing that takes part in the grouping."""
+    groups = [ir.IntegerAttr(op.attributes[k]).value for k in ("feature_group_count", "batch_group_count")]
+    if groups == [1, 1]:
+        return frozenset()
+    return frozenset(_factors(rule.operands[1]) | rule.reductions)
+
+
+def _dims(numbers: str, field: str) -> list[int]:
+    """A list of dims by its name in the text of a gather's or scatter's dimension numbers."""
+    _, found, rest = numbers.partition(f"{field} = [")
+    return [int(d) for d in rest.split("]")[0].split(",")] if found and rest[0] != "]" else []

@@ -1,0 +1,116 @@
+"""How one value is sharded, and how shardings and meshes are read from and written to attributes."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from distributed.mesh import Mesh
+from hlo_passes.ir import ir, sdy
+
+__all__ = ["MeshReader", "Sharding", "layout_attributes", "mesh_attribute"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sharding:
+    """Mesh axes per dim (major first) and the size of the block each core holds.
+
+    A core with index i along ``axes[d]`` holds rows ``[i * local[d], (i + 1) * local[d])`` of dim d;
+    rows beyond the global size are padding of no defined value.
+    """
+
+    axes: tuple[tuple[str, ...], ...]
+    local: tuple[int, ...]
+
+    @staticmethod
+    def whole(shape: Sequence[int]) -> "Sharding":
+        return Sharding(axes=((),) * len(shape), local=tuple(shape))
+
+    @property
+    def is_whole(self) -> bool:
+        return not any(self.axes)
+
+    def used(self) -> set[str]:
+        return {axis for axes in self.axes for axis in axes}
+
+
+class MeshReader:
+    """Reads ``sdy`` meshes and shardings; sub-axes are cut into axes of their own.
+
+    An axis "tp" of 8 of which some sharding uses ``"tp":(1)2`` becomes the axes "tp:(1)2" and "tp:(2)4".
+    """
+
+    def __init__(self, module: ir.Module) -> None:
+        self._meshes: dict[str, sdy.MeshAttr] = {}
+        for op in module.body.operations:
+            if isinstance(op, sdy.MeshOp):
+                self._meshes[ir.StringAttr(op.attributes["sym_name"]).value] = sdy.MeshAttr(op.attributes["mesh"])
+        self._cuts: dict[str, set[int]] = {}
+
+    def meshes(self) -> list[sdy.MeshAttr]:
+        """The meshes with axes: a mesh without any pins a value to one device and shards nothing."""
+        return [mesh for mesh in self._meshes.values() if len(mesh.axes)]
+
+    def note_cuts(self, attr: ir.Attribute) -> None:
+        """Remembers where this sharding cuts axes into sub-axes; call for all before ``mesh``."""
+        for dim in sdy.TensorShardingAttr(attr).dimension_shardings:
+            for axis in sdy.DimensionShardingAttr(dim).axes:
+                name, info = sdy.AxisRefAttr(axis).name, sdy.AxisRefAttr(axis).sub_axis_info
+                if info is not None:
+                    sub = sdy.SubAxisInfoAttr(info)
+                    self._cuts.setdefault(name, set()).update((sub.pre_size, sub.pre_size * sub.size))
+
+    def mesh(self) -> Mesh:
+        """The one mesh of the module, its axes cut where some sharding cuts them."""
+        attr = self.meshes()[0]
+        axes = [(sdy.MeshAxisAttr(a).name, sdy.MeshAxisAttr(a).size) for a in attr.axes]
+        parts = [part for name, size in axes for part in self._parts(name, size)]
+        return Mesh(axes=tuple(parts), device_ids=tuple(attr.device_ids))
+
+    def _parts(self, name: str, size: int) -> list[tuple[str, int]]:
+        cuts = sorted(self._cuts.get(name, set()) | {1, size})
+        if len(cuts) == 2:
+            return [(name, size)]
+        return [(f"{name}:({low}){high // low}", high // low) for low, high in zip(cuts, cuts[1:], strict=False)]
+
+    def axes(self, attr: ir.Attribute) -> tuple[tuple[str, ...], ...]:
+        """Axes per dim of an ``sdy.sharding`` attribute."""
+        sharding = sdy.TensorShardingAttr(attr)
+        result = []
+        for dim in sharding.dimension_shardings:
+            refs = [sdy.AxisRefAttr(axis) for axis in sdy.DimensionShardingAttr(dim).axes]
+            result.append(tuple(name for ref in refs for name in self._names(ref)))
+        return tuple(result)
+
+    def _names(self, ref: sdy.AxisRefAttr) -> list[str]:
+        sizes = {sdy.MeshAxisAttr(a).name: sdy.MeshAxisAttr(a).size for a in self.meshes()[0].axes}
+        low, high = 1, sizes[ref.name]
+        if ref.sub_axis_info is not None:
+            sub = sdy.SubAxisInfoAttr(ref.sub_axis_info)
+            low, high = sub.pre_size, sub.pre_size * sub.size
+        names, at = [], 1
+        for name, size in self._parts(ref.name, sizes[ref.name]):
+            if low <= at < high:
+                names.append(name)
+            at *= size
+        return names
+
+
+def mesh_attribute(mesh: Mesh) -> ir.Attribute:
+    """``neuron.mesh``: ``{axes = [["tp", 4 : i64]], device_ids = array<i64>}``."""
+    axes = ", ".join(f'["{name}", {size} : i64]' for name, size in mesh.axes)
+    ids = f": {', '.join(map(str, mesh.device_ids))}" if mesh.device_ids else ""
+    return ir.Attribute.parse(f"{{axes = [{axes}], device_ids = array<i64{ids}>}}")
+
+
+def layout_attributes(global_type: ir.Type, sharding: Sharding) -> dict[str, ir.Attribute]:
+    """What an argument or result of the LOCAL level says about the global tensor it is a block of."""
+    attributes: dict[str, ir.Attribute] = {"neuron.global_type": ir.TypeAttr.get(global_type)}
+    if not sharding.is_whole:
+        dims = ", ".join("[" + ", ".join(f'"{a}"' for a in axes) + "]" for axes in sharding.axes)
+        attributes["neuron.dim_axes"] = ir.Attribute.parse(f"[{dims}]")
+    return attributes
+
+
+def blocks(size: int, tiles: int, shards: int) -> int:
+    """Rows per core when ``size`` rows in ``tiles`` equal tiles go to ``shards`` cores, whole tiles each."""
+    return size // tiles * math.ceil(tiles / shards)
