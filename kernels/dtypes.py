@@ -1,4 +1,4 @@
-"""Element types: one table from MLIR's spelling to width, NumPy type and what a NeuronCore-v2 does with it."""
+"""Element types: MLIR spelling, width, NumPy type and what a NeuronCore-v2 does with each, in one table."""
 
 from dataclasses import dataclass
 from difflib import get_close_matches

@@ -1,6 +1,6 @@
 """The hardware tables: reads kernels/hw/*.toml into frozen records and refuses what is unknown or unsourced.
 
-Every number stands once, in a table file, as ``key = {value, kind, source}`` with its unit as the end of the key.
+Every number stands once, in a table file: ``key = {value, kind, source}``, the unit is the end of the key.
 """
 
 import functools

@@ -108,8 +108,15 @@ OPS: dict[str, OpRule] = {
 }
 
 COLLECTIVES = frozenset(
-    "all_gather all_reduce all_to_all collective_broadcast collective_permute cross-replica-sum "
-    "reduce_scatter".split()
+    {
+        "all_gather",
+        "all_reduce",
+        "all_to_all",
+        "collective_broadcast",
+        "collective_permute",
+        "cross-replica-sum",
+        "reduce_scatter",
+    }
 )
 # What no cost of a kernel can be given for, and why.
 OUTSIDE: dict[str, str] = {

@@ -1,0 +1,150 @@
+"""The cost of one kernel on one core: engines overlapped, bytes moved, never below the roofline."""
+
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from kernels import data_movement, elementwise, gather_scatter, matmul, reduction, single
+from kernels.engines import OpCost, dma_s, scalar_s, stall_s, vector_s
+from kernels.hardware import Core
+from kernels.ops import ENGINES, rule
+from kernels.work import KernelWork, OpWork, Tensor
+
+__all__ = ["PRICES", "KernelCost", "cost"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class KernelCost:
+    """What one run of one kernel takes on one core.
+
+    Attributes:
+      flops: floating-point operations as XLA's cost analysis counts them; 2bmkn for a product.
+      transcendentals: exponentials, roots and the like, counted apart.
+      bytes_read: HBM bytes the kernel reads once.
+      bytes_written: HBM bytes it writes.
+      reload_bytes: HBM bytes read again because SBUF cannot hold a product's operands.
+      engine_s: busy seconds of "pe", "vector", "scalar", "gpsimd" and "dma".
+      latency_s: seconds from its start to its last write.
+      bound: the busiest engine, or "latency" where waiting outweighs any engine's work.
+    """
+
+    flops: int
+    transcendentals: int
+    bytes_read: int
+    bytes_written: int
+    reload_bytes: int
+    engine_s: dict[str, float]
+    latency_s: float
+    bound: str
+
+
+# The price rules named in the op table. Places say where each operand lies: "psum" for a product still
+# there, "broadcast" for what is repeated and not stored, "hbm" for the kernel's own reads, else "sbuf".
+PRICES: dict[str, Callable[[OpWork, tuple[str, ...], Core], OpCost]] = {
+    "matmul": matmul.price,
+    "transpose": matmul.price_transpose,
+    "elementwise": elementwise.price,
+    "reduce": reduction.price,
+    "window": reduction.price_window,
+    "move": data_movement.price,
+    "free": data_movement.price_free,
+    "index": gather_scatter.price,
+    "sort": single.price_sort,
+    "fft": single.price_fft,
+    "linalg": single.price_linalg,
+}
+
+_CARRIES_PLACE = frozenset({"bitcast_convert", "convert", "reshape"})
+_REPEATED = frozenset({"broadcast", "broadcast_in_dim", "constant", "dynamic_broadcast_in_dim"})
+
+
+def cost(work: KernelWork, core: Core) -> KernelCost:
+    """Prices ``work`` on ``core``.
+
+    Engines overlap, so the busiest decides; to that come one DMA latency and, for every op of the chain,
+    the wait of a dependent instruction. The ops of one kernel pass their results through SBUF and PSUM.
+
+    Raises:
+      CompileError: an op kind is unknown or none that a core computes.
+    """
+    placed, left_in_psum = _places(work)
+    runs = [
+        (op, PRICES[rule(op.kind).price](op, places, core))
+        for op, places in zip(work.ops, placed, strict=True)
+    ]
+    reload_bytes = sum(price.reload_bytes for _, price in runs)
+    bytes_read = sum(tensor.size_bytes for tensor in work.reads)
+    bytes_written = sum(tensor.size_bytes for tensor in work.writes)
+    busy = dict.fromkeys(ENGINES, 0.0)
+    for op, price in runs:
+        for engine, seconds in price.engine_s.items():
+            busy[engine] += op.repeats * seconds
+    for index in left_in_psum:
+        _evacuate(busy, *runs[index], core)
+    busy["dma"] += reload_bytes / (core.dma.engines * core.dma.engine_bytes_per_s)
+    for tensor in (*work.reads, *work.writes):
+        busy["dma"] += dma_s(tensor.size_bytes, tensor.size, core)
+    busiest = max(busy, key=lambda engine: busy[engine])
+    waiting_s = core.dma.latency_s + stall_s(core) * sum(op.repeats * price.chain for op, price in runs)
+    traffic_s = (bytes_read + bytes_written + reload_bytes) / core.hbm.bandwidth_bytes_per_s
+    return KernelCost(
+        flops=sum(op.repeats * price.flops for op, price in runs),
+        transcendentals=sum(op.repeats * price.transcendentals for op, price in runs),
+        bytes_read=bytes_read,
+        bytes_written=bytes_written,
+        reload_bytes=reload_bytes,
+        engine_s=busy,
+        latency_s=max(waiting_s + busy[busiest], _compute_floor_s(runs, core), traffic_s),
+        bound=busiest if busy[busiest] >= waiting_s else "latency",
+    )
+
+
+def _compute_floor_s(runs: list[tuple[OpWork, OpCost]], core: Core) -> float:
+    """All flops at the documented peak of their type; the tensor engine's where the op states none."""
+    peak = core.pe.peak_flop_per_s
+    return sum(op.repeats * price.flops / min(price.peak_flop_per_s, peak) for op, price in runs)
+
+
+def _evacuate(busy: dict[str, float], op: OpWork, price: OpCost, core: Core) -> None:
+    """Copies a product out of PSUM on whichever of vector and scalar is free sooner."""
+    elements = price.psum_elements * core.sbuf.partitions
+    copies = {"vector": vector_s(elements, core), "scalar": scalar_s(elements, core)}
+    engine = min(copies, key=lambda name: busy[name] + op.repeats * copies[name])
+    busy[engine] += op.repeats * copies[engine]
+
+
+def _places(work: KernelWork) -> tuple[list[tuple[str, ...]], list[int]]:
+    """Where each op finds each operand, and the ops whose product no vector or scalar op takes from PSUM.
+
+    Values are told apart by shape and type alone, which is all that a kernel's work states: two products of
+    one shape are taken in the order last made, first used.
+    """
+    reads, writes = frozenset(work.reads), frozenset(work.writes)
+    in_psum: dict[Tensor, list[int]] = {}
+    repeated: Counter[Tensor] = Counter()
+    placed = []
+    for index, op in enumerate(work.ops):
+        found = rule(op.kind)
+        engine = elementwise.engine_of(op) if found.price == "elementwise" else found.engine
+        evacuates = engine in ("vector", "scalar")
+        places = []
+        for operand in op.operands:
+            waiting = in_psum.get(operand)
+            if waiting and (evacuates or op.kind in _CARRIES_PLACE):
+                producer = waiting.pop()
+                places.append("psum")
+                if op.kind in _CARRIES_PLACE:
+                    in_psum.setdefault(op.results[0], []).append(producer)
+            elif repeated[operand]:
+                repeated[operand] -= 1
+                places.append("broadcast")
+            else:
+                places.append("hbm" if operand in reads else "sbuf")
+        if found.price == "move" and not writes.isdisjoint(op.results):
+            places = ["hbm"] * len(places)
+        if op.kind in _REPEATED or (op.kind in _CARRIES_PLACE and "broadcast" in places):
+            repeated.update(op.results)
+        if found.price in ("matmul", "transpose"):
+            in_psum.setdefault(op.results[0], []).append(index)
+        placed.append(tuple(places))
+    return placed, sorted(index for waiting in in_psum.values() for index in waiting)

@@ -1,0 +1,32 @@
+"""Copies, slices, pads, transposes by DMA and the tensor engine: when they fuse and what they cost."""
+
+from collections.abc import Sequence
+
+from kernels.elementwise import FREE
+from kernels.engines import OpCost, dma_s
+from kernels.hardware import Core
+from kernels.ops import kinds_priced_as
+from kernels.work import OpWork
+
+__all__ = ["MOVES", "legal", "price", "price_free"]
+
+MOVES = kinds_priced_as("move") | {"transpose"}
+
+
+def legal(kinds: Sequence[str]) -> bool:
+    """Only moves and access patterns, no arithmetic."""
+    return bool(kinds) and all(kind in MOVES or kind in FREE for kind in kinds)
+
+
+def price(op: OpWork, places: tuple[str, ...], core: Core) -> OpCost:
+    """The bytes moved inside SBUF; none where the op rides on the kernel's own load or store."""
+    if "hbm" in places:
+        return OpCost()
+    moved = op.operands[1] if op.kind == "dynamic_update_slice" else op.results[0]
+    return OpCost(engine_s={"dma": dma_s(moved.size_bytes, moved.size, core)}, chain=1)
+
+
+def price_free(op: OpWork, places: tuple[str, ...], core: Core) -> OpCost:
+    """No time of its own; a cast counts its flops as XLA does."""
+    cast = sum(tensor.size for tensor in op.results) if op.kind == "convert" else 0
+    return OpCost(flops=cast)

@@ -1,0 +1,42 @@
+"""Reductions and sliding windows on the vector engine: when they fuse and what they cost."""
+
+import math
+from collections.abc import Sequence
+
+from kernels.elementwise import EPILOGUE
+from kernels.engines import OpCost, lane_elements, vector_s
+from kernels.hardware import Core
+from kernels.ops import kinds_priced_as
+from kernels.work import OpWork
+
+__all__ = ["legal", "price", "price_window"]
+
+_REDUCTIONS = kinds_priced_as("reduce", "window")
+
+
+def legal(kinds: Sequence[str]) -> bool:
+    """At least one reduction; its elementwise producers and consumers come along."""
+    if not any(kind in _REDUCTIONS for kind in kinds):
+        return False
+    return all(kind in EPILOGUE or kind in _REDUCTIONS for kind in kinds)
+
+
+def price(op: OpWork, places: tuple[str, ...], core: Core) -> OpCost:
+    """One pass over the input; a result element costs one flop per element it takes in but the first."""
+    # Operands are inputs then initial values, as many of each; variadic reductions run one pass per input.
+    inputs = op.operands[: max(1, len(op.results))]
+    is_bf16 = {tensor.dtype for tensor in (*inputs, *op.results)} == {"bf16"}
+    cycles = core.vector.bf16_reduce_cycles if is_bf16 else 1.0
+    seconds = sum(vector_s(lane_elements(tensor), core, cycles=cycles) for tensor in inputs)
+    taken = max((tensor.size for tensor in inputs), default=0)
+    made = max((tensor.size for tensor in op.results), default=0)
+    return OpCost(engine_s={"vector": seconds}, flops=max(0, taken - made), chain=len(inputs))
+
+
+def price_window(op: OpWork, places: tuple[str, ...], core: Core) -> OpCost:
+    """Windows by doubling: ceil(log2(window)) passes that each combine two shifted operands."""
+    passes = max(1, math.ceil(math.log2(max(1, op.window))))
+    size = max((tensor.size for tensor in op.results), default=0)
+    elements = max((lane_elements(tensor) for tensor in (*op.results, *op.operands)), default=0)
+    seconds = vector_s(elements, core, cycles=core.vector.pair_cycles, passes=passes)
+    return OpCost(engine_s={"vector": seconds}, flops=size * max(0, op.window - 1), chain=passes)
