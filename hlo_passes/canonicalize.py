@@ -48,9 +48,10 @@ def run(module: ir.Module, options: Options) -> None:
         entry.attributes["sym_visibility"] = ir.StringAttr.get("public")
     if _any_type(module, _is_dynamic):
         _apply(module, _REFINE)
-    _apply(module, _LOWER)
+    # Before the rest is lowered: the arithmetic of quantised types is written with CHLO ops.
     if _any_type(module, lambda t: "!quant." in str(t)):
         _apply(module, "func.func(stablehlo-legalize-quant-to-math)")
+    _apply(module, _LOWER)
     _apply(module, _SIMPLIFY)
     reject_unsupported(module)
 

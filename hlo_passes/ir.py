@@ -9,16 +9,32 @@ from jaxlib.mlir import ir, passmanager
 from jaxlib.mlir.dialects import chlo, func, sdy, stablehlo
 
 __all__ = [
-    "chlo", "context", "func", "func_named", "ir", "main", "parse", "run_mlir_passes", "sdy",
-    "source_line", "stablehlo", "walk",
+    "chlo",
+    "context",
+    "func",
+    "func_named",
+    "ir",
+    "main",
+    "parse",
+    "run_mlir_passes",
+    "sdy",
+    "source_line",
+    "stablehlo",
+    "walk",
 ]
 
 
 @functools.cache
 def context() -> ir.Context:
-    """The process's MLIR context, with every dialect JAX uses."""
+    """The process's MLIR context, with every dialect JAX uses, and that of quantised types."""
     stablehlo.register_stablehlo_passes()
-    return _jax_mlir.make_ir_context()
+    made = _jax_mlir.make_ir_context()
+    with made:
+        # JAX does not register the quant dialect, but a pass that depends on it brings it along.
+        passmanager.PassManager.parse("builtin.module(vhlo-legalize-to-stablehlo)").run(
+            ir.Module.parse("module {}").operation
+        )
+    return made
 
 
 def parse(text: str | bytes) -> ir.Module:

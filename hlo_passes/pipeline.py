@@ -8,7 +8,7 @@ from typing import Any
 
 from distributed.program import Program
 from distributed.program_text import program_text
-from hlo_passes import autocast, canonicalize
+from hlo_passes import autocast, canonicalize, fuse, shard
 from hlo_passes.ir import ir
 from hlo_passes.levels import check_level
 from hlo_passes.spec import parse_options, split_spec, unknown
@@ -31,6 +31,10 @@ PASSES: tuple[Pass, ...] = (
     Pass(name="canonicalize", code=canonicalize, leaves="global"),
     # Before shard, so that a collective that ends a product moves the type the device computes.
     Pass(name="autocast", code=autocast, leaves="global"),
+    # Everything after this sees one core's shapes, and the collectives it owes the others.
+    Pass(name="shard", code=shard, leaves="local"),
+    # After the collectives are final, for they are where kernels must end.
+    Pass(name="fuse", code=fuse, leaves="fused"),
 )
 
 

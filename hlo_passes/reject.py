@@ -1,4 +1,4 @@
-"""What no pass can compile, as tables, and the error each gets: host transfers, dynamic shapes, data types."""
+"""What no pass can compile, as tables, and the error each gets: host transfers, dynamic shapes, types."""
 
 import re
 from dataclasses import dataclass
@@ -78,8 +78,7 @@ def reject_annotations(module: ir.Module) -> None:
 def _is_trivial_annotation(op: ir.Operation) -> bool:
     if op.name != "stablehlo.custom_call" or op.attributes["call_target_name"].value != "Sharding":
         return False
-    sharding = op.attributes["mhlo.sharding"] if "mhlo.sharding" in op.attributes else None
-    return sharding is None or sharding.value in _TRIVIAL_SHARDINGS
+    return "mhlo.sharding" not in op.attributes or op.attributes["mhlo.sharding"].value in _TRIVIAL_SHARDINGS
 
 
 def _argument_attributes(op: ir.Operation) -> list[ir.DictAttr]:

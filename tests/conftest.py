@@ -14,7 +14,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         "--conformance",
         type=Path,
         default=_ROOT / ".." / "shared" / "conformance",
-        help="directory with the StableHLO and Shardy test programs; tests that need it skip where it is absent",
+        help="directory with the StableHLO and Shardy test programs; without it, what needs it skips",
     )
     parser.addoption(
         "--update-golden", action="store_true", help="rewrite the expected texts under tests/mlir"

@@ -95,7 +95,7 @@ def random_inputs(module_text: str, seed: int) -> list[np.ndarray]:
 
 def _random(rng: np.random.Generator, shape: tuple[int, ...], element: str) -> np.ndarray:
     numpy_type = np.dtype(dtype(element).numpy)
-    if numpy_type == bool:
+    if numpy_type.kind == "b":
         return rng.integers(0, 2, shape).astype(bool)
     if element.startswith(("i", "ui")):
         return rng.integers(0, 5, shape).astype(numpy_type)
