@@ -1,0 +1,152 @@
+"""What fills the HBM of one core, and what to do where it does not fit."""
+
+from collections.abc import Collection, Iterator
+from dataclasses import dataclass
+
+from distributed.liveness import nested_blocks
+from distributed.program import Block, Collective, Program
+from kernels.errors import OutOfDeviceMemoryError
+from kernels.hardware import INSTANCES, InstanceSpec, load_core, load_instance
+
+__all__ = ["DeviceMemory", "check_fits", "device_memory"]
+
+_GIB = 2**30
+# Degrees that keep to the ring: one core, chips, and the whole of each instance.
+_DEGREES = (1, 2, 4, 8, 12, 24)
+_REDUCING = frozenset({"all_reduce", "reduce_scatter"})
+
+
+@dataclass(frozen=True, kw_only=True)
+class DeviceMemory:
+    """Bytes in the HBM of each core.
+
+    ``temporaries`` is what the plan needs beyond inputs and outputs at its peak; ``collective_buffers``
+    two chunks of the largest reducing collective (one arrives while the other is added);
+    ``replicated_fraction`` the part of inputs, outputs and temporaries that every core holds whole.
+    """
+
+    weights_bytes: int
+    inputs_bytes: int
+    outputs_bytes: int
+    temporaries_bytes: int
+    collective_buffers_bytes: int
+    microcode_bytes: int
+    runtime_bytes: int
+    capacity_bytes: int
+    replicated_fraction: float
+
+    @property
+    def planned_bytes(self) -> int:
+        return self.weights_bytes + self.inputs_bytes + self.outputs_bytes + self.temporaries_bytes
+
+    @property
+    def total_bytes(self) -> int:
+        fixed = self.microcode_bytes + self.runtime_bytes
+        return self.planned_bytes + self.collective_buffers_bytes + fixed
+
+    def table(self) -> str:
+        """One line a category, in bytes and GiB."""
+        rows = [
+            ("weights", self.weights_bytes),
+            ("inputs", self.inputs_bytes),
+            ("outputs", self.outputs_bytes),
+            ("temporaries", self.temporaries_bytes),
+            ("collective buffers", self.collective_buffers_bytes),
+            ("micro-code", self.microcode_bytes),
+            ("runtime", self.runtime_bytes),
+            ("total", self.total_bytes),
+            ("capacity", self.capacity_bytes),
+        ]
+        return "\n".join(f"{name:<18} {size:>16,} B {size / _GIB:>9.3f} GiB" for name, size in rows)
+
+
+def device_memory(program: Program, *, weights: Collection[int] = ()) -> DeviceMemory:
+    """Adds up a planned program's memory on one core (all cores hold as much).
+
+    Args:
+      program: buffers with their HBM offsets.
+      weights: positions among the program's inputs that are weights; they get a row of their own.
+    """
+    hbm = load_core().hbm
+    buffers = {buffer.id: buffer for buffer in program.buffers}
+    arguments = program.main.arguments
+    sizes = [buffers[number].tensor.size_bytes for number in arguments]
+    weights_bytes = sum(size for index, size in enumerate(sizes) if index in weights)
+    aliased = {output for output, _ in program.aliases}
+    own_outputs = {
+        number
+        for index, number in enumerate(program.main.results)
+        if index not in aliased and number not in arguments
+    }
+    outputs_bytes = sum(buffers[number].tensor.size_bytes for number in own_outputs)
+    placed = [buffer for buffer in program.buffers if buffer.offset_bytes is not None]
+    extent = max((buffer.offset_bytes + buffer.tensor.size_bytes for buffer in placed), default=0)
+    whole = sum(buffer.tensor.size_bytes for buffer in placed)
+    replicated = sum(buffer.tensor.size_bytes for buffer in placed if not buffer.varying)
+    return DeviceMemory(
+        weights_bytes=weights_bytes,
+        inputs_bytes=sum(sizes) - weights_bytes,
+        outputs_bytes=outputs_bytes,
+        temporaries_bytes=max(0, extent - sum(sizes) - outputs_bytes),
+        collective_buffers_bytes=_staging_bytes(program),
+        microcode_bytes=hbm.microcode_bytes,
+        runtime_bytes=hbm.runtime_reserve_bytes,
+        capacity_bytes=hbm.capacity_bytes,
+        replicated_fraction=replicated / whole if whole else 0.0,
+    )
+
+
+def check_fits(
+    program: Program, instance: str | InstanceSpec, *, weights: Collection[int] = ()
+) -> DeviceMemory:
+    """The memory of a program, if a core of the instance has that much.
+
+    Raises:
+      OutOfDeviceMemoryError: it has not; the message holds the table and which tp_degree and instance
+        would do, estimated by dividing what is sharded and keeping what is replicated.
+    """
+    spec = load_instance(instance) if isinstance(instance, str) else instance
+    used = device_memory(program, weights=weights)
+    if used.total_bytes <= used.capacity_bytes:
+        return used
+    table = "\n".join(f"    {line}" for line in used.table().splitlines())
+    raise OutOfDeviceMemoryError(
+        f"needs {used.total_bytes / _GIB:.2f} GiB of the {used.capacity_bytes / _GIB:.2f} GiB of HBM on each of "
+        f"{program.num_cores} cores of {spec.name}\n{table}",
+        op=f"program {program.name}",
+        fix=_advice(used, program.num_cores, spec),
+    )
+
+
+def _advice(used: DeviceMemory, num_cores: int, spec: InstanceSpec) -> str:
+    names = [spec.name, *(name for name in INSTANCES if load_instance(name).cores > spec.cores)]
+    for name in names:
+        for degree in _DEGREES:
+            if num_cores < degree <= load_instance(name).cores and _fits(used, num_cores, degree):
+                where = "" if name == spec.name else f" on {name}"
+                return f"tp_degree={degree}{where} should fit (an estimate); or use a smaller batch or type"
+    return "no Inf2 instance should hold it at any tp_degree: use a smaller batch, sequence or type"
+
+
+def _fits(used: DeviceMemory, num_cores: int, degree: int) -> bool:
+    planned = used.planned_bytes + used.collective_buffers_bytes
+    scale = used.replicated_fraction + (1 - used.replicated_fraction) * num_cores / degree
+    return planned * scale + used.microcode_bytes + used.runtime_bytes <= used.capacity_bytes
+
+
+def _staging_bytes(program: Program) -> int:
+    sizes = {buffer.id: buffer.tensor.size_bytes for buffer in program.buffers}
+    chunks = [
+        2 * -(-sum(sizes[number] for number in step.operands) // max(len(group) for group in step.groups))
+        for step in _collectives(program.main)
+        if step.kind in _REDUCING
+    ]
+    return max(chunks, default=0)
+
+
+def _collectives(block: Block) -> Iterator[Collective]:
+    for step in block.steps:
+        if isinstance(step, Collective):
+            yield step
+        for nested in nested_blocks(step):
+            yield from _collectives(nested)

@@ -1,0 +1,117 @@
+"""The records of a timeline, and the books of the engines: what is busy when."""
+
+import bisect
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+__all__ = ["Event", "Queue", "Timeline"]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Event:
+    """Something an engine or link did.
+
+    ``engine`` is pe, vector, scalar, gpsimd, dma, collective, control, or the name of a link (then
+    ``core`` is None). ``busy_s`` is less than ``end_s - start_s`` for a link, which waits between the steps
+    of a collective, and where the event stands for ``iterations`` of a loop not listed one by one.
+    """
+
+    name: str
+    engine: str
+    core: int | None
+    start_s: float
+    end_s: float
+    busy_s: float
+    location: str = ""
+    bytes: float = 0.0
+    flops: float = 0.0
+    iterations: int = 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class Timeline:
+    """When what happens in one run of a program, from its first instruction to its last.
+
+    All cores run the same program and are alike, so ``events`` show core 0; links are shown each.
+
+    Attributes:
+      events: in order of their start.
+      total_s: seconds of one run.
+      busy_s: seconds of work per engine of one core and per link.
+      flops: floating-point operations of one core, those of loops times their iterations.
+      bytes_accessed: HBM bytes read and written by the kernels of one core.
+      collective_bytes: operand bytes one core brings to collectives.
+      num_cores: cores the program runs on.
+      assumptions: what had to be supposed because the program does not say, for example trip counts.
+    """
+
+    name: str
+    events: Sequence[Event]
+    total_s: float
+    busy_s: Mapping[str, float]
+    flops: float
+    bytes_accessed: float
+    collective_bytes: float
+    num_cores: int
+    assumptions: tuple[str, ...]
+
+
+class Queue:
+    """One engine's time: work is put into the earliest gap that is long enough, or in pieces into several.
+
+    Work never overlaps. What lies before ``forget``'s moment can no longer be used.
+    """
+
+    def __init__(self, now: float) -> None:
+        self._starts: list[float] = []
+        self._ends: list[float] = []
+        self._floor = now
+
+    @property
+    def end(self) -> float:
+        """When the last piece of work ends."""
+        return self._ends[-1] if self._ends else self._floor
+
+    def append(self, earliest: float, seconds: float) -> float:
+        """Puts work after everything there is; returns its start."""
+        start = max(earliest, self.end)
+        self._insert(len(self._starts), start, start + seconds)
+        return start
+
+    def fill(self, earliest: float, seconds: float) -> list[tuple[float, float]]:
+        """Puts work into the gaps from ``earliest`` on, cut in pieces where needed; returns the pieces."""
+        pieces: list[tuple[float, float]] = []
+        start, left = max(earliest, self._floor), seconds
+        at = bisect.bisect_right(self._ends, start)
+        while left > 0:
+            limit = self._starts[at] if at < len(self._starts) else float("inf")
+            if limit > start:
+                end = min(start + left, limit)
+                pieces.append((start, end))
+                # The last piece takes exactly what is left, so that no rounding error goes on forever.
+                left = 0.0 if end < limit or limit - start >= left else left - (end - start)
+            if at < len(self._starts):
+                start = max(start, self._ends[at])
+            at += 1
+        for piece in pieces:
+            self._insert(bisect.bisect_left(self._starts, piece[0]), *piece)
+        return pieces
+
+    def forget(self, before: float) -> None:
+        """Closes the gaps that end before this moment."""
+        count = bisect.bisect_right(self._ends, before)
+        if count:
+            self._floor = max(self._floor, self._ends[count - 1])
+            del self._starts[:count], self._ends[:count]
+
+    def _insert(self, at: int, start: float, end: float) -> None:
+        # Neighbours that touch are one: few intervals stay, however many kernels there are.
+        if at > 0 and self._ends[at - 1] >= start:
+            self._ends[at - 1] = end
+            at -= 1
+        else:
+            self._starts.insert(at, start)
+            self._ends.insert(at, end)
+        if at + 1 < len(self._starts) and self._starts[at + 1] <= end:
+            self._ends[at] = self._ends[at + 1]
+            del self._starts[at + 1], self._ends[at + 1]
