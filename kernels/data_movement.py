@@ -2,20 +2,19 @@
 
 from collections.abc import Sequence
 
-from kernels.elementwise import FREE
+from kernels.elementwise import FREE, MOVES
 from kernels.engines import OpCost, dma_s
 from kernels.hardware import Core
-from kernels.ops import kinds_priced_as
 from kernels.work import OpWork
 
-__all__ = ["MOVES", "legal", "price", "price_free"]
+__all__ = ["legal", "price", "price_free"]
 
-MOVES = kinds_priced_as("move") | {"transpose"}
+_MOVES = MOVES | {"transpose"}
 
 
 def legal(kinds: Sequence[str]) -> bool:
     """Only moves and access patterns, no arithmetic."""
-    return bool(kinds) and all(kind in MOVES or kind in FREE for kind in kinds)
+    return bool(kinds) and all(kind in _MOVES or kind in FREE for kind in kinds)
 
 
 def price(op: OpWork, places: tuple[str, ...], core: Core) -> OpCost:

@@ -55,8 +55,8 @@ _MX = "microscaling formats need a NeuronCore newer than v2"
 _ROWS: tuple[tuple[str, int, type, Support, str], ...] = (
     ("f32", 32, np.float32, "native", "tensor engine at a quarter of the rate"),
     ("tf32", 32, np.float32, "native", "8-bit exponent, 10-bit mantissa, stored as f32"),
-    ("bf16", 16, ml_dtypes.bfloat16, "native", ""),
-    ("f16", 16, np.float16, "native", ""),
+    ("bf16", 16, ml_dtypes.bfloat16, "native", "tensor engine at full rate"),
+    ("f16", 16, np.float16, "native", "tensor engine at full rate"),
     ("f8E4M3", 8, ml_dtypes.float8_e4m3, "native", "cFP8, IEEE-like, range +-240"),
     ("f8E5M2", 8, ml_dtypes.float8_e5m2, "native", "cFP8"),
     ("f8E3M4", 8, ml_dtypes.float8_e3m4, "native", "cFP8; neuronx-cc's JAX front end does not offer it"),

@@ -8,16 +8,18 @@ from kernels.hardware import Core
 from kernels.ops import OPS, kinds_priced_as, rule
 from kernels.work import OpWork
 
-__all__ = ["EPILOGUE", "FREE", "legal", "price"]
+__all__ = ["EPILOGUE", "FREE", "MOVES", "engine_of", "legal", "price"]
 
 _CONTROL = frozenset({"after_all", "case", "create_token", "if", "return", "while"})
 # Casts and access patterns: they ride along with the op that reads or writes.
 FREE = kinds_priced_as("free") - _CONTROL
 _RANDOM = frozenset({"rng", "rng_bit_generator"})
 _ELEMENTWISE = kinds_priced_as("elementwise") - _RANDOM - {"map"}
-_SUBRANGES = frozenset({"concatenate", "pad", "reverse"})
 # What may follow or precede another kernel's main op.
 EPILOGUE = _ELEMENTWISE | FREE
+# Slices, pads and the like: the addresses of a kernel's own loads and stores.
+MOVES = kinds_priced_as("move")
+_WORK = _ELEMENTWISE | {"convert"}
 
 # tensor_tensor in bf16 keeps up with both operands in SBUF only for these.
 _FAST_BF16 = frozenset({"add", "multiply", "subtract"})
@@ -26,10 +28,10 @@ _EXACT_INTEGER = frozenset({"add", "multiply", "subtract"})
 
 
 def legal(kinds: Sequence[str]) -> bool:
-    """At least one elementwise op; besides those only access patterns and writes to subranges."""
-    if not any(kind in _ELEMENTWISE for kind in kinds):
+    """At least one elementwise op or cast; besides those only access patterns and moves."""
+    if not any(kind in _WORK for kind in kinds):
         return False
-    return all(kind in EPILOGUE or kind in _SUBRANGES for kind in kinds)
+    return all(kind in EPILOGUE or kind in MOVES for kind in kinds)
 
 
 def price(op: OpWork, places: tuple[str, ...], core: Core) -> OpCost:

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from kernels.elementwise import EPILOGUE
+from kernels.elementwise import EPILOGUE, MOVES
 from kernels.engines import OpCost, gpsimd_s, lane_elements
 from kernels.hardware import Core
 from kernels.ops import OPS, kinds_priced_as
@@ -14,9 +14,9 @@ _INDEXED = kinds_priced_as("index")
 
 
 def legal(kinds: Sequence[str]) -> bool:
-    """One gather or scatter with the arithmetic on its indices, updates or results."""
+    """One gather or scatter with the arithmetic and moves on its indices, updates or results."""
     found = [kind for kind in kinds if kind in _INDEXED]
-    return len(found) == 1 and all(kind in EPILOGUE or kind in _INDEXED for kind in kinds)
+    return len(found) == 1 and all(kind in EPILOGUE or kind in MOVES or kind in _INDEXED for kind in kinds)
 
 
 def price(op: OpWork, places: tuple[str, ...], core: Core) -> OpCost:

@@ -73,7 +73,6 @@ class Vector:
     min_interval_cycles: int
     pair_cycles: float
     bf16_reduce_cycles: float
-    scan_cycles: float
 
 
 @dataclass(frozen=True, kw_only=True)

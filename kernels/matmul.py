@@ -4,7 +4,7 @@ import math
 from collections.abc import Sequence
 
 from kernels.dtypes import dtype
-from kernels.elementwise import EPILOGUE
+from kernels.elementwise import EPILOGUE, MOVES
 from kernels.engines import OpCost, pe_passes, pe_peak_flop_per_s, product, transpose_s
 from kernels.errors import CompileError
 from kernels.hardware import Core
@@ -15,7 +15,7 @@ __all__ = ["legal", "legal_convolution", "price", "price_transpose", "reload_byt
 
 _CONVOLUTIONS = frozenset({"convolution", "dynamic_conv"})
 _PRODUCTS = kinds_priced_as("matmul") - _CONVOLUTIONS
-_AROUND = EPILOGUE | {"transpose"}
+_AROUND = EPILOGUE | MOVES | {"transpose"}
 
 
 def legal(kinds: Sequence[str]) -> bool:

@@ -26,8 +26,8 @@ def legal_control(kinds: Sequence[str]) -> bool:
 
 
 def legal(kinds: Sequence[str]) -> bool:
-    """Any one op that a core computes."""
-    return len(kinds) == 1 and kinds[0] in OPS
+    """Any one op that a core computes, and a custom call: it runs on the host, though nothing prices it."""
+    return len(kinds) == 1 and (kinds[0] in OPS or kinds[0] == "custom_call")
 
 
 def price_sort(op: OpWork, places: tuple[str, ...], core: Core) -> OpCost:

@@ -1,0 +1,49 @@
+"""``neuronx hw [INSTANCE]``: every hardware number with its unit, kind and source, and the element types."""
+
+import argparse
+from collections.abc import Sequence
+from typing import Any
+
+from kernels.dtypes import DTYPES
+from kernels.hardware import INSTANCES, load_instance, rows
+
+__all__ = ["HELP", "NAME", "add_arguments", "main"]
+
+NAME = "hw"
+HELP = "print every hardware number with unit, kind (documented, measured, assumed) and source"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    known = ", ".join(INSTANCES)
+    parser.add_argument("instance", nargs="?", metavar="INSTANCE", help=f"one of {known}; all if left out")
+
+
+def main(args: argparse.Namespace) -> int:
+    """Prints one aligned row a number, then one an element type; 0 on success.
+
+    Raises:
+      CompileError: the instance is unknown.
+    """
+    instances = [load_instance(args.instance).name] if args.instance else list(INSTANCES)
+    numbers = [
+        (table, key, _text(value), unit, kind, source)
+        for name in ("neuroncore-v2", "links", *instances)
+        for table, key, value, unit, source, kind in rows(name)
+    ]
+    _print_table(("table", "key", "value", "unit", "kind", "source"), numbers)
+    print()
+    types = [(found.name, str(found.bits), found.support, found.note) for found in DTYPES.values()]
+    _print_table(("element type", "bits", "support", "note"), types)
+    return 0
+
+
+def _print_table(headings: tuple[str, ...], lines: Sequence[tuple[str, ...]]) -> None:
+    widths = [max(map(len, column)) for column in zip(headings, *lines, strict=True)]
+    for line in (headings, *lines):
+        print("  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip())
+
+
+def _text(value: Any) -> str:
+    if isinstance(value, list):
+        return " ".join(map(_text, value))
+    return f"{value:g}" if isinstance(value, float) else str(value)
