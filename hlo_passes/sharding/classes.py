@@ -76,9 +76,12 @@ class DimClasses:
         homes: dict[int, tuple[ir.Value, int]] = {}
         for value, dims in zip((*op.operands, *op.results), rule.tensors, strict=True):
             for dim, factors in enumerate(dims):
+                node = self.class_of(value, dim)
+                if not factors:
+                    self._tiles[node] = 1  # corresponds to nothing: a convolution's window, say
                 if not factors or factors[0] in rule.blocked:
                     continue
-                factor, node = factors[0], self.class_of(value, dim)
+                factor = factors[0]
                 self._tiles[node] = math.gcd(self._tiles[node], rule.sizes[factor])
                 homes[factor] = self._unite(homes[factor], node) if factor in homes else node
 

@@ -25,7 +25,7 @@ _RELAYOUTS = {"stablehlo.transpose", "stablehlo.reshape", "stablehlo.convert", "
 
 # A sharded weight is worth as much as this many of the program's dearest collectives, beyond the time
 # it saves: who asks for a tensor-parallel degree wants the weights sharded even where they are small.
-_WEIGHT_IN_COLLECTIVES = 4
+_WEIGHT_IN_COLLECTIVES = 32
 
 Class = tuple[ir.Value, int]
 
@@ -116,7 +116,17 @@ def _weigh(
         for factor, name in pairs:
             meets[name] |= {other for f, other in pairs if f != factor}
             saved_s[name] += _op_gain_s(op, factor, name, classes, shards, rates)
+        for value in (*op.operands, *op.results) if classes.rules[op] is None else ():
+            _meet_in_value(value, classes, meets)
     return meets, saved_s
+
+
+def _meet_in_value(value: ir.Value, classes: DimClasses, meets: dict[Class, set[Class]]) -> None:
+    """Dims of one value cannot share an axis, whether or not an op relates them."""
+    if isinstance(value.type, ir.RankedTensorType):
+        names = [classes.class_of(value, dim) for dim in range(value.type.rank)]
+        for dim, name in enumerate(names):
+            meets[name].update(names[:dim] + names[dim + 1 :])
 
 
 def _op_gain_s(
@@ -186,7 +196,7 @@ def _notes(weights: dict[ir.Value, int], classes: DimClasses, chosen: set[Class]
     notes = []
     for weight, size in weights.items():
         names = [classes.class_of(weight, dim) for dim in range(weight.type.rank)]
-        if not chosen & set(names):
+        if shards > 1 and not chosen & set(names):
             number = ir.BlockArgument(weight).arg_number
             line = next((source_line(use.owner) for use in weight.uses), "")
             notes.append(
