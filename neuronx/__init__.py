@@ -1,0 +1,49 @@
+"""Compile JAX functions for a simulated ring of AWS Inferentia2 NeuronCores; run, time and price them."""
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from kernels.errors import CompileError, OutOfDeviceMemoryError
+    from neuronx.api import Function, compile
+    from neuronx.arrays import RingArray
+    from neuronx.memory import MemoryStats
+    from neuronx.profile import Profile
+    from neuronx.stages import Compiled, Lowered
+
+__all__ = [
+    "CompileError",
+    "Compiled",
+    "Function",
+    "Lowered",
+    "MemoryStats",
+    "OutOfDeviceMemoryError",
+    "Profile",
+    "RingArray",
+    "compile",
+]
+
+# Loaded at first use: verbs that need no compiler (``neuronx hw``) start without importing JAX.
+_HOMES = {
+    "CompileError": "kernels.errors",
+    "Compiled": "neuronx.stages",
+    "Function": "neuronx.api",
+    "Lowered": "neuronx.stages",
+    "MemoryStats": "neuronx.memory",
+    "OutOfDeviceMemoryError": "kernels.errors",
+    "Profile": "neuronx.profile",
+    "RingArray": "neuronx.arrays",
+    "compile": "neuronx.api",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'neuronx' has no attribute {name!r}")
+    value = getattr(importlib.import_module(_HOMES[name]), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted(set(globals()) | set(__all__))

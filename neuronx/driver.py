@@ -125,7 +125,7 @@ def compile_module(module: ir.Module, options: CompileOptions) -> Artifacts:
         module,
         default_pipeline(
             autocast=autocast.Options(mode=options.auto_cast, type=options.auto_cast_type),
-            shard=shard.Options(tp=options.tp_degree),
+            shard=shard.Options(tp=options.tp_degree, instance=options.instance),
         ),
         debug=Debug(check_levels=asked.debug > 0, dump_dir=asked.dump),
         after=keep,

@@ -16,7 +16,14 @@ from jax.tree_util import PyTreeDef, keystr, tree_flatten, tree_flatten_with_pat
 from hlo_passes.ir import func, ir, main, parse
 from kernels.errors import CompileError
 from neuronx.arrays import RingArray
-from neuronx.shardings import Sharding, annotate, check_meshes, mesh_axes, user_sharding
+from neuronx.shardings import (
+    Sharding,
+    annotate,
+    check_meshes,
+    drop_single_device_meshes,
+    mesh_axes,
+    user_sharding,
+)
 
 __all__ = [
     "MAX_EMBEDDED_BYTES",
@@ -155,6 +162,7 @@ def export(staged: Staged, *, out_shardings: Any, axes: tuple[tuple[str, int], .
         user_sharding(sharding, len(output.shape), axes)
         for sharding, output in zip(asked, outputs, strict=True)
     ]
+    drop_single_device_meshes(module)
     annotate(module, staged.shardings, results)
     _name_donated_results(module)
     check_meshes(module)

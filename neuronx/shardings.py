@@ -7,10 +7,10 @@ from typing import Any
 
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
-from hlo_passes.ir import ir, main, sdy
+from hlo_passes.ir import ir, main, sdy, walk
 from kernels.errors import CompileError
 
-__all__ = ["Sharding", "annotate", "check_meshes", "mesh_axes", "user_sharding"]
+__all__ = ["Sharding", "annotate", "check_meshes", "drop_single_device_meshes", "mesh_axes", "user_sharding"]
 
 Axes = tuple[tuple[str, int], ...]
 
@@ -96,6 +96,26 @@ def _with_sharding(module: ir.Module, old: Any, sharding: Sharding | None) -> ir
         mesh = _mesh_symbol(module, sharding.mesh)
         attributes["sdy.sharding"] = ir.Attribute.parse(f"#sdy.sharding<@{mesh}, [{dims}]>")
     return ir.DictAttr.get(attributes)
+
+
+def drop_single_device_meshes(module: ir.Module) -> None:
+    """Removes annotations over meshes of one device, which cut nothing (JAX's PRNG leaves such)."""
+    single = {name for name, axes in _meshes(module) if _size(axes) == 1}
+    if not single:
+        return
+
+    def drop(op: ir.Operation) -> None:
+        if op.name == "sdy.sharding_constraint" and _mesh_of(op.attributes["sharding"]) in single:
+            op.results[0].replace_all_uses_with(op.operands[0])
+            op.erase()
+        elif op.name == "sdy.mesh" and ir.StringAttr(op.attributes["sym_name"]).value in single:
+            op.erase()
+
+    walk(module.operation, drop)
+
+
+def _mesh_of(sharding: ir.Attribute) -> str:
+    return ir.FlatSymbolRefAttr(sdy.TensorShardingAttr(sharding).mesh_or_ref).value
 
 
 def _meshes(module: ir.Module) -> list[tuple[str, Axes]]:

@@ -164,7 +164,7 @@ class Compiled:
         return tree_unflatten(self.out_tree, self.call_flat(self._leaves(args, kwargs)))
 
     def call_flat(self, leaves: Sequence[Any]) -> list[Any]:
-        """``__call__`` on the leaves of ``in_tree``, whose types must be right; gives those of ``out_tree``."""
+        """``__call__`` from leaves of ``in_tree``, whose types must be right, to those of ``out_tree``."""
         placed = [self._place(index, leaf) for index, leaf in enumerate(leaves)]
         results = self._runtime.run([*placed, *self._constants])
         donated = {self._aliases[i]: leaf for i, leaf in enumerate(leaves) if i in self._aliases}
