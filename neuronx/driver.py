@@ -2,10 +2,10 @@
 
 import io
 import warnings
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
-from distributed.device_memory import check_fits
+from distributed.device_memory import DeviceMemory, check_fits
 from distributed.program import Program
 from distributed.program_text import program_text
 from hlo_passes import autocast, shard
@@ -94,6 +94,7 @@ class Artifacts:
     """What a compilation leaves: the program, and the module at each level as MLIR bytecode."""
 
     program: Program
+    memory: DeviceMemory
     options: CompileOptions
     levels: Mapping[str, bytes]
 
@@ -106,8 +107,10 @@ class Artifacts:
         return str(parse(self.levels[level]))
 
 
-def compile_module(module: ir.Module, options: CompileOptions) -> Artifacts:
+def compile_module(module: ir.Module, options: CompileOptions, *, weights: Collection[int] = ()) -> Artifacts:
     """Runs the whole pipeline on ``module``, in place, and checks that the program fits the device.
+
+    ``weights`` are the positions of ``@main``'s arguments that count as weights in memory tables.
 
     Raises:
       CompileError: the module holds what the compiler cannot take; names op, line and what to do.
@@ -131,8 +134,8 @@ def compile_module(module: ir.Module, options: CompileOptions) -> Artifacts:
         after=keep,
     )
     assert program is not None, "the pipeline ends with schedule"
-    check_fits(program, load_instance(options.instance))
-    return Artifacts(program=program, options=options, levels=levels)
+    memory = check_fits(program, options.instance, weights=weights)
+    return Artifacts(program=program, memory=memory, options=options, levels=levels)
 
 
 def copy_module(module: ir.Module) -> ir.Module:

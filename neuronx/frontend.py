@@ -61,7 +61,8 @@ class Exported:
     ``@main`` takes the leaves of ``in_tree`` (the tree of ``(args, kwargs)`` without static ones) in
     order, then ``constants``: arrays the function closed over. ``inputs`` and ``outputs`` are the types
     as the user sees them (a typed PRNG key stays one; ``@main`` takes its words). ``names`` are the
-    arguments' paths for messages. ``mesh`` are the axes of the user's own mesh, () without one.
+    arguments' paths for messages. ``weights`` are the positions of what a program keeps from call to
+    call: the constants, and undonated arguments that lie in a container. ``mesh`` are the axes of the user's own mesh, () without one.
     """
 
     name: str
@@ -72,6 +73,7 @@ class Exported:
     inputs: tuple[jax.ShapeDtypeStruct, ...]
     outputs: tuple[jax.ShapeDtypeStruct, ...]
     names: tuple[str, ...]
+    weights: tuple[int, ...]
     donated: tuple[bool, ...]
     mesh: tuple[tuple[str, int], ...]
 
@@ -176,6 +178,7 @@ def export(staged: Staged, *, out_shardings: Any, axes: tuple[tuple[str, int], .
         inputs=tuple(jax.ShapeDtypeStruct(info.shape, info.dtype) for _, info in infos),
         outputs=tuple(jax.ShapeDtypeStruct(output.shape, output.dtype) for output in outputs),
         names=tuple(_readable(path) for path, _ in infos),
+        weights=_weights(infos, len(constants)),
         donated=tuple(info.donated for _, info in infos),
         mesh=mesh_axes(module),
     )
@@ -306,6 +309,12 @@ def _identity(value: Any) -> tuple[Any, ...]:
         return ("array", id(value))
     memory = np.asarray(value).__array_interface__
     return ("memory", memory["data"][0], memory["shape"], memory["strides"], memory["typestr"])
+
+
+def _weights(infos: Sequence[tuple[tuple[Any, ...], Any]], num_constants: int) -> tuple[int, ...]:
+    # A path of two entries is an argument given directly: args[0] or kwargs['x'].
+    kept = [index for index, (path, info) in enumerate(infos) if len(path) > 2 and not info.donated]
+    return (*kept, *range(len(infos), len(infos) + num_constants))
 
 
 def _readable(path: tuple[Any, ...]) -> str:

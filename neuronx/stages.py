@@ -53,7 +53,9 @@ class Lowered:
           CompileError: an op, type or sharding the compiler cannot take.
           OutOfDeviceMemoryError: the program does not fit a core's HBM.
         """
-        artifacts = compile_module(copy_module(self._exported.module), self._options)
+        artifacts = compile_module(
+            copy_module(self._exported.module), self._options, weights=self._exported.weights
+        )
         return Compiled(self._exported, artifacts)
 
 
@@ -134,7 +136,7 @@ class Compiled:
 
     def memory_analysis(self) -> MemoryStats:
         """What fills the HBM of each core; needs no arrays."""
-        return memory_stats(self._artifacts)
+        return memory_stats(self._artifacts.program, self._artifacts.memory)
 
     def device_put(self, *args: Any, **kwargs: Any) -> Any:
         """Cuts the arguments over the ring ahead of a call.
