@@ -1,10 +1,10 @@
 """What fills the HBM of one core, and what to do where it does not fit."""
 
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass
 
 from distributed.liveness import nested_blocks
-from distributed.program import Block, Collective, Program
+from distributed.program import Block, Buffer, Collective, Program
 from kernels.errors import OutOfDeviceMemoryError
 from kernels.hardware import INSTANCES, InstanceSpec, load_core, load_instance
 
@@ -22,7 +22,8 @@ class DeviceMemory:
 
     ``temporaries`` is what the plan needs beyond inputs and outputs at its peak; ``collective_buffers``
     two chunks of the largest reducing collective (one arrives while the other is added);
-    ``replicated_fraction`` the part of inputs, outputs and temporaries that every core holds whole.
+    ``replicated_bytes`` the part of inputs, outputs and temporaries that every core holds whole (of the
+    temporaries an estimate: their share among all temporaries, whenever they live).
     """
 
     weights_bytes: int
@@ -33,7 +34,7 @@ class DeviceMemory:
     microcode_bytes: int
     runtime_bytes: int
     capacity_bytes: int
-    replicated_fraction: float
+    replicated_bytes: int
 
     @property
     def planned_bytes(self) -> int:
@@ -81,19 +82,26 @@ def device_memory(program: Program, *, weights: Collection[int] = ()) -> DeviceM
     outputs_bytes = sum(buffers[number].tensor.size_bytes for number in own_outputs)
     placed = [buffer for buffer in program.buffers if buffer.offset_bytes is not None]
     extent = max((buffer.offset_bytes + buffer.tensor.size_bytes for buffer in placed), default=0)
-    whole = sum(buffer.tensor.size_bytes for buffer in placed)
-    replicated = sum(buffer.tensor.size_bytes for buffer in placed if not buffer.varying)
+    temporaries_bytes = max(0, extent - sum(sizes) - outputs_bytes)
+    kept = [buffer for buffer in placed if buffer.id in own_outputs or buffer.id in arguments]
+    passing = [buffer for buffer in placed if buffer.id not in own_outputs and buffer.id not in arguments]
+    share = _size(passing, uniform=True) / max(_size(passing), 1)
     return DeviceMemory(
         weights_bytes=weights_bytes,
         inputs_bytes=sum(sizes) - weights_bytes,
         outputs_bytes=outputs_bytes,
-        temporaries_bytes=max(0, extent - sum(sizes) - outputs_bytes),
+        temporaries_bytes=temporaries_bytes,
         collective_buffers_bytes=_staging_bytes(program),
         microcode_bytes=hbm.microcode_bytes,
         runtime_bytes=hbm.runtime_reserve_bytes,
         capacity_bytes=hbm.capacity_bytes,
-        replicated_fraction=replicated / whole if whole else 0.0,
+        replicated_bytes=_size(kept, uniform=True) + round(share * temporaries_bytes),
     )
+
+
+def _size(buffers: Iterable[Buffer], *, uniform: bool = False) -> int:
+    """Bytes of the buffers, or of those among them that are equal on all cores."""
+    return sum(buffer.tensor.size_bytes for buffer in buffers if not (uniform and buffer.varying))
 
 
 def check_fits(
@@ -111,8 +119,8 @@ def check_fits(
         return used
     table = "\n".join(f"    {line}" for line in used.table().splitlines())
     raise OutOfDeviceMemoryError(
-        f"needs {used.total_bytes / _GIB:.2f} GiB of the {used.capacity_bytes / _GIB:.2f} GiB of HBM on each of "
-        f"{program.num_cores} cores of {spec.name}\n{table}",
+        f"needs {used.total_bytes / _GIB:.2f} GiB of the {used.capacity_bytes / _GIB:.2f} GiB of HBM "
+        f"on each of {program.num_cores} cores of {spec.name}\n{table}",
         op=f"program {program.name}",
         fix=_advice(used, program.num_cores, spec),
     )
@@ -129,15 +137,15 @@ def _advice(used: DeviceMemory, num_cores: int, spec: InstanceSpec) -> str:
 
 
 def _fits(used: DeviceMemory, num_cores: int, degree: int) -> bool:
-    planned = used.planned_bytes + used.collective_buffers_bytes
-    scale = used.replicated_fraction + (1 - used.replicated_fraction) * num_cores / degree
-    return planned * scale + used.microcode_bytes + used.runtime_bytes <= used.capacity_bytes
+    sharded = used.planned_bytes + used.collective_buffers_bytes - used.replicated_bytes
+    scaled = used.replicated_bytes + sharded * num_cores / degree
+    return scaled + used.microcode_bytes + used.runtime_bytes <= used.capacity_bytes
 
 
 def _staging_bytes(program: Program) -> int:
     sizes = {buffer.id: buffer.tensor.size_bytes for buffer in program.buffers}
     chunks = [
-        2 * -(-sum(sizes[number] for number in step.operands) // max(len(group) for group in step.groups))
+        2 * -(-sum(sizes[number] for number in step.operands) // min(len(group) for group in step.groups))
         for step in _collectives(program.main)
         if step.kind in _REDUCING
     ]

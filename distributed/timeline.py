@@ -12,7 +12,7 @@ from kernels.errors import CompileError
 from kernels.hardware import InstanceSpec, LinkSpec, load_core, load_instance, load_links
 from kernels.work import KernelWork
 
-__all__ = ["time_program"]
+__all__ = ["Event", "Timeline", "time_program"]
 
 _COMPUTE = ("pe", "vector", "scalar", "gpsimd")
 _QUEUES = (*_COMPUTE, "dma", "collective", "control")

@@ -23,7 +23,7 @@ class Link:
     @property
     def name(self) -> str:
         what = "core" if self.kind == "pair" else "chip"
-        return f"{what} {self.source} -> {self.target}"
+        return f"{what} {self.source} -> {what} {self.target}"
 
     def bandwidth_bytes_per_s(self, links: LinkSpec) -> float:
         return {"pair": links.pair_bytes_per_s, "neuronlink": links.chip_link_bytes_per_s}[self.kind]

@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import oracles
 import pytest
 
@@ -49,3 +50,12 @@ def golden(request: pytest.FixtureRequest) -> Callable[[str, str], None]:
 def xla_cpu() -> Callable[..., list]:
     """``xla_cpu(module_text, inputs)``: the results of ``@main`` on one XLA:CPU device."""
     return oracles.run_on_xla
+
+
+@pytest.fixture
+def rng(record_property: Callable[[str, object], None]) -> np.random.Generator:
+    """Fresh random numbers on every run; the seed is printed where a test fails."""
+    seed = int(np.random.SeedSequence().generate_state(1)[0])
+    record_property("seed", seed)
+    print(f"rng seed {seed}")
+    return np.random.default_rng(seed)
