@@ -40,7 +40,7 @@ def test_two_ranks_as_measured():
 @pytest.mark.parametrize("ranks", (2, 4, 8, 12, 24))
 def test_bus_factors(ranks):
     """Large buffers on the closed ring take factor * bytes / bandwidth, plus the hops."""
-    size_bytes = 2**28
+    size_bytes = 2**34
     factors = {
         "all_reduce": 2 * (ranks - 1) / ranks,
         "reduce_scatter": (ranks - 1) / ranks,
