@@ -6,7 +6,7 @@ import jax
 import numpy as np
 from jax._src import core
 from jax.sharding import SingleDeviceSharding
-from jaxlib import _jax, xla_client
+from jaxlib import _jax, lapack, xla_client
 
 from kernels.errors import CompileError
 

@@ -109,7 +109,8 @@ class _Clock:
         self.sizes = {buffer.id: buffer.tensor.size_bytes for buffer in program.buffers}
         self.books = _Books()
         self.ready: dict[int, float] = {}
-        self.costs: dict[KernelWork, KernelCost] = {}
+        self.costs: dict[int, KernelCost] = {}
+        self.prices: dict[KernelWork, KernelCost] = {}
         self.restart(0.0)
 
     def restart(self, now: float) -> None:
@@ -132,9 +133,7 @@ class _Clock:
         self.ready.update((number, there) for number in step.results if number not in made)
 
     def kernel(self, kernel: Kernel) -> None:
-        price = self.costs.get(kernel.work)
-        if price is None:
-            price = self.costs[kernel.work] = cost(kernel.work, self.core)
+        price = self.price(kernel.work)
         used = [engine for engine in _COMPUTE if price.engine_s.get(engine, 0.0) > 0]
         ready = max((self.ready[number] for number in kernel.operands), default=self.origin)
         start = max(ready, self.origin, *(self.queues[engine].end for engine in used))
@@ -164,6 +163,14 @@ class _Clock:
         self.books.flops += price.flops
         self.books.bytes_accessed += price.bytes_read + price.bytes_written + price.reload_bytes
         self.finish(kernel.results, end)
+
+    def price(self, work: KernelWork) -> KernelCost:
+        """Its cost, reckoned once; equal kernels are mostly one object, and ids are quicker than hashes."""
+        found = self.costs.get(id(work))
+        if found is None:
+            found = self.prices.get(work) or cost(work, self.core)
+            self.costs[id(work)] = self.prices[work] = found
+        return found
 
     def traffic(self, kernel: Kernel, price: KernelCost) -> tuple[float, float, float]:
         """(bytes read that were there from the block's start, DMA seconds of all else, seconds a byte)."""
