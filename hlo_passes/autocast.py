@@ -103,8 +103,25 @@ def _convert(value: ir.Value, element: ir.Type, like: ir.Operation) -> ir.Value:
     source = _converted_from(value)
     if _is_f32(value) and source is not None and _element(source) == element:
         return source
+    splat = _splat(value)
+    if splat is not None:
+        constant = ir.DenseElementsAttr.get_splat(
+            _with_element(value, element), ir.FloatAttr.get(element, splat)
+        )
+        return stablehlo.ConstantOp(constant, loc=like.location).result
     converted = stablehlo.ConvertOp(_with_element(value, element), value, loc=like.location)
     return converted.result
+
+
+def _splat(value: ir.Value) -> float | None:
+    """The one number a float constant is filled with, or None."""
+    owner = value.owner
+    if not isinstance(owner, ir.Operation | ir.OpView) or owner.operation.name != "stablehlo.constant":
+        return None
+    constant = owner.operation.attributes["value"]
+    if not isinstance(constant, ir.DenseElementsAttr) or not constant.is_splat:
+        return None
+    return constant.get_splat_value().value
 
 
 def _converted_from(value: ir.Value) -> ir.Value | None:

@@ -1,11 +1,11 @@
 """Pass canonicalize: any StableHLO module becomes one ``@main`` of plain, static, deduplicated StableHLO."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from hlo_passes.inline import inline_calls
-from hlo_passes.ir import ir, main, run_mlir_passes, walk
-from hlo_passes.reject import reject_annotations, reject_unsupported
+from hlo_passes.ir import ir, main, run_mlir_passes, stablehlo, walk
+from hlo_passes.reject import DYNAMIC_OPS, reject_annotations, reject_unsupported
 from kernels.errors import CompileError
 
 __all__ = ["Options", "run"]
@@ -26,6 +26,8 @@ _REFINE = (
     "stablehlo-refine-shapes,func.func(shape-legalize-to-stablehlo,stablehlo-canonicalize-dynamism,"
     "stablehlo-check-shape-assertions),stablehlo-refine-shapes"
 )
+# On booleans StableHLO's sum is "or" and its product "and"; XLA:CPU would add modulo 2.
+_BOOLEAN_OPS = {"stablehlo.add": stablehlo.OrOp, "stablehlo.multiply": stablehlo.AndOp}
 _SIMPLIFY = "canonicalize,cse,canonicalize"
 
 
@@ -46,12 +48,13 @@ def run(module: ir.Module, options: Options) -> None:
     with module.context:
         entry.attributes["sym_name"] = ir.StringAttr.get("main")
         entry.attributes["sym_visibility"] = ir.StringAttr.get("public")
-    if _any_type(module, _is_dynamic):
+    if _has(module, _is_dynamic, DYNAMIC_OPS):
         _apply(module, _REFINE)
     # Before the rest is lowered: the arithmetic of quantised types is written with CHLO ops.
-    if _any_type(module, lambda t: "!quant." in str(t)):
+    if _has(module, _is_quantized):
         _apply(module, "func.func(stablehlo-legalize-quant-to-math)")
     _apply(module, _LOWER)
+    walk(module.operation, _name_boolean_op)
     _apply(module, _SIMPLIFY)
     reject_unsupported(module)
 
@@ -66,19 +69,42 @@ def _apply(module: ir.Module, pipeline: str) -> None:
         ) from error
 
 
+def _name_boolean_op(op: ir.Operation) -> None:
+    if op.name not in _BOOLEAN_OPS or not _is_boolean(op.results[0].type):
+        return
+    with ir.InsertionPoint(op), op.location:
+        named = _BOOLEAN_OPS[op.name](*op.operands)
+    for name in op.attributes:
+        named.operation.attributes[name] = op.attributes[name]
+    op.results[0].replace_all_uses_with(named.result)
+    op.erase()
+
+
 def _is_dynamic(type_: ir.Type) -> bool:
     return isinstance(type_, ir.ShapedType) and not (type_.has_rank and type_.has_static_shape)
 
 
-def _any_type(module: ir.Module, holds: Callable[[ir.Type], bool]) -> bool:
-    """Whether any value of the module has such a type."""
+def _is_boolean(type_: ir.Type) -> bool:
+    element = type_.element_type if isinstance(type_, ir.ShapedType) else None
+    return isinstance(element, ir.IntegerType) and element.width == 1
+
+
+def _is_quantized(type_: ir.Type) -> bool:
+    return "!quant." in str(type_)
+
+
+def _has(module: ir.Module, holds: Callable[[ir.Type], bool], kinds: Sequence[str] = ()) -> bool:
+    """Whether the module has a value whose type ``holds``, or an op of one of ``kinds``."""
     seen: dict[ir.Type, bool] = {}
+    found = False
 
     def see(op: ir.Operation) -> None:
+        nonlocal found
+        found = found or op.name.removeprefix("stablehlo.") in kinds
         values = [*op.results, *(a for region in op.regions for b in region.blocks for a in b.arguments)]
         for value in values:
             if value.type not in seen:
                 seen[value.type] = holds(value.type)
 
     walk(module.operation, see)
-    return any(seen.values())
+    return found or any(seen.values())

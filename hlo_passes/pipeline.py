@@ -8,7 +8,7 @@ from typing import Any
 
 from distributed.program import Program
 from distributed.program_text import program_text
-from hlo_passes import autocast, canonicalize, fuse, shard
+from hlo_passes import autocast, canonicalize, fuse, plan_memory, shard
 from hlo_passes.ir import ir
 from hlo_passes.levels import check_level
 from hlo_passes.spec import parse_options, split_spec, unknown
@@ -35,6 +35,8 @@ PASSES: tuple[Pass, ...] = (
     Pass(name="shard", code=shard, leaves="local"),
     # After the collectives are final, for they are where kernels must end.
     Pass(name="fuse", code=fuse, leaves="fused"),
+    # After fuse: what stays inside a kernel needs no place in HBM.
+    Pass(name="plan_memory", code=plan_memory, leaves="planned"),
 )
 
 

@@ -12,10 +12,10 @@ from pathlib import Path
 import jax
 import numpy as np
 from jax._src.interpreters import mlir as jax_mlir
-from jaxlib import xla_client
+from jaxlib import lapack, xla_client
 
-from hlo_passes.ir import context, ir, main, parse, stablehlo, walk
-from kernels.dtypes import dtype
+from hlo_passes.ir import context, ir, parse, stablehlo, walk
+from neuronx import inputs
 
 __all__ = ["random_inputs", "run_local_on_xla", "run_on_interpreter", "run_on_xla", "strip_attributes"]
 
@@ -87,22 +87,7 @@ def run_local_on_xla(
 
 def random_inputs(module_text: str, seed: int) -> list[np.ndarray]:
     """Fresh inputs for ``@main``: normal floats, small integers, fair booleans."""
-    rng = np.random.default_rng(seed)
-    module = parse(module_text)
-    types = [ir.RankedTensorType(arg.type) for arg in main(module).arguments]
-    return [_random(rng, tuple(t.shape), str(t.element_type)) for t in types]
-
-
-def _random(rng: np.random.Generator, shape: tuple[int, ...], element: str) -> np.ndarray:
-    numpy_type = np.dtype(dtype(element).numpy)
-    if numpy_type.kind == "b":
-        return rng.integers(0, 2, shape).astype(bool)
-    if element.startswith(("i", "ui")):
-        return rng.integers(0, 5, shape).astype(numpy_type)
-    values = rng.standard_normal(shape)
-    if element.startswith("complex"):
-        values = values + 1j * rng.standard_normal(shape)
-    return values.astype(numpy_type)
+    return inputs.random_inputs(parse(module_text), seed)
 
 
 class _Worker:
@@ -148,6 +133,7 @@ def _start_worker() -> _Worker:
 
 
 def _execute(module_text: str, per_rank_inputs: list[list[np.ndarray]]) -> list[list[np.ndarray]]:
+    lapack._lapack.initialize()  # what JAX does when it lowers linear algebra; without it XLA calls null
     devices = jax.devices("cpu")[: len(per_rank_inputs)]
     options = xla_client.CompileOptions()
     options.num_replicas = len(devices)

@@ -1,0 +1,47 @@
+"""The ``neuronx`` script: picks the verb, parses its arguments, turns user errors into exit status 2."""
+
+import argparse
+import sys
+
+from absl import app
+from absl.flags import argparse_flags
+
+from kernels.errors import CompileError
+from neuronx.cli import generate, hw, opt
+from neuronx.cli import run as run_verb
+
+__all__ = ["VERBS", "main", "run"]
+
+# Each a module with NAME, HELP, add_arguments(parser) and main(args) -> exit status.
+VERBS = (opt, run_verb, generate, hw)
+
+
+def parse_arguments(argv: list[str]) -> argparse.Namespace:
+    """Reads ``neuronx VERB ...``; absl's own flags (``--verbosity``) may stand before the verb."""
+    parser = argparse_flags.ArgumentParser(
+        prog="neuronx", description="A JAX/StableHLO compiler backend and simulator for AWS Inferentia2."
+    )
+    verbs = parser.add_subparsers(dest="verb", required=True, metavar="VERB")
+    for verb in VERBS:
+        one = verbs.add_parser(verb.NAME, help=verb.HELP, description=verb.HELP)
+        verb.add_arguments(one)
+        one.set_defaults(verb_main=verb.main)
+    return parser.parse_args(argv[1:])
+
+
+def main(args: argparse.Namespace) -> int:
+    """Runs the verb; returns its exit status, or 2 with a message on stderr where the input is at fault."""
+    try:
+        return args.verb_main(args)
+    except CompileError as error:
+        print(f"neuronx {args.verb}: {error}", file=sys.stderr)
+        return 2
+
+
+def run() -> None:
+    """Entry point of the ``neuronx`` script."""
+    app.run(main, flags_parser=parse_arguments)
+
+
+if __name__ == "__main__":
+    run()

@@ -1,0 +1,45 @@
+"""``neuronx opt``: any part of the pipeline on a module as text."""
+
+import argparse
+import sys
+from pathlib import Path
+
+from distributed.program_text import program_text
+from hlo_passes.ir import ir, parse
+from hlo_passes.pipeline import PASSES, Debug, parse_pipeline, run_pipeline
+from kernels.errors import CompileError
+from neuronx.environment import environment
+
+__all__ = ["HELP", "NAME", "add_arguments", "main"]
+
+NAME = "opt"
+HELP = "run passes on StableHLO text; prints the module, or the program where the last pass is schedule"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    names = ", ".join(row.name for row in PASSES)
+    parser.add_argument(
+        "-p",
+        "--passes",
+        required=True,
+        help=f"passes in order, as 'canonicalize,shard{{tp=4}},fuse'; there is {names}",
+    )
+    parser.add_argument("file", help="a .mlir file, or - for standard input")
+
+
+def main(args: argparse.Namespace) -> int:
+    stages = parse_pipeline(args.passes)
+    module = _read(args.file)
+    asked = environment()
+    program = run_pipeline(module, stages, debug=Debug(check_levels=asked.debug > 0, dump_dir=asked.dump))
+    print(module if program is None else program_text(program))
+    return 0
+
+
+def _read(name: str) -> ir.Module:
+    try:
+        return parse(sys.stdin.read() if name == "-" else Path(name).read_text())
+    except ir.MLIRError as error:
+        raise CompileError(f"{name} is malformed: {error}", fix="mend the line named above") from error
+    except OSError as error:
+        raise CompileError(f"{name} cannot be read: {error.strerror}", fix="give a readable file") from error
