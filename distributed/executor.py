@@ -38,6 +38,7 @@ class Executor:
         self._device = jax.local_devices(backend="cpu")[0]
         self._sharding = SingleDeviceSharding(self._device)
         self._executables: dict[str, Executable] = {}
+        lapack._lapack.initialize()  # JAX does so when it lowers linear algebra; without it XLA calls null
 
     def load(self, text: str) -> Executable:
         """The executable of a StableHLO module's ``@main``, compiled on the first call with this text.

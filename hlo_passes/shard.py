@@ -18,6 +18,7 @@ from kernels.hardware import load_core, load_instance, load_links
 __all__ = ["Options", "run"]
 
 AXIS = "tp"
+_CONSTRAINTS = ("sdy.sharding_constraint", "sdy.reshard")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,7 +47,7 @@ def run(module: ir.Module, options: Options) -> None:
         annotated = _is_annotated(module)
         if annotated:
             run_mlir_passes(module, "sdy-propagation-pipeline")
-            _restore_constants(module)
+            _undo_propagation_ops(module)
         attach_rules(module)
         function = main(module)
         targets, notes = _user_targets(module, function, options) if annotated else _plan(function, options)
@@ -60,10 +61,13 @@ def _is_annotated(module: ir.Module) -> bool:
     return any(isinstance(op, sdy.MeshOp) for op in module.body.operations)
 
 
-def _restore_constants(module: ir.Module) -> None:
-    """The propagation turns constants into ops of its own so that they are not shared; back again."""
+def _undo_propagation_ops(module: ir.Module) -> None:
+    """Constants, which the propagation keeps apart as ops of its own, become StableHLO's again.
 
-    def restore(op: ir.Operation) -> None:
+    Constraints on scalars say nothing; ``shard_map`` leaves them inside reducers, where no axis is known.
+    """
+
+    def undo(op: ir.Operation) -> None:
         if op.name == "sdy.constant":
             new = ir.Operation.create(
                 "stablehlo.constant", results=[op.results[0].type], attributes=dict(_items(op)),
@@ -71,8 +75,11 @@ def _restore_constants(module: ir.Module) -> None:
             )  # fmt: skip
             op.results[0].replace_all_uses_with(new.results[0])
             op.erase()
+        elif op.name in _CONSTRAINTS and not shape_of(op.results[0]):
+            op.results[0].replace_all_uses_with(op.operands[0])
+            op.erase()
 
-    walk(module.operation, restore)
+    walk(module.operation, undo)
 
 
 def _items(op: ir.Operation) -> list[tuple[str, ir.Attribute]]:
@@ -163,7 +170,7 @@ def _annotations(function: func.FuncOp) -> dict[ir.Value, ir.Attribute]:
                 found[value] = attributes["sdy.sharding"]
 
     def visit(op: ir.Operation) -> None:
-        if op.name in ("sdy.sharding_constraint", "sdy.reshard"):
+        if op.name in _CONSTRAINTS:
             found[op.results[0]] = op.attributes["sharding"]
         elif op.name == "sdy.manual_computation":
             outs = sdy.TensorShardingPerValueAttr(op.attributes["out_shardings"]).shardings
@@ -180,7 +187,7 @@ def _result_annotation(function: func.FuncOp, number: int) -> ir.Attribute | Non
     if "res_attrs" not in function.attributes:
         return None
     attributes = function.attributes["res_attrs"][number]
-    return attributes["sdy.sharding"] if "sdy.sharding" in attributes else None
+    return attributes["sdy.sharding"] if "sdy.sharding" in attributes else None  # noqa: SIM401 (not a dict)
 
 
 def _checked_mesh(reader: MeshReader, options: Options) -> Mesh:

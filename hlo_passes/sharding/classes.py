@@ -66,6 +66,8 @@ class DimClasses:
                 self._add_loop(op)
             elif op.name in _CHOICES:
                 self._add_choice(op)
+            elif op.name == "sdy.manual_computation":
+                self._add_block(op.regions[0].blocks[0])
             elif self.rules[op] is not None:
                 self._add_op(op, self.rules[op])
             elif op.name == "stablehlo.optimization_barrier":
@@ -90,7 +92,9 @@ class DimClasses:
             self._add_block(region.blocks[0])
         condition, body = (region.blocks[0] for region in op.regions)
         returned = list(body.operations)[-1].operands
-        for values in zip(op.operands, condition.arguments, body.arguments, returned, op.results, strict=True):
+        for values in zip(
+            op.operands, condition.arguments, body.arguments, returned, op.results, strict=True
+        ):
             for other in values[1:]:
                 self._unite_values(values[0], other)
 

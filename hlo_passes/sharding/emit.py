@@ -9,6 +9,7 @@ from hlo_passes.ir import ir
 
 __all__ = ["Emitter"]
 
+
 class Emitter:
     """Inserts ops at ``point`` with ``location``; ``mesh`` says how ranks map to shards."""
 
@@ -25,18 +26,32 @@ class Emitter:
         """Any op by name; attributes are given as MLIR text."""
         parsed = {key: ir.Attribute.parse(text) for key, text in attributes.items()}
         return ir.Operation.create(
-            name, results=list(types), operands=list(operands), attributes=parsed, loc=self.location, ip=self.point
+            name,
+            results=list(types),
+            operands=list(operands),
+            attributes=parsed,
+            loc=self.location,
+            ip=self.point,
         )
 
     def value(
-        self, name: str, operands: Sequence[ir.Value], shape: Sequence[int], element: ir.Type, **attributes: str
+        self,
+        name: str,
+        operands: Sequence[ir.Value],
+        shape: Sequence[int],
+        element: ir.Type,
+        **attributes: str,
     ) -> ir.Value:
         """An op with one ranked tensor as its result."""
         return self.op(name, operands, [ir.RankedTensorType.get(shape, element)], **attributes).results[0]
 
     def constant(self, attr: ir.Attribute) -> ir.Value:
         return ir.Operation.create(
-            "stablehlo.constant", results=[attr.type], attributes={"value": attr}, loc=self.location, ip=self.point
+            "stablehlo.constant",
+            results=[attr.type],
+            attributes={"value": attr},
+            loc=self.location,
+            ip=self.point,
         ).results[0]
 
     def scalar(self, number: int) -> ir.Value:
@@ -70,15 +85,19 @@ class Emitter:
 
     def broadcast(self, scalar: ir.Value, shape: Sequence[int]) -> ir.Value:
         element = scalar.type.element_type
-        return self.value("stablehlo.broadcast_in_dim", [scalar], shape, element, broadcast_dimensions="array<i64>")
+        return self.value(
+            "stablehlo.broadcast_in_dim", [scalar], shape, element, broadcast_dimensions="array<i64>"
+        )
 
     def fill_padding(
         self, value: ir.Value, dim: int, axes: tuple[str, ...], size: int, fill: ir.Value
     ) -> ir.Value:
-        """``value`` with its rows of dim ``dim`` that lie beyond global row ``size`` set to scalar ``fill``."""
+        """``value`` with its rows of dim ``dim`` beyond global row ``size`` set to scalar ``fill``."""
         shape = value.type.shape
         rows = self.value("stablehlo.iota", [], [shape[dim]], self._i32(), iota_dimension="0 : i64")
-        end = self.value("stablehlo.subtract", [self.scalar(size), self.offset(axes, shape[dim])], [], self._i32())
+        end = self.value(
+            "stablehlo.subtract", [self.scalar(size), self.offset(axes, shape[dim])], [], self._i32()
+        )
         inside = self.value(
             "stablehlo.compare", [rows, self.broadcast(end, [shape[dim]])], [shape[dim]],
             ir.IntegerType.get_signless(1), comparison_direction="#stablehlo<comparison_direction LT>",
@@ -126,7 +145,11 @@ class Emitter:
         zero, start = self.scalar(0), self.offset(axes, local)
         starts = [start if d == dim else zero for d in range(len(shape))]
         return self.value(
-            "stablehlo.dynamic_slice", [value, *starts], shape, value.type.element_type, slice_sizes=_dims(shape)
+            "stablehlo.dynamic_slice",
+            [value, *starts],
+            shape,
+            value.type.element_type,
+            slice_sizes=_dims(shape),
         )
 
     def all_gather(self, value: ir.Value, dim: int, axes: tuple[str, ...]) -> ir.Value:
@@ -167,4 +190,3 @@ class Emitter:
 
 def _dims(numbers: Sequence[int]) -> str:
     return f"array<i64: {', '.join(map(str, numbers))}>" if numbers else "array<i64>"
-

@@ -30,7 +30,9 @@ def _iota(part: Partitioner, op: ir.Operation) -> None:
         element = value.type.element_type
         start = emit.offset(sharding.axes[dim], sharding.local[dim])
         start = emit.value("stablehlo.convert", [start], [], element)
-        new = emit.value("stablehlo.add", [new, emit.broadcast(start, sharding.local)], sharding.local, element)
+        new = emit.value(
+            "stablehlo.add", [new, emit.broadcast(start, sharding.local)], sharding.local, element
+        )
     part.env[value] = (new, sharding)
 
 
@@ -91,7 +93,9 @@ def _keep_rows(part: Partitioner, op: ir.Operation, rows: ir.Value, inside: ir.V
         "stablehlo.broadcast_in_dim", [inside], shape, bit,
         broadcast_dimensions=f"array<i64: {', '.join(map(str, dims))}>" if dims else "array<i64>",
     )  # fmt: skip
-    return emit.value("stablehlo.select", [mask, rows, emit.broadcast(emit.zero(element), shape)], shape, element)
+    return emit.value(
+        "stablehlo.select", [mask, rows, emit.broadcast(emit.zero(element), shape)], shape, element
+    )
 
 
 def _number(numbers: str, field: str) -> int:
@@ -130,7 +134,9 @@ def _choice(part: Partitioner, op: ir.Operation) -> None:
         part.env[value] = (result, sharding)
 
 
-def _like(op: ir.Operation, operands: list[ir.Value], types: list[ir.Type], part: Partitioner) -> ir.Operation:
+def _like(
+    op: ir.Operation, operands: list[ir.Value], types: list[ir.Type], part: Partitioner
+) -> ir.Operation:
     attributes = {name: op.attributes[name] for name in op.attributes if not name.startswith("sdy.")}
     return ir.Operation.create(
         op.name, results=types, operands=operands, attributes=attributes, regions=len(op.regions),
@@ -168,7 +174,7 @@ def _nothing(part: Partitioner, op: ir.Operation) -> None:
 
 def _manual(part: Partitioner, op: ir.Operation) -> None:
     """``shard_map``: the body is per-core code already along its manual axes."""
-    manual = {ir.StringAttr(a).value for a in sdy.ManualAxesAttr(op.attributes["manual_axes"])}
+    manual = set(sdy.ManualAxesAttr(op.attributes["manual_axes"]))
     ins = sdy.TensorShardingPerValueAttr(op.attributes["in_shardings"]).shardings
     outs = sdy.TensorShardingPerValueAttr(op.attributes["out_shardings"]).shardings
     body = op.regions[0].blocks[0]

@@ -57,7 +57,9 @@ class Partitioner:
     ``manual_depth`` counts the ``shard_map`` bodies around the op at hand.
     """
 
-    def __init__(self, module: ir.Module, function: func.FuncOp, targets: Targets, handlers: "Handlers") -> None:
+    def __init__(
+        self, module: ir.Module, function: func.FuncOp, targets: Targets, handlers: "Handlers"
+    ) -> None:
         self.module, self.function, self.targets = module, function, targets
         self.env: dict[ir.Value, tuple[ir.Value, Sharding]] = {}
         self.notes: list[str] = []
@@ -105,7 +107,9 @@ class Partitioner:
         rule = self.targets.rules.get(op)
         if rule is None:
             self._note_whole(op, "no dim of it corresponds between operands and results")
-            self.emit_op(op, [self.whole(v) for v in op.operands], [Sharding.whole(shape_of(v)) for v in op.results])
+            self.emit_op(
+                op, [self.whole(v) for v in op.operands], [Sharding.whole(shape_of(v)) for v in op.results]
+            )
             return
         choice = self.choose(op, rule)
         if op.name == "stablehlo.reduce" and all_reducer(op) is None:
@@ -151,7 +155,9 @@ class Partitioner:
                 if factors and factors[0] in rule.reductions and sharding.axes[dim]:
                     local = self._mask(op, number, local, dim, sharding)
             operands.append(local)
-        shardings = [choice.sharding(shape_of(v), d, rule) for v, d in zip(op.results, rule.results, strict=True)]
+        shardings = [
+            choice.sharding(shape_of(v), d, rule) for v, d in zip(op.results, rule.results, strict=True)
+        ]
         new = self.emit_op(op, operands, shardings)
         reduced = tuple(a for f in sorted(rule.reductions & choice.axes.keys()) for a in choice.axes[f])
         if reduced:
@@ -179,7 +185,9 @@ class Partitioner:
             new.operands[number] = value
         for old, result, sharding in zip(op.results, new.results, shardings, strict=True):
             if isinstance(old.type, ir.RankedTensorType):
-                result.set_type(ir.RankedTensorType.get(sharding.local, old.type.element_type, old.type.encoding))
+                result.set_type(
+                    ir.RankedTensorType.get(sharding.local, old.type.element_type, old.type.encoding)
+                )
             self.env[old] = (result, sharding)
         if len(new.regions):
             self._remap_captures(new)
@@ -203,7 +211,9 @@ class Partitioner:
         if sharded:
             shapes = ", ".join(str(v.type) for v in sharded)
             line = source_line(op) or "unknown line"
-            self.notes.append(f"{op.name} at {line} is computed whole on every core, gathering {shapes}: {why}")
+            self.notes.append(
+                f"{op.name} at {line} is computed whole on every core, gathering {shapes}: {why}"
+            )
 
     def _new_function(self, old: ir.Block, shardings: Sequence[Sharding]) -> func.FuncOp:
         types = [local_type(v, s) for v, s in zip(old.arguments, shardings, strict=True)]
@@ -215,7 +225,7 @@ class Partitioner:
     def _results(
         self, arguments: Sequence[Sharding], values: Sequence[ir.Value]
     ) -> list[tuple[ir.Value, ir.Value, Sharding]]:
-        """(global value, local value, sharding) per result: as demanded, as the aliased argument, or as it is."""
+        """(global value, local value, sharding) per result: as demanded, as its alias, or as it is."""
         demanded = list(self.targets.demanded)
         if "arg_attrs" in self.function.attributes:
             for sharding, attributes in zip(arguments, self.function.arg_attrs, strict=True):

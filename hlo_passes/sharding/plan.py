@@ -17,7 +17,7 @@ from hlo_passes.ir import ir, source_line
 from hlo_passes.sharding.classes import DimClasses
 from kernels.dtypes import dtype as find_dtype
 
-__all__ = ["PlanRates", "Plan", "make_plan"]
+__all__ = ["Plan", "PlanRates", "make_plan"]
 
 _PRODUCTS = ("stablehlo.dot_general", "stablehlo.convolution")
 # Ops a weight may pass through on its way to the product that makes it one.
@@ -139,7 +139,7 @@ def _op_gain_s(
         return -sum(_collective_s(_bytes(v), shards, rates) for v in gathered)
     gain = 0.0
     if op.name in _PRODUCTS:
-        tiles = classes.tiles(name)
+        tiles = max(classes.tiles(name), 1)
         fraction = math.ceil(tiles / shards) / tiles
         read = sum(_bytes(v) for v in op.operands if isinstance(_origin(v).owner, ir.Block))
         gain = (1 - fraction) * max(_flops(op, rule.sizes) / rates.flops_per_s, read / rates.hbm_bytes_per_s)
@@ -200,7 +200,7 @@ def _notes(weights: dict[ir.Value, int], classes: DimClasses, chosen: set[Class]
             number = ir.BlockArgument(weight).arg_number
             line = next((source_line(use.owner) for use in weight.uses), "")
             notes.append(
-                f"weight argument {number} {weight.type} is replicated on {shards} cores ({size} bytes each): "
+                f"weight argument {number} {weight.type} is replicated on {shards} cores ({size} B each): "
                 f"no dim of it can be sharded without using the axis twice; used at {line or 'unknown line'}"
             )
     return notes

@@ -1,4 +1,4 @@
-"""Partial results of reductions over sharded factors: what fills the padding, and how the parts are combined."""
+"""Partial results of reductions over sharded factors: what fills padding, how parts are combined."""
 
 from hlo_passes.ir import ir
 from hlo_passes.sharding.emit import Emitter
@@ -27,7 +27,11 @@ def all_reducer(op: ir.Operation) -> str | None:
     as StableHLO lets every implementation do; None where they certainly are not.
     """
     body = [view.operation for view in op.regions[0].blocks[0].operations]
-    simple = len(op.results) == 1 and len(body) == 2 and set(body[0].operands) == set(op.regions[0].blocks[0].arguments)
+    simple = (
+        len(op.results) == 1
+        and len(body) == 2
+        and set(body[0].operands) == set(op.regions[0].blocks[0].arguments)
+    )
     if not simple or body[0].name not in _IDENTITIES:
         return _GENERAL
     init = op.operands[1].owner
@@ -82,7 +86,9 @@ def combine_parts(
     narrow = _narrowing(op)
     if narrow is not None:
         # The sum travels in the type it is kept in: half the bytes, and what the device does.
-        local = emit.value("stablehlo.convert", [local], local.type.shape, narrow.results[0].type.element_type)
+        local = emit.value(
+            "stablehlo.convert", [local], local.type.shape, narrow.results[0].type.element_type
+        )
     result = (narrow or op).results[0]
     env[result] = (emit.all_reduce(local, axes, reducer), sharding)
     return narrow

@@ -1,4 +1,4 @@
-"""Factor rules: how the dims of an op's operands and results correspond (Shardy's table, read into records)."""
+"""Factor rules: how the dims of an op's operands and results correspond (Shardy's table as records)."""
 
 import functools
 from dataclasses import dataclass

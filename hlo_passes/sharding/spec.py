@@ -1,5 +1,6 @@
 """How one value is sharded, and how shardings and meshes are read from and written to attributes."""
 
+import itertools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -43,7 +44,9 @@ class MeshReader:
         self._meshes: dict[str, sdy.MeshAttr] = {}
         for op in module.body.operations:
             if isinstance(op, sdy.MeshOp):
-                self._meshes[ir.StringAttr(op.attributes["sym_name"]).value] = sdy.MeshAttr(op.attributes["mesh"])
+                self._meshes[ir.StringAttr(op.attributes["sym_name"]).value] = sdy.MeshAttr(
+                    op.attributes["mesh"]
+                )
         self._cuts: dict[str, set[int]] = {}
 
     def meshes(self) -> list[sdy.MeshAttr]:
@@ -70,7 +73,7 @@ class MeshReader:
         cuts = sorted(self._cuts.get(name, set()) | {1, size})
         if len(cuts) == 2:
             return [(name, size)]
-        return [(f"{name}:({low}){high // low}", high // low) for low, high in zip(cuts, cuts[1:], strict=False)]
+        return [(f"{name}:({low}){high // low}", high // low) for low, high in itertools.pairwise(cuts)]
 
     def axes(self, attr: ir.Attribute) -> tuple[tuple[str, ...], ...]:
         """Axes per dim of an ``sdy.sharding`` attribute."""
