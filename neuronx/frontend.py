@@ -62,7 +62,8 @@ class Exported:
     order, then ``constants``: arrays the function closed over. ``inputs`` and ``outputs`` are the types
     as the user sees them (a typed PRNG key stays one; ``@main`` takes its words). ``names`` are the
     arguments' paths for messages. ``weights`` are the positions of what a program keeps from call to
-    call: the constants, and undonated arguments that lie in a container. ``mesh`` are the axes of the user's own mesh, () without one.
+    call: the constants, and undonated arguments that lie in a container. ``mesh`` are the axes of the
+    user's own mesh, () without one.
     """
 
     name: str
