@@ -105,6 +105,8 @@ class Queue:
             del self._starts[:count], self._ends[:count]
 
     def _insert(self, at: int, start: float, end: float) -> None:
+        if end <= start:
+            return
         # Neighbours that touch are one: few intervals stay, however many kernels there are.
         if at > 0 and self._ends[at - 1] >= start:
             self._ends[at - 1] = end

@@ -141,11 +141,15 @@ class _Clock:
         early, own_s, per_byte = self.traffic(kernel, price)
         longest = max(price.engine_s.values(), default=0.0)
         busiest = max([own_s, *(price.engine_s[engine] for engine in used)])
-        end = start + busiest + (price.latency_s - longest)
+        waiting_s = price.latency_s - longest
+        end = start + busiest + waiting_s
 
         room = self.core.sbuf.usable_bytes / 2
         fetched = min(early, room)
         pieces = self.fetch(fetched, room, per_byte)
+        if pieces:
+            # What was not fetched in time is waited for, as in a kernel that starts with its loads.
+            end = max(end, pieces[0][0] + price.latency_s, pieces[-1][1] + waiting_s)
         pieces += self.queues["dma"].fill(start, (early - fetched) * per_byte + own_s)
         end = max([end, *(piece_end for _, piece_end in pieces)])
         for piece in pieces:

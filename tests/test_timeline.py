@@ -1,0 +1,285 @@
+"""The clock: times add up, engines do one thing at a time, causes come before effects."""
+
+import itertools
+import json
+import time
+from dataclasses import replace
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from ring_programs import Builder, elementwise_work, matmul_work
+
+from distributed.collective_cost import collective_cost
+from distributed.events import Queue
+from distributed.timeline import time_program
+from distributed.topology import topology
+from distributed.trace import to_trace
+from kernels.cost import cost
+from kernels.errors import CompileError
+from kernels.hardware import load_core, load_links
+
+CORE = load_core()
+RING = "inf2.48xlarge"
+
+
+def named(work, name):
+    return replace(work, name=name)
+
+
+def chain(b, x, length, shape=(128, 512)):
+    """``length`` elementwise kernels one after the other; returns the steps and the last buffer."""
+    steps = []
+    for index in range(length):
+        y = b.buffer(shape)
+        work = named(elementwise_work(shape, operands=1), f"link{index}")
+        steps.append(b.launch("chain", [x], [y], work=work))
+        x = y
+    return steps, x
+
+
+def assert_one_at_a_time(timeline):
+    by_engine = {}
+    for event in timeline.events:
+        assert 0 <= event.start_s <= event.end_s <= timeline.total_s * (1 + 1e-9)
+        assert event.busy_s <= (event.end_s - event.start_s) * (1 + 1e-9) + 1e-15
+        by_engine.setdefault(event.engine, []).append(event)
+    for engine, events in by_engine.items():
+        for before, after in itertools.pairwise(events):
+            assert before.end_s <= after.start_s + 1e-15, (engine, before, after)
+        assert sum(event.busy_s for event in events) == pytest.approx(timeline.busy_s[engine])
+        assert timeline.busy_s[engine] <= timeline.total_s * (1 + 1e-9)
+
+
+def test_one_kernel_takes_its_latency():
+    b = Builder(1)
+    x = b.global_buffer((128, 512))
+    steps, out = chain(b, x, 1)
+    program = b.program([x], steps, [out])
+    price = cost(steps[0].kernels[0].work, CORE)
+    timeline = time_program(program, "inf2.xlarge")
+    assert timeline.total_s == pytest.approx(price.latency_s)
+    assert timeline.flops == price.flops
+    assert timeline.bytes_accessed == price.bytes_read + price.bytes_written
+    assert timeline.collective_bytes == 0
+
+
+def test_dependent_kernels_follow_each_other():
+    b = Builder(1)
+    x = b.global_buffer((128, 512))
+    steps, out = chain(b, x, 3)
+    timeline = time_program(b.program([x], steps, [out]), RING)
+    price = cost(steps[1].kernels[0].work, CORE)
+    assert timeline.total_s == pytest.approx(3 * price.latency_s)
+    assert_one_at_a_time(timeline)
+
+
+def test_weights_are_fetched_during_a_collective():
+    """A product waits for an all-reduce; its weights do not, so they come in meanwhile."""
+    b = Builder(24)
+    x, w = b.global_buffer((64, 2048)), b.global_buffer((2048, 512))
+    big, out = b.buffer((64, 2048)), b.buffer((64, 512))
+    steps = [
+        b.collective("all_reduce", x, big, reducer="add"),
+        b.launch("mm", [big, w], [out], work=matmul_work(64, 2048, 512)),
+    ]
+    timeline = time_program(b.program([x, w], steps, [out]), RING)
+    loads = [event for event in timeline.events if event.engine == "dma"]
+    [reduced] = [event for event in timeline.events if event.engine == "collective"]
+    assert loads[0].start_s == 0.0 and loads[0].end_s <= reduced.end_s
+    products = [event for event in timeline.events if event.engine == "pe"]
+    assert all(event.start_s >= reduced.end_s for event in products)
+    alone = cost(steps[1].kernels[0].work, CORE).latency_s
+    assert timeline.total_s < reduced.end_s + alone
+    assert_one_at_a_time(timeline)
+
+
+def test_no_more_is_fetched_ahead_than_sbuf_holds():
+    """Weights larger than half of SBUF cannot all wait for a product that a collective holds up."""
+    b = Builder(24)
+    x, w = b.global_buffer((1, 8192), "bf16"), b.global_buffer((8192, 8192), "bf16")
+    big, out = b.buffer((1, 8192), "bf16"), b.buffer((1, 8192), "bf16")
+    steps = [
+        b.collective("all_reduce", x, big, reducer="add"),
+        b.launch("mm", [big, w], [out], work=matmul_work(1, 8192, 8192, "bf16")),
+    ]
+    timeline = time_program(b.program([x, w], steps, [out]), RING)
+    [reduced] = [event for event in timeline.events if event.engine == "collective"]
+    early = sum(
+        event.bytes for event in timeline.events if event.engine == "dma" and event.end_s <= reduced.end_s
+    )
+    assert early <= CORE.sbuf.usable_bytes / 2
+    assert sum(e.bytes for e in timeline.events if e.engine == "dma") == pytest.approx(
+        timeline.bytes_accessed
+    )
+
+
+def test_collectives_take_what_they_cost_and_load_the_links():
+    b = Builder(24)
+    x, y = b.global_buffer((1024, 1024)), b.buffer((1024, 1024))
+    step = b.collective("all_reduce", x, y, reducer="add")
+    timeline = time_program(b.program([x], [step], [y]), RING)
+    price = collective_cost(step, 4 * 2**20, topology(RING), load_links())
+    assert timeline.total_s == pytest.approx(price.seconds)
+    assert timeline.collective_bytes == 4 * 2**20
+    for link, busy_s in price.busy_s.items():
+        assert timeline.busy_s[link.name] == pytest.approx(busy_s)
+    assert_one_at_a_time(timeline)
+
+
+def looped(trips, *, inner=None):
+    b = Builder(2)
+    x = b.global_buffer((128, 512))
+    tested, holds = b.buffer((128, 512)), b.buffer((), "i1", host=True)
+    carried, agreed, out = b.buffer((128, 512)), b.buffer((128, 512)), b.buffer((128, 512))
+    condition = b.block([tested], [b.launch("test", [tested], [holds])], [holds])
+    steps, last = chain(b, carried, 2)
+    if inner is not None:
+        again, nested = b.buffer((128, 512)), b.buffer((128, 512))
+        more, end = chain(b, again, 1)
+        steps.append(b.loop([last], replace(condition), b.block([again], more, [end]), [nested], inner))
+        last = nested
+    body = b.block([carried], [*steps, b.collective("all_reduce", last, agreed, reducer="add")], [agreed])
+    return b.program([x], [b.loop([x], condition, body, [out], trips)], [out])
+
+
+def test_loops_are_listed_once_and_counted_in_full():
+    decision_s = CORE.dma.latency_s
+    none, one, many = (time_program(looped(trips), RING) for trips in (0, 1, 1000))
+    assert none.total_s == pytest.approx(decision_s)
+    body_s = one.total_s - none.total_s
+    assert many.total_s == pytest.approx(1000 * body_s + decision_s)
+    for name in ("flops", "bytes_accessed", "collective_bytes"):
+        assert getattr(many, name) == pytest.approx(1000 * getattr(one, name))
+    for engine, busy_s in one.busy_s.items():
+        if engine != "control":
+            assert many.busy_s[engine] == pytest.approx(1000 * busy_s)
+    assert many.busy_s["control"] == pytest.approx(1001 * decision_s)
+    assert len(many.events) < 3 * len(one.events)
+    assert not many.assumptions
+    assert_one_at_a_time(many)
+
+
+def test_loops_in_loops_multiply():
+    one, many = time_program(looped(1, inner=1), RING), time_program(looped(7, inner=11), RING)
+    base = time_program(looped(1, inner=0), RING)
+    assert many.flops == pytest.approx(7 * (base.flops + 11 * (one.flops - base.flops)))
+    assert_one_at_a_time(many)
+
+
+def test_unknown_trip_counts_are_said():
+    unknown, one = time_program(looped(None), RING), time_program(looped(1), RING)
+    assert unknown.total_s == one.total_s
+    assert unknown.assumptions == ("loop at loop.py:3: unknown trip count, timed as one iteration",)
+
+
+def test_branches_take_the_slowest_block_and_say_so():
+    b = Builder(2)
+    x, index, out = b.global_buffer((128, 512)), b.global_buffer((), "i32"), b.buffer((128, 512))
+    blocks, alone = [], []
+    for length in (1, 4, 2):
+        steps, last = chain(b, x, length)
+        blocks.append(b.block([], steps, [last]))
+        alone.append(time_program(b.program([x, index], steps, [last]), RING).total_s)
+    timeline = time_program(b.program([x, index], [b.branch(index, blocks, [out])], [out]), RING)
+    assert timeline.total_s == pytest.approx(CORE.dma.latency_s + max(alone))
+    assert "slowest of 3" in timeline.assumptions[0]
+    assert {event.name for event in timeline.events} >= {"link3"}
+    assert_one_at_a_time(timeline)
+
+
+def test_more_cores_than_the_instance_has_is_refused():
+    with pytest.raises(CompileError, match=r"needs 24 cores, inf2\.24xlarge has 12"):
+        time_program(Builder(24).program([], [], []), "inf2.24xlarge")
+
+
+@st.composite
+def programs(draw):
+    """Random graphs of kernels and collectives; step i makes the buffer named ``s<i>``."""
+    b = Builder(draw(st.sampled_from((2, 8, 12))))
+    size = draw(st.sampled_from((64, 512)))
+    made = [b.global_buffer((size, size)) for _ in range(draw(st.integers(1, 4)))]
+    inputs, steps, reads = list(made), [], {}
+    for index in range(draw(st.integers(1, 15))):
+        operands = [draw(st.sampled_from(made)) for _ in range(2)]
+        out = b.buffer((size, size))
+        kind = draw(st.sampled_from(("matmul", "elementwise", "collective")))
+        if kind == "collective":
+            step = b.collective("all_reduce", operands[0], out, reducer="add")
+            steps.append(replace(step, location=f"s{index}"))
+            operands = operands[:1]
+        else:
+            work = matmul_work(size, size, size) if kind == "matmul" else elementwise_work((size, size))
+            launch = b.launch("any", operands, [out], work=work)
+            steps.append(replace(launch, kernels=(replace(launch.kernels[0], location=f"s{index}"),)))
+        reads[f"s{index}"] = [number for number in operands if number not in inputs]
+        made.append(out)
+    first = len(inputs)
+    causes = {name: [f"s{number - first}" for number in numbers] for name, numbers in reads.items()}
+    return b.program(inputs, steps, made[-1:]), causes
+
+
+@settings(deadline=None)
+@given(programs())
+def test_causes_come_before_effects(drawn):
+    program, causes = drawn
+    timeline = time_program(program, "inf2.24xlarge")
+    assert_one_at_a_time(timeline)
+    ends, starts = {}, {}
+    for event in timeline.events:
+        ends[event.location] = max(ends.get(event.location, 0.0), event.end_s)
+        if event.engine != "dma":
+            starts[event.location] = min(starts.get(event.location, float("inf")), event.start_s)
+    for name, sources in causes.items():
+        for source in sources:
+            assert starts[name] >= ends[source] - 1e-15
+    work = [kernel.work for step in program.main.steps for kernel in getattr(step, "kernels", ())]
+    prices = [cost(one, CORE) for one in work]
+    assert timeline.flops == sum(price.flops for price in prices)
+    assert timeline.total_s >= timeline.flops / CORE.pe.peak_flop_per_s
+    assert timeline.total_s >= timeline.bytes_accessed / CORE.hbm.bandwidth_bytes_per_s
+    assert timeline.total_s <= sum(timeline.busy_s[e] for e in timeline.busy_s) + sum(
+        p.latency_s for p in prices
+    )
+    assert time_program(program, "inf2.24xlarge") == timeline
+
+
+@given(
+    st.lists(st.tuples(st.booleans(), st.floats(0, 10), st.floats(0, 3)), max_size=30),
+)
+def test_a_queue_never_does_two_things_at_once(jobs):
+    queue, taken = Queue(0.0), []
+    for fills, earliest, seconds in jobs:
+        if fills:
+            pieces = queue.fill(earliest, seconds)
+        else:
+            start = queue.append(earliest, seconds)
+            pieces = [(start, start + seconds)]
+        assert sum(end - start for start, end in pieces) == pytest.approx(seconds)
+        assert all(start >= earliest for start, _ in pieces)
+        taken += pieces
+    taken.sort()
+    for (_, end), (start, _) in itertools.pairwise(taken):
+        assert start >= end - 1e-12
+
+
+def test_trace_is_json_with_every_event():
+    timeline = time_program(looped(5), RING)
+    trace = json.loads(json.dumps(to_trace(timeline)))
+    spans = [record for record in trace["traceEvents"] if record["ph"] == "X"]
+    assert len(spans) == len(timeline.events)
+    assert max(s["ts"] + s["dur"] for s in spans) <= timeline.total_s * 1e6 * (1 + 1e-9)
+    threads = {(r["pid"], r["tid"]) for r in trace["traceEvents"] if r["name"] == "thread_name"}
+    assert {(s["pid"], s["tid"]) for s in spans} == threads
+    assert any(span["args"].get("location") == "all_reduce.py:7" for span in spans)
+
+
+def test_six_thousand_kernels_are_timed_quickly():
+    """As many as OPT-66B has; the machine may be busy, so the limit is loose (0.2 s on two quiet cores)."""
+    b = Builder(24)
+    x = b.global_buffer((16, 512))
+    steps, out = chain(b, x, 6000, (16, 512))
+    program = b.program([x], steps, [out])
+    start = time.process_time()
+    time_program(program, RING)
+    assert time.process_time() - start < 2.0
