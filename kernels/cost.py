@@ -117,9 +117,9 @@ def _places(work: KernelWork) -> tuple[list[tuple[str, ...]], list[int]]:
     """Where each op finds each operand, and the ops whose product no vector or scalar op takes from PSUM.
 
     Values are told apart by shape and type alone, which is all that a kernel's work states: two products of
-    one shape are taken in the order last made, first used.
+    one shape are taken in the order last made, first used, and what an op makes hides a read of its kind.
     """
-    reads, writes = frozenset(work.reads), frozenset(work.writes)
+    reads, writes = set(work.reads), frozenset(work.writes)
     in_psum: dict[Tensor, list[int]] = {}
     repeated: Counter[Tensor] = Counter()
     placed = []
@@ -140,11 +140,13 @@ def _places(work: KernelWork) -> tuple[list[tuple[str, ...]], list[int]]:
                 places.append("broadcast")
             else:
                 places.append("hbm" if operand in reads else "sbuf")
-        if found.price == "move" and not writes.isdisjoint(op.results):
+        if found.price == "move" and not (reads | writes).isdisjoint((*op.operands, *op.results)):
+            # A slice may read only its result, an update in place write only what it puts in.
             places = ["hbm"] * len(places)
         if op.kind in _REPEATED or (op.kind in _CARRIES_PLACE and "broadcast" in places):
             repeated.update(op.results)
         if found.price in ("matmul", "transpose"):
             in_psum.setdefault(op.results[0], []).append(index)
+        reads.difference_update(op.results)
         placed.append(tuple(places))
     return placed, sorted(index for waiting in in_psum.values() for index in waiting)
