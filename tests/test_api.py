@@ -148,7 +148,7 @@ def test_donated_ring_arrays_stay_on_the_ring(tp):
         assert isinstance(ring, neuronx.RingArray) and isinstance(total, jax.Array)
     np.testing.assert_array_equal(np.asarray(ring), np.outer(np.arange(4), np.arange(6)))
     np.testing.assert_array_equal(jnp.asarray(ring), np.outer(np.arange(4), np.arange(6)))
-    with pytest.raises(RuntimeError, match="deleted.*donated"):
+    with pytest.raises(RuntimeError, match=r"deleted.*donated"):
         exe(w, first, jnp.int32(0))
     with pytest.raises(RuntimeError, match="deleted"):
         np.asarray(first)

@@ -8,8 +8,7 @@ import pytest
 from jax.sharding import AbstractMesh, NamedSharding, PartitionSpec
 
 import neuronx
-from hlo_passes.ir import parse
-from neuronx.driver import CompileOptions, compile_module
+from neuronx.cli.main import main, parse_arguments
 
 X = np.ones((4, 8), np.float32)
 
@@ -79,10 +78,37 @@ def test_an_unknown_level():
     assert "did you mean 'local'" in message(error)
 
 
-def test_malformed_stablehlo():
-    with pytest.raises(neuronx.CompileError) as error:
-        compile_module(parse("module { func.func @main( }"), CompileOptions())
-    assert "StableHLO" in message(error)
+def shell(*arguments) -> int:
+    return main(parse_arguments(["neuronx", *arguments]))
+
+
+@pytest.mark.parametrize(
+    ("passes", "said"),
+    [
+        ("canonicalise", "did you mean 'canonicalize'"),
+        ("canonicalize,shard{cores=4}", "unknown option of shard: 'cores'"),
+        ("shard{tp=four}", "expected int"),
+        ("autocast{type=bf17}", "did you mean 'bf16'"),
+        ("canonicalize shard", "cannot read the pass list"),
+    ],
+)
+def test_unknown_passes_and_options(tmp_path, capsys, passes, said):
+    path = tmp_path / "x.mlir"
+    path.write_text("func.func @main(%x: tensor<f32>) -> tensor<f32> { return %x : tensor<f32> }")
+    assert shell("opt", "-p", passes, str(path)) == 2
+    assert said in capsys.readouterr().err
+
+
+def test_malformed_stablehlo(tmp_path, capsys):
+    path = tmp_path / "bad.mlir"
+    path.write_text("module { func.func @main( }")
+    assert shell("opt", "-p", "canonicalize", str(path)) == 2
+    assert "bad.mlir is malformed" in capsys.readouterr().err
+
+
+def test_an_unknown_model(capsys):
+    assert shell("generate", "--model", "opt-9b") == 2
+    assert "unknown model 'opt-9b'" in capsys.readouterr().err
 
 
 def callback(x):

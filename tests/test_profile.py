@@ -1,0 +1,71 @@
+"""The profile: a summary people can read and a trace Perfetto opens, both from shapes alone."""
+
+import json
+import re
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+import neuronx
+
+
+def mlp(params, x):
+    return jax.nn.softmax(jax.nn.relu(x @ params["up"]) @ params["down"])
+
+
+def profile(tp, fn=mlp):
+    params = {
+        "up": jax.ShapeDtypeStruct((512, 2048), jnp.bfloat16),
+        "down": jax.ShapeDtypeStruct((2048, 512), jnp.bfloat16),
+    }
+    x = jax.ShapeDtypeStruct((128, 512), jnp.bfloat16)
+    return neuronx.compile(fn, tp_degree=tp).lower(params, x).compile().profile()
+
+
+@pytest.fixture(scope="module")
+def sharded():
+    return profile(4)
+
+
+def test_the_summary_names_engines_kernels_and_lines(sharded):
+    text = sharded.summary()
+    assert text.startswith("mlp on 4 cores: ")
+    for word in ("pe ", "dma ", "collective ", "matmul", "all_reduce", "test_profile.py:", "collectives: "):
+        assert word in text, word
+
+
+def test_the_shares_are_of_the_total(sharded):
+    shares = [float(share) for share in re.findall(r"(\d+\.\d)%", sharded.summary())]
+    assert shares and all(0 <= share <= 100 for share in shares)
+
+
+def test_one_core_has_no_collectives():
+    assert "collectives: 0.0 ns, 0.0% of the total" in profile(1).summary()
+
+
+def test_assumptions_are_said():
+    def until_small(params, x):
+        return jax.lax.while_loop(lambda v: jnp.sum(v) > 1, lambda v: v @ params["up"][:, :512], x)
+
+    text = profile(2, until_small).summary()
+    assert "assumed: " in text and "trip count" in text
+
+
+def test_the_trace_is_chromes_format(sharded, tmp_path):
+    path = tmp_path / "x.trace.json"
+    sharded.save(path)
+    trace = json.loads(path.read_text())
+    events = [event for event in trace["traceEvents"] if event["ph"] == "X"]
+    assert len(events) == len(sharded.timeline.events)
+    last = max(event["ts"] + event["dur"] for event in events)
+    assert last == pytest.approx(sharded.timeline.total_s * 1e6)
+    named = {event["args"]["name"] for event in trace["traceEvents"] if event["ph"] == "M"}
+    assert {"pe", "dma", "collective"} <= named
+
+
+def test_no_event_overlaps_another_on_its_engine(sharded):
+    ends: dict[str, float] = {}
+    for event in sorted(sharded.timeline.events, key=lambda e: e.start_s):
+        assert event.start_s >= ends.get(event.engine, 0.0) - 1e-15
+        ends[event.engine] = event.end_s
