@@ -4,12 +4,13 @@ from dataclasses import dataclass
 
 from hlo_passes.clusters import Clusters
 from hlo_passes.graph import Graph
-from hlo_passes.ir import func, ir, main, stablehlo
+from hlo_passes.ir import func, ir, main, source_line, stablehlo
 from hlo_passes.ops import CONTROL, holds_collective, is_scalar, kind, tensor
 from hlo_passes.outline import Outliner
 from hlo_passes.patterns import FREE, RULES, Join, Region, kernel_name, region_of
+from hlo_passes.units import uniform_first
 from hlo_passes.varying import Varying, analyze
-from kernels.table import KERNELS
+from kernels.errors import CompileError
 
 __all__ = ["Options", "run"]
 
@@ -37,6 +38,7 @@ def run(module: ir.Module, options: Options) -> None:
         outliner = Outliner(module)
         _fuse_block(function.entry_block, {}, analyze(module), outliner, options)
         outliner.finish()
+        uniform_first(function.entry_block, analyze(module))
 
 
 def _drop_barriers(function: ir.Operation) -> None:
@@ -117,11 +119,21 @@ def _fuse_block(
             for number in members:
                 graph.nodes[number].op.move_before(terminator)
         else:
-            region = regions[cluster]
-            outliner.outline(graph, members, kernel_name(region.group, region.kinds), terminator)
+            outliner.outline(graph, members, _kernel(graph, members, regions[cluster]), terminator)
     for op in reversed([view.operation for view in block.operations]):
         if kind(op) in FREE and next(iter(op.results[0].uses), None) is None:
             op.erase()
+
+
+def _kernel(graph: Graph, members: list[int], region: Region) -> str:
+    kinds = [kind(graph.nodes[number].op) for number in members]
+    name = kernel_name(region.group, kinds) or kernel_name("single", kinds)
+    if name is None:
+        op = graph.nodes[members[0]].op
+        raise CompileError(
+            "no kernel takes this op", op=op.name, location=source_line(op), fix="express it in StableHLO ops"
+        )
+    return name
 
 
 def _fuse_inner_blocks(
@@ -187,7 +199,7 @@ def _try_merge(
     if not rule.when(join):
         return
     merged = _united(made, taker, rule.becomes)
-    if KERNELS[kernel_name(merged.group, merged.kinds)].legal(merged.kinds) and clusters.merge(producer, consumer):
+    if kernel_name(merged.group, merged.kinds) is not None and clusters.merge(producer, consumer):
         del regions[producer]
         regions[consumer] = merged
 

@@ -45,7 +45,7 @@ class Graph:
             if kind(op) in FREE and op.results[0] not in stored:
                 self.free[op.results[0]] = op
             else:
-                self._add(op, "data_movement" if kind(op) in FREE - {"reshape"} else group_of(op))
+                self._add(op, group_of(op))
         for value in ops[-1].operands:
             for leaf in self.leaves([value]):
                 self.readers.setdefault(leaf, set()).add(-1)

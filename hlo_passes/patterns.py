@@ -6,8 +6,9 @@ from dataclasses import dataclass
 
 from hlo_passes.ir import ir
 from hlo_passes.ops import COLLECTIVES, CONTROL, holds_collective, is_composite, is_scalar, kind, tensor
+from kernels.table import KERNELS
 
-__all__ = ["FREE", "RULES", "Region", "Rule", "group_of", "kernel_name", "region_of"]
+__all__ = ["FREE", "RULES", "Join", "Region", "Rule", "group_of", "kernel_name", "region_of"]
 
 ELEMENTWISE = frozenset({
     "abs", "add", "and", "atan2", "bitcast_convert", "cbrt", "ceil", "clamp", "compare", "complex", "convert",
@@ -19,7 +20,7 @@ ELEMENTWISE = frozenset({
 })
 
 # Made again inside every kernel that reads them, rather than stored in HBM.
-FREE = frozenset({"broadcast_in_dim", "constant", "iota", "reshape"})
+FREE = frozenset({"broadcast_in_dim", "constant", "iota", "reshape", "slice"})
 
 _GROUPS = {
     "dot_general": "matmul",
@@ -29,11 +30,12 @@ _GROUPS = {
     "scatter": "gather_scatter",
     **dict.fromkeys(ELEMENTWISE, "elementwise"),
     **dict.fromkeys(
-        ("transpose", "slice", "concatenate", "pad", "reverse", "dynamic_slice", "dynamic_update_slice",
+        ("transpose", "concatenate", "pad", "reverse", "dynamic_slice", "dynamic_update_slice",
          "broadcast_in_dim", "constant", "iota"),
         "data_movement",
     ),
-    "reshape": "reshape",
+    "reshape": "view",
+    "slice": "view",
 }
 
 # A value read by more kernels than this (an attention mask, say) is stored by a kernel of its own, so that
@@ -132,9 +134,14 @@ RULES: dict[tuple[str, str], Rule] = {
     ("data_movement", "data_movement"): Rule(becomes="data_movement", when=_sole),
     ("elementwise", "gather_scatter"): Rule(becomes="gather_scatter", when=_index_arithmetic),
     ("data_movement", "gather_scatter"): Rule(becomes="gather_scatter", when=_index_arithmetic),
-    # A reshape moves nothing: whoever makes its operand hands out the new shape.
+    # Legal only where the moves are ones the kernel's own loads and stores can do (see its ``legal``).
+    ("matmul", "data_movement"): Rule(becomes="matmul", when=_same_size),
+    ("data_movement", "matmul"): Rule(becomes="matmul", when=_sole),
+    ("data_movement", "elementwise"): Rule(becomes="elementwise", when=_operand_made_for_it),
+    ("elementwise", "data_movement"): Rule(becomes="elementwise", when=_operand_made_for_it),
+    # A view moves nothing: whoever makes its operand hands out the new shape.
     **{
-        (group, "reshape"): Rule(becomes=group, when=_always)
+        (group, "view"): Rule(becomes=group, when=_always)
         for group in ("matmul", "convolution", "reduce", "elementwise", "data_movement", "gather_scatter")
     },
 }
@@ -171,14 +178,15 @@ def region_of(op: ir.Operation, group: str, varying: bool) -> Region:
     return region
 
 
-_ROOTS = frozenset({"rsqrt", "sqrt"})
+# The kernels a region of this class may become, the most particular first.
+_CANDIDATES = {
+    "reduce": ("softmax", "normalization", "reduce"),
+    "view": ("data_movement",),
+    "single": ("control", "single"),
+}
 
 
-def kernel_name(group: str, kinds: Sequence[str]) -> str:
-    """The name in the kernel table for a region of this class and content."""
-    held = set(kinds)
-    if group == "reduce" and kinds.count("reduce") >= 2 and "exponential" in held and "divide" in held:
-        return "softmax"
-    if group == "reduce" and held & _ROOTS and held & {"multiply", "divide"}:
-        return "normalization"
-    return "data_movement" if group == "reshape" else group
+def kernel_name(group: str, kinds: Sequence[str]) -> str | None:
+    """The first kernel of the class that is legal for these op kinds (in topological order), if any."""
+    names = _CANDIDATES.get(group, (group,))
+    return next((name for name in names if name in KERNELS and KERNELS[name].legal(kinds)), None)

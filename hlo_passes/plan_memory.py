@@ -1,0 +1,132 @@
+"""FUSED to PLANNED: every value gets its place in the HBM of each core."""
+
+import bisect
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from hlo_passes.ir import func, ir, main
+from hlo_passes.lifetimes import Item, Lifetimes, Place
+from hlo_passes.local import donations
+from hlo_passes.work import WorkTable
+
+__all__ = ["Options", "run"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """``alignment_bytes``: every offset is a multiple of it (a DMA descriptor's natural unit)."""
+
+    alignment_bytes: int = 64
+
+
+def run(module: ir.Module, options: Options) -> None:
+    """Writes ``neuron.hbm_offset`` on ops and arguments and ``neuron.hbm_bytes`` on the module.
+
+    Values that are never alive together may share memory. Arguments stay where they are to the end, unless
+    donated: then the result that the user named takes their place, if a chain of in-place updates leads
+    there or the argument is dead before the result is made. Whether it all fits is not asked here.
+    """
+    function, table = main(module), WorkTable(module)
+    lifetimes = _with_realised_donations(function, table)
+    offsets, size_bytes = _assign(lifetimes.places.values(), lifetimes.end, options.alignment_bytes)
+    with module.context, ir.Location.unknown():
+        _annotate_arguments(function, lifetimes, offsets)
+        _annotate(lifetimes.items, lifetimes, offsets)
+        module.operation.attributes["neuron.hbm_bytes"] = ir.IntegerAttr.get(
+            ir.IntegerType.get_signless(64), size_bytes
+        )
+
+
+def _with_realised_donations(function: func.FuncOp, table: WorkTable) -> Lifetimes:
+    """Lifetimes in which exactly the donated arguments that pass their place to a result may be overwritten."""
+    wanted = dict((argument, result) for result, argument in donations(function))
+    while True:
+        lifetimes = Lifetimes(function, table, frozenset(wanted))
+        unusable = [n for n, result in wanted.items() if not _hand_over(function, lifetimes, n, result)]
+        if not unusable:
+            return lifetimes
+        for number in unusable:
+            del wanted[number]
+
+
+def _hand_over(function: func.FuncOp, lifetimes: Lifetimes, number: int, wanted: int | None) -> bool:
+    """Lets a result have the place of donated argument ``number``; False where none can."""
+    argument = function.arguments[number]
+    returned = lifetimes.items[-1].op.operands
+    held = lifetimes.places[argument]
+    for value in returned if wanted is None else [returned[wanted]]:
+        place = lifetimes.places.get(value)
+        if place is held:
+            return True
+        free = place is not None and held.end < place.start and place.size_bytes == held.size_bytes
+        if free and not any(lifetimes.places[other] is place for other in function.arguments):
+            held.end = place.end
+            for other, own in lifetimes.places.items():
+                if own is place:
+                    lifetimes.places[other] = held
+            return True
+    return False
+
+
+def _assign(
+    values: Iterable[Place], end: int, alignment_bytes: int
+) -> tuple[dict[int, int], int]:
+    """Offsets by ``id`` of place: what lives throughout first, the rest best-fit in order of birth."""
+    places = list({id(place): place for place in values}.values())
+    offsets: dict[int, int] = {}
+    base = 0
+    for place in places:
+        if place.start == 0 and place.end >= end - 1:
+            offsets[id(place)] = base
+            base += _padded(place, alignment_bytes)
+    top, taken = base, []
+    rest = [place for place in places if id(place) not in offsets]
+    for place in sorted(rest, key=lambda own: (own.start, -own.size_bytes)):
+        taken = [held for held in taken if held[2].end >= place.start]
+        size = _padded(place, alignment_bytes)
+        offset = _best_fit(taken, base, size)
+        bisect.insort(taken, (offset, offset + size, place), key=lambda held: held[:2])
+        offsets[id(place)] = offset
+        top = max(top, offset + size)
+    return offsets, top
+
+
+def _best_fit(taken: list[tuple[int, int, Place]], base: int, size: int) -> int:
+    """The start of the smallest gap that holds ``size``, or the end of what is taken."""
+    best, at = None, base
+    for start, stop, _ in taken:
+        gap = start - at
+        if gap >= size and (best is None or gap < best[0]):
+            best = (gap, at)
+        at = max(at, stop)
+    return at if best is None else best[1]
+
+
+def _padded(place: Place, alignment_bytes: int) -> int:
+    return -(-max(place.size_bytes, 1) // alignment_bytes) * alignment_bytes
+
+
+def _offset(lifetimes: Lifetimes, offsets: dict[int, int], value: ir.Value) -> int:
+    place = lifetimes.places.get(value)
+    return -1 if place is None else offsets[id(place)]
+
+
+def _annotate(items: list[Item], lifetimes: Lifetimes, offsets: dict[int, int]) -> None:
+    for item in items:
+        if len(item.op.results):
+            found = [_offset(lifetimes, offsets, result) for result in item.op.results]
+            item.op.attributes["neuron.hbm_offset"] = ir.DenseI64ArrayAttr.get(found)
+        for _, inner in item.blocks:
+            _annotate(inner, lifetimes, offsets)
+
+
+def _annotate_arguments(function: func.FuncOp, lifetimes: Lifetimes, offsets: dict[int, int]) -> None:
+    count = len(function.arguments)
+    given = function.attributes["arg_attrs"] if "arg_attrs" in function.attributes else [{}] * count
+    integer = ir.IntegerType.get_signless(64)
+    entries = []
+    for attributes, argument in zip(given, function.arguments, strict=True):
+        kept = {item.name: item.attr for item in attributes}
+        offset = _offset(lifetimes, offsets, argument)
+        entries.append(ir.DictAttr.get(kept | {"neuron.hbm_offset": ir.IntegerAttr.get(integer, offset)}))
+    function.attributes["arg_attrs"] = ir.ArrayAttr.get(entries)

@@ -1,0 +1,159 @@
+"""What a kernel has to do, read off its decomposition: ops with shapes, HBM traffic in and out."""
+
+import math
+from collections.abc import Iterator, Set
+from dataclasses import replace
+
+from hlo_passes.in_place import Update, updates
+from hlo_passes.ir import func, ir, stablehlo
+from hlo_passes.ops import kind, tensor
+from hlo_passes.trip_count import trip_count
+from kernels.work import KernelWork, OpWork, Tensor
+
+__all__ = ["WorkTable", "op_work"]
+
+# Ops that read of their first operand only what they hand on.
+_TAKES = frozenset({"slice", "dynamic_slice", "gather"})
+_VIEWS = frozenset({"reshape"})
+
+
+class WorkTable:
+    """The work of the kernels of one FUSED or PLANNED module, each decomposition read once."""
+
+    def __init__(self, module: ir.Module) -> None:
+        self.functions = {
+            op.name.value: op for op in module.body.operations if isinstance(op, func.FuncOp)
+        }
+        self._found: dict[tuple[str, Set[tuple[int, int]]], KernelWork] = {}
+        self._updates: dict[str, tuple[Update, ...]] = {}
+
+    def function(self, composite: ir.Operation) -> func.FuncOp:
+        return self.functions[composite.attributes["decomposition"].value]
+
+    def updates(self, composite: ir.Operation) -> tuple[Update, ...]:
+        """The (operand, result) pairs that may share memory."""
+        name = composite.attributes["decomposition"].value
+        if name not in self._updates:
+            self._updates[name] = updates(self.functions[name])
+        return self._updates[name]
+
+    def work(self, composite: ir.Operation, in_place: Set[tuple[int, int]] = frozenset()) -> KernelWork:
+        """The work of one kernel; ``in_place`` are the (operand, result) pairs that do share memory."""
+        name = composite.attributes["decomposition"].value
+        key = (name, in_place)
+        if key not in self._found:
+            kept = [update for update in self.updates(composite) if (update.operand, update.result) in in_place]
+            kernel = composite.attributes["name"].value.partition(".")[2]
+            self._found[key] = _kernel_work(kernel, self.functions[name], kept)
+        return self._found[key]
+
+
+def _kernel_work(kernel: str, function: func.FuncOp, in_place: list[Update]) -> KernelWork:
+    overwritten = {update.operand for update in in_place}
+    reads = [
+        part
+        for number, argument in enumerate(function.arguments)
+        for part in _read(argument, number in overwritten)
+    ]
+    written = {update.result: update.written for update in in_place}
+    writes = [
+        part
+        for number, result in enumerate(function.type.results)
+        for part in written.get(number, (tensor(result),))
+    ]
+    return KernelWork(
+        name=kernel, ops=tuple(_block_work(function.entry_block, 1)), reads=tuple(reads), writes=tuple(writes)
+    )
+
+
+def _read(argument: ir.Value, overwritten: bool) -> tuple[Tensor, ...]:
+    """What is read of ``argument``: all of it, once, unless every reader takes only a part."""
+    whole = tensor(argument.type)
+    parts = _parts_read(argument, overwritten)
+    if parts is None or sum(part.size_bytes for part in parts) >= whole.size_bytes:
+        return (whole,)
+    return tuple(parts)
+
+
+def _parts_read(value: ir.Value, overwritten: bool) -> list[Tensor] | None:
+    parts: list[Tensor] = []
+    for use in value.uses:
+        op, name = use.owner.operation, kind(use.owner)
+        if name in _TAKES and use.operand_number == 0:
+            parts.append(tensor(op.results[0].type))
+        elif name in _VIEWS:
+            seen = _parts_read(op.results[0], overwritten)
+            if seen is None:
+                return None
+            parts += seen
+        elif not (overwritten and name in ("dynamic_update_slice", "scatter") and use.operand_number == 0):
+            return None
+    return parts
+
+
+def _block_work(block: ir.Block, repeats: int) -> Iterator[OpWork]:
+    for view in block.operations:
+        op = view.operation
+        if kind(op) == "return":
+            continue
+        yield op_work(op, repeats)
+        if kind(op) == "while":
+            # Once where the count is not known before the program runs: a lower bound.
+            times = trip_count(op)
+            for region in op.regions:
+                yield from _block_work(region.blocks[0], repeats * (1 if times is None else times))
+        elif kind(op) in ("case", "if"):
+            yield from _costliest([list(_block_work(region.blocks[0], repeats)) for region in op.regions])
+
+
+def _costliest(branches: list[list[OpWork]]) -> list[OpWork]:
+    """The branch with the most arithmetic and data: a time for the worst case."""
+
+    def weight(ops: list[OpWork]) -> int:
+        products = sum(2 * math.prod(op.matmul) * op.repeats for op in ops if op.matmul)
+        return products + sum(part.size * op.repeats for op in ops for part in op.results)
+
+    return max(branches, key=weight)
+
+
+def op_work(op: ir.Operation, repeats: int = 1) -> OpWork:
+    """One op's shapes and types; its (batch, m, k, n) where it is a product."""
+    name = kind(op)
+    work = OpWork(
+        kind=name,
+        operands=tuple(tensor(value.type) for value in op.operands),
+        results=tuple(tensor(value.type) for value in op.results),
+        repeats=repeats,
+    )
+    return _DETAILS[name](op, work) if name in _DETAILS else work
+
+
+def _dot_general(op: ir.Operation, work: OpWork) -> OpWork:
+    numbers = stablehlo.DotDimensionNumbers(op.attributes["dot_dimension_numbers"])
+    lhs, rhs = (part.shape for part in work.operands)
+    batch = math.prod(lhs[dim] for dim in numbers.lhs_batching_dimensions)
+    k = math.prod(lhs[dim] for dim in numbers.lhs_contracting_dimensions)
+    shared = max(batch * k, 1)
+    return replace(work, matmul=(batch, math.prod(lhs) // shared, k, math.prod(rhs) // shared))
+
+
+def _convolution(op: ir.Operation, work: OpWork) -> OpWork:
+    """As the product it implies: every result element combines one window of the kernel."""
+    numbers = stablehlo.ConvDimensionNumbers(op.attributes["dimension_numbers"])
+    groups = op.attributes["feature_group_count"].value * op.attributes["batch_group_count"].value
+    kernel, result = work.operands[1], work.results[0]
+    features = kernel.shape[numbers.kernel_output_feature_dimension]
+    each = max(features, 1)
+    return replace(work, matmul=(groups, result.size // each, kernel.size // each, features // groups))
+
+
+def _window(op: ir.Operation, work: OpWork) -> OpWork:
+    return replace(work, window=math.prod(op.attributes["window_dimensions"]))
+
+
+_DETAILS = {
+    "dot_general": _dot_general,
+    "convolution": _convolution,
+    "reduce_window": _window,
+    "select_and_scatter": _window,
+}
