@@ -209,7 +209,8 @@ class _Clock:
         ready = max((self.ready[number] for number in step.operands), default=self.origin)
         start = self.queues["collective"].append(max(ready, self.origin), price.seconds)
         end = start + price.seconds
-        self.record(step.kind, "collective", start, end, step.location, size_bytes=size_bytes)
+        if price.seconds:
+            self.record(step.kind, "collective", start, end, step.location, size_bytes=size_bytes)
         for link, busy_s in price.busy_s.items():
             carried = busy_s * link.bandwidth_bytes_per_s(self.links)
             event = Event(
