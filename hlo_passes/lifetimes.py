@@ -128,12 +128,11 @@ class Lifetimes:
                 self._place(inner)
 
     def _place_result(self, item: Item, result: ir.Value) -> None:
-        source = self.places.get(self._source.get(result))
         if not in_hbm(item.op, result):
             return
-        if source is None:
-            self._new(result, item.start)
+        if result in self._source and self._source[result] in self.places:
+            self.places[result] = self.places[self._source[result]]
         else:
-            self.places[result] = source
+            self._new(result, item.start)
         place = self.places[result]
         place.end = max(place.end, item.end, self._last.get(result, 0))

@@ -151,10 +151,13 @@ class _Writer:
             for operand, result in self.in_place(op):
                 value = op.operands[operand]
                 origin[op.results[result]] = origin.get(value, value)
+        places = {value: number for number, value in enumerate(inputs)}
         return tuple(
-            (inputs.index(origin[value]), number)
+            (places[origin[value]], number)
             for number, value in enumerate(outputs)
-            if origin.get(value) in inputs and self.varying.is_varying(origin[value]) == unit.varying
+            if value in origin
+            and origin[value] in places
+            and self.varying.is_varying(origin[value]) == unit.varying
         )
 
     def in_place(self, op: ir.Operation) -> frozenset[tuple[int, int]]:
