@@ -1,0 +1,105 @@
+"""The memory of a core: what fills it, and what to do where it does not fit."""
+
+import pytest
+from ring_programs import Builder
+
+from distributed.device_memory import check_fits, device_memory
+from kernels.errors import CompileError, OutOfDeviceMemoryError
+from kernels.hardware import load_core
+
+HBM = load_core().hbm
+
+
+def test_every_category_is_counted_once():
+    b = Builder(4)
+    w = b.global_buffer((1024, 4096), "bf16", dim_axes=((), ("tp",)))
+    x = b.global_buffer((16, 1024), "bf16")
+    partial = b.buffer((16, 1024), varying=True)
+    total, out = b.buffer((16, 1024)), b.buffer((16, 1024), "bf16")
+    scalar = b.buffer((), "i32", host=True)
+    steps = [
+        b.launch("mm", [x, w], [partial], varying=True),
+        b.collective("all_reduce", partial, total, reducer="add"),
+        b.launch("cast", [total], [out, scalar]),
+    ]
+    used = device_memory(b.program([w, x], steps, [out]), weights={0})
+    assert used.weights_bytes == 1024 * 1024 * 2
+    assert used.inputs_bytes == used.outputs_bytes == 16 * 1024 * 2
+    assert used.temporaries_bytes == 2 * 16 * 1024 * 4
+    assert used.collective_buffers_bytes == 2 * 16 * 1024 * 4 // 4
+    assert used.microcode_bytes == 96 * 2**20
+    assert used.capacity_bytes == 16 * 2**30
+    rows = [line.split() for line in used.table().splitlines()]
+    sizes = [int(row[-4].replace(",", "")) for row in rows]
+    assert sum(sizes[:-2]) == sizes[-2] == used.total_bytes
+
+
+def test_memory_that_is_used_again_counts_once():
+    b = Builder(1)
+    x = b.global_buffer((256, 256))
+    first, second, out = (b.buffer((256, 256)) for _ in range(3))
+    b.place_at(out, b.buffers[first].offset_bytes)
+    steps = [b.launch("s", [a], [r]) for a, r in ((x, first), (first, second), (second, out))]
+    used = device_memory(b.program([x], steps, [out]))
+    assert used.planned_bytes == 3 * 256 * 256 * 4
+
+
+def test_donated_and_passed_through_outputs_need_no_memory():
+    b = Builder(1)
+    cache, x = b.global_buffer((512, 512)), b.global_buffer((512,))
+    updated = b.buffer((512, 512))
+    b.place_at(updated, b.buffers[cache].offset_bytes)
+    steps = [b.launch("s", [cache, x], [updated], donated=((0, 0),))]
+    used = device_memory(b.program([cache, x], steps, [updated, x], aliases=((0, 0),)))
+    assert (used.outputs_bytes, used.temporaries_bytes) == (0, 0)
+    assert used.inputs_bytes == 512 * 512 * 4 + 512 * 4
+
+
+def sharded(num_cores, whole_gib, replicated_gib=0):
+    """A program whose weights hold ``whole_gib`` over all cores and ``replicated_gib`` on each."""
+    b = Builder(num_cores)
+    inputs = [b.global_buffer((num_cores, 2**29 * whole_gib // num_cores), "bf16", dim_axes=(("tp",), ()))]
+    if replicated_gib:
+        inputs.append(b.global_buffer((2**29 * replicated_gib,), "bf16"))
+    return b.program(inputs, [], [])
+
+
+def test_what_fits_is_returned():
+    used = check_fits(sharded(4, 32), "inf2.48xlarge")
+    assert used.total_bytes == 8 * 2**30 + HBM.microcode_bytes + HBM.runtime_reserve_bytes
+
+
+@pytest.mark.parametrize(
+    ("cores", "gib", "instance", "advice"),
+    (
+        (4, 96, "inf2.48xlarge", "tp_degree=8 should fit"),
+        (2, 96, "inf2.xlarge", "tp_degree=8 on inf2.24xlarge should fit"),
+        (12, 240, "inf2.24xlarge", "tp_degree=24 on inf2.48xlarge should fit"),
+        (24, 480, "inf2.48xlarge", "no Inf2 instance should hold it"),
+    ),
+)
+def test_what_does_not_fit_shows_the_table_and_a_way_out(cores, gib, instance, advice):
+    program = sharded(cores, gib)
+    with pytest.raises(OutOfDeviceMemoryError) as caught:
+        check_fits(program, instance, weights={0})
+    message = str(caught.value)
+    for word in ("weights", "inputs", "temporaries", "collective buffers", "micro-code", "total", "capacity"):
+        assert word in message
+    assert advice in message
+
+
+def test_advice_keeps_what_is_replicated():
+    with pytest.raises(OutOfDeviceMemoryError, match="no Inf2 instance"):
+        check_fits(sharded(4, 8, replicated_gib=17), "inf2.48xlarge")
+
+
+def test_advice_is_true():
+    """The degree it names does fit once the program is built for it."""
+    with pytest.raises(OutOfDeviceMemoryError, match="tp_degree=8 should"):
+        check_fits(sharded(4, 72), "inf2.48xlarge")
+    check_fits(sharded(8, 72), "inf2.48xlarge")
+
+
+def test_unknown_instance_is_named():
+    with pytest.raises(CompileError, match="unknown instance"):
+        check_fits(sharded(2, 1), "inf2.huge")
