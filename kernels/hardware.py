@@ -13,6 +13,7 @@ from kernels.errors import CompileError
 
 __all__ = [
     "INSTANCES",
+    "KINDS",
     "TABLES",
     "Core",
     "Dma",
@@ -29,6 +30,7 @@ __all__ = [
     "load_core",
     "load_instance",
     "load_links",
+    "record",
     "rows",
 ]
 
@@ -102,6 +104,8 @@ class Issue:
 
 @dataclass(frozen=True, kw_only=True)
 class Sbuf:
+    """On-chip memory all engines read; the compiler keeps a part of each partition for itself."""
+
     partitions: int
     partition_bytes: int
     usable_partition_bytes: int
@@ -113,6 +117,8 @@ class Sbuf:
 
 @dataclass(frozen=True, kw_only=True)
 class Psum:
+    """Where products accumulate in f32; one product writes at most one bank."""
+
     partition_bytes: int
     banks: int
     bank_partition_bytes: int
