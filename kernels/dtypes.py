@@ -46,10 +46,10 @@ class DType:
 # Sources: about-neuron/arch/neuron-features/data-types.rst, nki/api/nki.language (dtype table),
 # compiler/error-codes/{EVRF004,EVRF005,EVRF051,ESFH002,ESPP004}.rst.
 _NARROWED = "neuronx-cc silently treats 64-bit integers as 32-bit ones; the simulator keeps 64 bits"
-_NO_CODEGEN = "NCC_ESPP004: neuronx-cc generates no code for this type"
+_NO_CODEGEN = "not among the types AWS lists for v2; presumably NCC_ESPP004 (no code for a type)"
 _COMPLEX = "NCC_EVRF004: neuronx-cc refuses complex numbers"
 _FNUZ = "NCC_EVRF005: FNUZ variants of 8-bit floats do not exist on Neuron"
-_MX = "microscaling formats need a NeuronCore newer than v2"
+_MX = "not among the types AWS lists for v2"
 
 # name, bits, NumPy type, support, note
 _ROWS: tuple[tuple[str, int, type, Support, str], ...] = (
@@ -65,7 +65,7 @@ _ROWS: tuple[tuple[str, int, type, Support, str], ...] = (
     ("i16", 16, np.int16, "native", "arithmetic in f32"),
     ("i32", 32, np.int32, "native", "exact add and multiply only on gpsimd; neuronx-cc computes dots in f32"),
     ("ui8", 8, np.uint8, "native", "arithmetic in f32"),
-    ("ui16", 16, np.uint16, "native", "arithmetic in f32"),
+    ("ui16", 16, np.uint16, "native", "taken to be as i16: AWS's v2 pages list no ui16 explicitly"),
     ("ui32", 32, np.uint32, "native", "exact add and multiply only on gpsimd"),
     ("f64", 64, np.float64, "emulated", _NO_CODEGEN),
     ("i64", 64, np.int64, "emulated", _NARROWED),
