@@ -8,7 +8,7 @@ from typing import Any
 
 from distributed.program import Program
 from distributed.program_text import program_text
-from hlo_passes import autocast, canonicalize, fuse, plan_memory, shard
+from hlo_passes import autocast, canonicalize, fuse, plan_memory, schedule, shard
 from hlo_passes.ir import ir
 from hlo_passes.levels import check_level
 from hlo_passes.spec import parse_options, split_spec, unknown
@@ -37,6 +37,8 @@ PASSES: tuple[Pass, ...] = (
     Pass(name="fuse", code=fuse, leaves="fused"),
     # After fuse: what stays inside a kernel needs no place in HBM.
     Pass(name="plan_memory", code=plan_memory, leaves="planned"),
+    # Last: reads all of the above into the program that the ring runs and the clock times.
+    Pass(name="schedule", code=schedule, leaves="planned"),
 )
 
 

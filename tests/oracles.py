@@ -61,8 +61,7 @@ def run_on_interpreter(module_text: str, inputs: Sequence[np.ndarray]) -> list[n
 
 def _dense(array: np.ndarray) -> ir.DenseElementsAttr:
     element = jax_mlir.dtype_to_ir_type(array.dtype)
-    raw = np.packbits(array, bitorder="little") if array.dtype == bool else np.ascontiguousarray(array)
-    return ir.DenseElementsAttr.get(raw, type=element, shape=array.shape)
+    return ir.DenseElementsAttr.get(np.ascontiguousarray(array), type=element, shape=array.shape)
 
 
 def run_local_on_xla(

@@ -32,6 +32,7 @@ _PASSED, _CHECK_FAILED, _NOT_RUN = 0, 1, 2
 class _Settings:
     check: bool
     seed: int
+    verbosity: int
     options: CompileOptions
 
 
@@ -54,7 +55,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def main(args: argparse.Namespace) -> int:
     options = CompileOptions(tp_degree=args.tp_degree, instance=args.instance)
     options.warn_if_unusual()
-    settings = _Settings(check=args.check, seed=args.seed, options=options)
+    settings = _Settings(check=args.check, seed=args.seed, verbosity=logging.get_verbosity(), options=options)
     statuses = []
     for name, outcome in _run_all(args.files, settings):
         statuses.append(outcome.status)
@@ -82,6 +83,7 @@ def _run_all(names: list[str], settings: _Settings) -> Iterator[tuple[str, _Outc
 
 
 def _run_file(name: str, settings: _Settings) -> _Outcome:
+    logging.set_verbosity(settings.verbosity)
     try:
         return _run_programs(Path(name).read_text(), settings)
     except OSError as error:
@@ -91,7 +93,7 @@ def _run_file(name: str, settings: _Settings) -> _Outcome:
     except CompileError as error:
         return _Outcome(status=_NOT_RUN, text=_one_line(str(error)) if settings.check else str(error))
     except Exception as error:  # one file's fault, ours or XLA's, must not cost the others their results
-        logging.exception("%s", name)
+        logging.debug("%s", name, exc_info=True)
         return _Outcome(status=_NOT_RUN, text=_one_line(f"{type(error).__name__}: {error}"))
 
 
