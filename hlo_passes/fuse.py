@@ -4,10 +4,11 @@ from dataclasses import dataclass
 
 from hlo_passes.clusters import Clusters
 from hlo_passes.graph import Graph
-from hlo_passes.ir import func, ir, main, source_line, stablehlo
-from hlo_passes.ops import CONTROL, holds_collective, is_scalar, kind, tensor
+from hlo_passes.ir import ir, main, source_line
+from hlo_passes.ops import CONTROL, holds_collective, is_scalar, kind
 from hlo_passes.outline import Outliner
 from hlo_passes.patterns import FREE, RULES, Join, Region, kernel_name, region_of
+from hlo_passes.prepare import prepare
 from hlo_passes.units import uniform_first
 from hlo_passes.varying import Varying, analyze
 from kernels.errors import CompileError
@@ -31,74 +32,11 @@ def run(module: ir.Module, options: Options) -> None:
     """
     with module.context, ir.Location.unknown():
         function = main(module)
-        _drop_barriers(function.operation)
-        _reshape_trivial_transposes(function.operation)
-        _hoist_rank(function)
-        _branch_by_number(function.operation)
+        prepare(function)
         outliner = Outliner(module)
         _fuse_block(function.entry_block, {}, analyze(module), outliner, options)
         outliner.finish()
         uniform_first(function.entry_block, analyze(module))
-
-
-def _drop_barriers(function: ir.Operation) -> None:
-    """An optimization barrier has done its work once the program's order is this pass's choice."""
-    for op in _ops_named(function, "optimization_barrier"):
-        for result, operand in zip(op.results, op.operands, strict=True):
-            result.replace_all_uses_with(operand)
-        op.erase()
-
-
-def _reshape_trivial_transposes(function: ir.Operation) -> None:
-    """A transpose that moves only dims of size one moves no data: a reshape says so."""
-    for op in _ops_named(function, "transpose"):
-        shape = tensor(op.operands[0].type).shape
-        moved = [dim for dim in op.attributes["permutation"] if shape[dim] != 1]
-        if moved == sorted(moved):
-            with ir.InsertionPoint(op), op.location:
-                op.results[0].replace_all_uses_with(stablehlo.reshape(op.results[0].type, op.operands[0]))
-            op.erase()
-
-
-def _hoist_rank(function: func.FuncOp) -> None:
-    """One ``replica_id`` at the top, so that a loop body that asks for the rank captures it as a value."""
-    found = _ops_named(function.operation, "replica_id")
-    if not found:
-        return
-    first = function.entry_block.operations[0].operation
-    if found[0] != first:
-        found[0].move_before(first)
-    for op in found[1:]:
-        op.results[0].replace_all_uses_with(found[0].results[0])
-        op.erase()
-
-
-def _branch_by_number(function: ir.Operation) -> None:
-    """``if`` around collectives becomes ``case`` (false, true): one form of branch for the control CPU."""
-    for op in _ops_named(function, "if"):
-        if not holds_collective(op):
-            continue
-        with ir.InsertionPoint(op), op.location:
-            integer = ir.RankedTensorType.get([], ir.IntegerType.get_signless(32))
-            index = stablehlo.convert(integer, op.operands[0])
-            case = stablehlo.CaseOp([result.type for result in op.results], index, 2).operation
-        for region, source in zip(case.regions, reversed(list(op.regions)), strict=True):
-            source.blocks[0].append_to(region)
-        for old, new in zip(op.results, case.results, strict=True):
-            old.replace_all_uses_with(new)
-        op.erase()
-
-
-def _ops_named(function: ir.Operation, name: str) -> list[ir.Operation]:
-    found: list[ir.Operation] = []
-
-    def visit(op: ir.Operation) -> ir.WalkResult:
-        if kind(op) == name:
-            found.append(op.operation)
-        return ir.WalkResult.ADVANCE
-
-    function.walk(visit)
-    return found
 
 
 def _fuse_block(

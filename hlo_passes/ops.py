@@ -10,13 +10,31 @@ from kernels.errors import CompileError
 from kernels.work import Tensor
 
 __all__ = [
-    "COLLECTIVES", "CONTROL", "COMPOSITE", "KERNEL_PREFIX", "captures", "holds_collective", "is_composite",
-    "is_scalar", "kind", "nested_operands", "pairs", "replica_groups", "tensor",
+    "COLLECTIVES",
+    "CONTROL",
+    "COMPOSITE",
+    "KERNEL_PREFIX",
+    "captures",
+    "holds_collective",
+    "is_composite",
+    "is_scalar",
+    "kind",
+    "nested_operands",
+    "pairs",
+    "replica_groups",
+    "tensor",
 ]
 
-COLLECTIVES = frozenset({
-    "all_reduce", "all_gather", "reduce_scatter", "all_to_all", "collective_permute", "collective_broadcast",
-})
+COLLECTIVES = frozenset(
+    {
+        "all_reduce",
+        "all_gather",
+        "reduce_scatter",
+        "all_to_all",
+        "collective_permute",
+        "collective_broadcast",
+    }
+)
 CONTROL = frozenset({"while", "case", "if"})
 COMPOSITE = "composite"
 KERNEL_PREFIX = "neuron."

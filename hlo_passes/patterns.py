@@ -10,17 +10,61 @@ from kernels.table import KERNELS
 
 __all__ = ["FREE", "RULES", "Join", "Region", "Rule", "group_of", "kernel_name", "region_of"]
 
-ELEMENTWISE = frozenset({
-    "abs", "add", "and", "atan2", "bitcast_convert", "cbrt", "ceil", "clamp", "compare", "complex", "convert",
-    "cosine", "count_leading_zeros", "divide", "exponential", "exponential_minus_one", "floor", "imag",
-    "is_finite", "log", "log_plus_one", "logistic", "maximum", "minimum", "multiply", "negate", "not", "or",
-    "popcnt", "power", "real", "reduce_precision", "remainder", "round_nearest_afz", "round_nearest_even",
-    "rsqrt", "select", "shift_left", "shift_right_arithmetic", "shift_right_logical", "sign", "sine", "sqrt",
-    "subtract", "tan", "tanh", "xor",
-})
+ELEMENTWISE = frozenset(
+    {
+        "abs",
+        "add",
+        "and",
+        "atan2",
+        "bitcast_convert",
+        "cbrt",
+        "ceil",
+        "clamp",
+        "compare",
+        "complex",
+        "convert",
+        "cosine",
+        "count_leading_zeros",
+        "divide",
+        "exponential",
+        "exponential_minus_one",
+        "floor",
+        "imag",
+        "is_finite",
+        "log",
+        "log_plus_one",
+        "logistic",
+        "maximum",
+        "minimum",
+        "multiply",
+        "negate",
+        "not",
+        "or",
+        "popcnt",
+        "power",
+        "real",
+        "reduce_precision",
+        "remainder",
+        "round_nearest_afz",
+        "round_nearest_even",
+        "rsqrt",
+        "select",
+        "shift_left",
+        "shift_right_arithmetic",
+        "shift_right_logical",
+        "sign",
+        "sine",
+        "sqrt",
+        "subtract",
+        "tan",
+        "tanh",
+        "xor",
+    }
+)
 
-# Made again inside every kernel that reads them, rather than stored in HBM.
-FREE = frozenset({"broadcast_in_dim", "constant", "iota", "reshape", "slice"})
+# Made again inside every kernel that reads them, rather than stored in HBM: what they read is no more than
+# what they make.
+FREE = frozenset({"broadcast_in_dim", "constant", "dynamic_slice", "iota", "reshape", "slice"})
 
 _GROUPS = {
     "dot_general": "matmul",
@@ -30,8 +74,17 @@ _GROUPS = {
     "scatter": "gather_scatter",
     **dict.fromkeys(ELEMENTWISE, "elementwise"),
     **dict.fromkeys(
-        ("transpose", "concatenate", "pad", "reverse", "dynamic_slice", "dynamic_update_slice",
-         "broadcast_in_dim", "constant", "iota"),
+        (
+            "transpose",
+            "concatenate",
+            "pad",
+            "reverse",
+            "dynamic_slice",
+            "dynamic_update_slice",
+            "broadcast_in_dim",
+            "constant",
+            "iota",
+        ),
         "data_movement",
     ),
     "reshape": "view",

@@ -68,9 +68,7 @@ def _hand_over(function: func.FuncOp, lifetimes: Lifetimes, number: int, wanted:
     return False
 
 
-def _assign(
-    values: Iterable[Place], end: int, alignment_bytes: int
-) -> tuple[dict[int, int], int]:
+def _assign(values: Iterable[Place], end: int, alignment_bytes: int) -> tuple[dict[int, int], int]:
     """Offsets by ``id`` of place: what lives throughout first, the rest best-fit in order of birth."""
     places = list({id(place): place for place in values}.values())
     offsets: dict[int, int] = {}

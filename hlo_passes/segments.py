@@ -104,12 +104,14 @@ def _mark_donated(main: func.FuncOp, sketch: Sketch) -> None:
         return
     integer = ir.IntegerType.get_signless(32)
     outputs = {number + sketch.takes_rank: result for number, result in sketch.donated}
-    main.attributes["arg_attrs"] = ir.ArrayAttr.get([
-        ir.DictAttr.get({"tf.aliasing_output": ir.IntegerAttr.get(integer, outputs[number])})
-        if number in outputs
-        else ir.DictAttr.get({})
-        for number in range(len(main.arguments))
-    ])
+    main.attributes["arg_attrs"] = ir.ArrayAttr.get(
+        [
+            ir.DictAttr.get({"tf.aliasing_output": ir.IntegerAttr.get(integer, outputs[number])})
+            if number in outputs
+            else ir.DictAttr.get({})
+            for number in range(len(main.arguments))
+        ]
+    )
 
 
 def _structure(sketch: Sketch) -> tuple:

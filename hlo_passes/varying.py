@@ -130,9 +130,7 @@ class _Analysis:
                 self.classes.update(zip(block.arguments, carried, strict=True))
             (predicate,) = self.block(condition)
             ends = self.block(body)
-            merged = [
-                _meet(_meet(start, end), predicate) for start, end in zip(carried, ends, strict=True)
-            ]
+            merged = [_meet(_meet(start, end), predicate) for start, end in zip(carried, ends, strict=True)]
             if merged == carried:
                 return carried
             carried = merged

@@ -21,9 +21,7 @@ class WorkTable:
     """The work of the kernels of one FUSED or PLANNED module, each decomposition read once."""
 
     def __init__(self, module: ir.Module) -> None:
-        self.functions = {
-            op.name.value: op for op in module.body.operations if isinstance(op, func.FuncOp)
-        }
+        self.functions = {op.name.value: op for op in module.body.operations if isinstance(op, func.FuncOp)}
         self._found: dict[tuple[str, Set[tuple[int, int]]], KernelWork] = {}
         self._updates: dict[str, tuple[Update, ...]] = {}
 
@@ -42,7 +40,9 @@ class WorkTable:
         name = composite.attributes["decomposition"].value
         key = (name, in_place)
         if key not in self._found:
-            kept = [update for update in self.updates(composite) if (update.operand, update.result) in in_place]
+            kept = [
+                update for update in self.updates(composite) if (update.operand, update.result) in in_place
+            ]
             kernel = composite.attributes["name"].value.partition(".")[2]
             self._found[key] = _kernel_work(kernel, self.functions[name], kept)
         return self._found[key]
@@ -96,7 +96,7 @@ def _block_work(block: ir.Block, repeats: int) -> Iterator[OpWork]:
         op = view.operation
         if kind(op) == "return":
             continue
-        yield op_work(op, repeats)
+        yield _as_load(op, op_work(op, repeats))
         if kind(op) == "while":
             # Once where the count is not known before the program runs: a lower bound.
             times = trip_count(op)
@@ -104,6 +104,15 @@ def _block_work(block: ir.Block, repeats: int) -> Iterator[OpWork]:
                 yield from _block_work(region.blocks[0], repeats * (1 if times is None else times))
         elif kind(op) in ("case", "if"):
             yield from _costliest([list(_block_work(region.blocks[0], repeats)) for region in op.regions])
+
+
+def _as_load(op: ir.Operation, work: OpWork) -> OpWork:
+    """A slice of the kernel's own operand is part of its load: it touches what it takes, not the whole."""
+    if work.kind not in _TAKES or not isinstance(op.operands[0], ir.BlockArgument):
+        return work
+    if op.operands[0].owner.owner.operation.name != "func.func":
+        return work
+    return replace(work, operands=(work.results[0], *work.operands[1:]))
 
 
 def _costliest(branches: list[list[OpWork]]) -> list[OpWork]:

@@ -12,9 +12,11 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
+from hlo_passes import canonicalize
 from hlo_passes.ir import ir, main, parse
+from hlo_passes.local import argument_layouts, num_ranks
 
-__all__ = ["all_reduce", "local_module", "mlp_block", "opt_decode", "opt_prefill"]
+__all__ = ["all_reduce", "local_module", "loops", "mlp_block", "opt_decode", "opt_prefill", "per_rank"]
 
 _MARKER = re.compile(r"(%[\w#]+) = stablehlo\.optimization_barrier (%[\w#]+) : (tensor<([^>]*)>)(.*)")
 
@@ -40,9 +42,14 @@ def local_module(
     Results count as replicated, except that a result in the place of a donated argument lies as it does.
     """
     avals = [jax.ShapeDtypeStruct(shape, dtype) for shape, dtype, _ in arguments]
-    lowered = jax.jit(function, donate_argnums=donate, keep_unused=True).trace(*avals).lower(lowering_platforms=("cpu",))
+    lowered = (
+        jax.jit(function, donate_argnums=donate, keep_unused=True)
+        .trace(*avals)
+        .lower(lowering_platforms=("cpu",))
+    )
     text = lowered.compiler_ir("stablehlo").operation.get_asm(enable_debug_info=True)
     module = parse(_insert_all_reduces(text, tp))
+    canonicalize.run(module, canonicalize.Options())
     with module.context:
         _attach(module, arguments, tp)
     return module.operation.get_asm(enable_debug_info=True)
@@ -108,7 +115,13 @@ def mlp_block(tp: int = 4) -> str:
         hidden = jnp.maximum(x @ w1 + b1, 0.0)
         return x + (all_reduce(hidden @ w2) + b2)
 
-    arguments = [((4, 16), "f4", None), ((16, 8), "f4", 1), ((8,), "f4", 0), ((8, 16), "f4", 0), ((16,), "f4", None)]
+    arguments = [
+        ((4, 16), "f4", None),
+        ((16, 8), "f4", 1),
+        ((8,), "f4", 0),
+        ((8, 16), "f4", 0),
+        ((16,), "f4", None),
+    ]
     return local_module(block, arguments, tp=tp)
 
 
@@ -148,19 +161,30 @@ def _layer(x, p, heads, past, keep):
 
 
 def _layer_arguments(hidden: int, tp: int, dtype: str) -> list:
-    one, column, row = ((hidden,), dtype, None), ((hidden, hidden // tp), dtype, 1), ((hidden // tp, hidden), dtype, 0)
+    one, column, row = (
+        ((hidden,), dtype, None),
+        ((hidden, hidden // tp), dtype, 1),
+        ((hidden // tp, hidden), dtype, 0),
+    )
     cut = ((hidden // tp,), dtype, 0)
     up, up_bias = ((hidden, 4 * hidden // tp), dtype, 1), ((4 * hidden // tp,), dtype, 0)
     down = ((4 * hidden // tp, hidden), dtype, 0)
     return [one, one, column, cut, column, cut, column, cut, row, one, one, one, up, up_bias, down, one]
 
 
-def opt_prefill(*, layers: int, hidden: int = 32, heads: int = 4, length: int = 8, tp: int = 4, dtype: str = "f4") -> str:
+def opt_prefill(
+    *, layers: int, hidden: int = 32, heads: int = 4, length: int = 8, tp: int = 4, dtype: str = "f4"
+) -> str:
     """Pre-LN OPT layers over a whole prompt, sharded by heads; no cache."""
 
     def run(x, *weights):
-        rows, columns = lax.broadcasted_iota("i4", (length, length), 0), lax.broadcasted_iota("i4", (length, length), 1)
-        mask = lax.select(columns <= rows, jnp.zeros((length, length), dtype), jnp.full((length, length), -1e9, dtype))
+        rows, columns = (
+            lax.broadcasted_iota("i4", (length, length), 0),
+            lax.broadcasted_iota("i4", (length, length), 1),
+        )
+        mask = lax.select(
+            columns <= rows, jnp.zeros((length, length), dtype), jnp.full((length, length), -1e9, dtype)
+        )
         for number in range(layers):
             p = weights[number * _LAYER : (number + 1) * _LAYER]
             x = _layer(x, p, heads // tp, lambda k, v: (k, v, mask), [])
@@ -170,7 +194,9 @@ def opt_prefill(*, layers: int, hidden: int = 32, heads: int = 4, length: int = 
     return local_module(run, arguments, tp=tp)
 
 
-def opt_decode(*, layers: int, hidden: int = 32, heads: int = 4, length: int = 8, tp: int = 4, dtype: str = "f4") -> str:
+def opt_decode(
+    *, layers: int, hidden: int = 32, heads: int = 4, length: int = 8, tp: int = 4, dtype: str = "f4"
+) -> str:
     """One token through pre-LN OPT layers with a donated KV cache sharded by heads."""
 
     def run(x, position, cache, *weights):
@@ -194,7 +220,9 @@ def opt_decode(*, layers: int, hidden: int = 32, heads: int = 4, length: int = 8
 
     cache = ((1, heads // tp, length, hidden // heads), dtype, 1)
     arguments = [
-        ((1, 1, hidden), dtype, None), ((), "i4", None), *([cache] * (2 * layers)),
+        ((1, 1, hidden), dtype, None),
+        ((), "i4", None),
+        *([cache] * (2 * layers)),
         *(_layer_arguments(hidden, tp, dtype) * layers),
     ]
     return local_module(flat, arguments, tp=tp, donate=range(2, 2 + 2 * layers))
@@ -202,17 +230,37 @@ def opt_decode(*, layers: int, hidden: int = 32, heads: int = 4, length: int = 8
 
 def per_rank(module_text: str, seed: int) -> list[list[np.ndarray]]:
     """Random inputs for every rank: equal where the argument is replicated."""
-    from hlo_passes.local import argument_layouts, num_ranks
-
     module = parse(module_text)
     rng = np.random.default_rng(seed)
     ranks: list[list[np.ndarray]] = [[] for _ in range(num_ranks(module))]
     for layout in argument_layouts(module, main(module)):
         kind = jax.dtypes.canonicalize_dtype(np.dtype({"f32": "f4", "i32": "i4", "f64": "f8"}[layout.dtype]))
-        draw = (lambda: rng.integers(0, 4, layout.local_shape)) if kind.kind == "i" else (
-            lambda: rng.standard_normal(layout.local_shape)
+        draw = (
+            (lambda: rng.integers(0, 4, layout.local_shape))
+            if kind.kind == "i"
+            else (lambda: rng.standard_normal(layout.local_shape))
         )
         shared = draw()
         for rank in ranks:
             rank.append(np.asarray(shared if layout.is_replicated else draw(), kind))
     return ranks
+
+
+def loops(tp: int = 4) -> str:
+    """A scan over stacked weights with an all-reduce in its body, a loop without one, and a branch with one."""
+
+    def run(x, weights, cache, number):
+        def body(carry, w):
+            x, cache, step = carry
+            x = jnp.tanh(x + all_reduce(x @ w))
+            cache = lax.dynamic_update_slice(cache, (x[:1, :2] + w[0, 0])[None], (step, 0, 0))
+            return (x, cache, step + 1), jnp.sum(x)
+
+        (x, cache, _), sums = lax.scan(body, (x, cache, jnp.int32(0)), weights)
+        x = lax.fori_loop(0, 3, lambda i, x: jnp.sin(x) + 0.5, x)
+        x = lax.cond(number > 2, lambda x: all_reduce(x * weights[0, :, 0]), lambda x: x - 1.0, x)
+        x = lax.switch(number, [lambda x: x + 1.0, lambda x: all_reduce(x), lambda x: 2.0 * x], x)
+        return x, cache, sums
+
+    arguments = [((4, 8), "f4", None), ((3, 8, 8), "f4", 1), ((3, 1, 2), "f4", 2), ((), "i4", None)]
+    return local_module(run, arguments, tp=tp, donate=[2])

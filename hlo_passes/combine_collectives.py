@@ -1,0 +1,141 @@
+"""Joins small independent all-reduces into one, for each costs the latency of a whole ring."""
+
+from dataclasses import dataclass, field
+
+from hlo_passes.ir import ir, main, stablehlo
+from hlo_passes.ops import captures, kind, replica_groups, tensor
+
+__all__ = ["Options", "run"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """``threshold_bytes``: what one combined all-reduce moves at most; larger ones gain nothing by joining."""
+
+    threshold_bytes: int = 4 * 2**20
+
+
+def run(module: ir.Module, options: Options) -> None:
+    """Replaces all-reduces of the same groups, reducer and type by variadic ones, where none waits for another.
+
+    The ops that wait for the first of them move behind the last; all else keeps its order. Nothing moves
+    across another collective, control flow, or an op with side effects.
+    """
+    with module.context, ir.Location.unknown():
+        _combine_block(main(module).entry_block, options)
+
+
+@dataclass(kw_only=True)
+class _Group:
+    """All-reduces that may become one, and the ops that wait for them, in program order."""
+
+    key: tuple
+    members: list[ir.Operation] = field(default_factory=list)
+    waiting: list[ir.Operation] = field(default_factory=list)
+    made: set[ir.Value] = field(default_factory=set)
+    size_bytes: int = 0
+
+    def add(self, op: ir.Operation) -> None:
+        self.members.append(op)
+        self.made.update(op.results)
+        self.size_bytes += _size_bytes(op)
+
+    def defer(self, op: ir.Operation) -> None:
+        self.waiting.append(op)
+        self.made.update(op.results)
+
+
+def _combine_block(block: ir.Block, options: Options) -> None:
+    group: _Group | None = None
+    for view in list(block.operations):
+        op = view.operation
+        key = _key(op, options)
+        for region in op.regions if key is None else ():
+            for inner in region.blocks:
+                _combine_block(inner, options)
+        depends = group is not None and not group.made.isdisjoint((*op.operands, *captures(op)))
+        if key is not None and group is not None and not depends and _fits(group, key, op, options):
+            group.add(op)
+        elif key is not None:
+            _finish(group)
+            group = _Group(key=key)
+            group.add(op)
+        elif group is not None and _fixed(op):
+            _finish(group)
+            group = None
+        elif depends:
+            group.defer(op)
+
+
+def _key(op: ir.Operation, options: Options) -> tuple | None:
+    """What all-reduces must share to become one; None for what is no small all-reduce of one type."""
+    if kind(op) != "all_reduce" or _size_bytes(op) > options.threshold_bytes:
+        return None
+    reducer = op.regions[0].blocks[0]
+    names = [kind(inner) for inner in reducer.operations]
+    types = {tensor(value.type).dtype for value in op.operands}
+    if len(names) != 2 or len(types) != 1:
+        return None
+    return replica_groups(op), names[0], types.pop()
+
+
+def _size_bytes(op: ir.Operation) -> int:
+    return sum(tensor(value.type).size_bytes for value in op.operands)
+
+
+def _fits(group: _Group, key: tuple, op: ir.Operation, options: Options) -> bool:
+    return group.key == key and group.size_bytes + _size_bytes(op) <= options.threshold_bytes
+
+
+# What may wait for a combined all-reduce: ops whose order among themselves no one can observe.
+_PINNED = frozenset(
+    {
+        "all_reduce",
+        "all_gather",
+        "reduce_scatter",
+        "all_to_all",
+        "collective_permute",
+        "collective_broadcast",
+        "while",
+        "case",
+        "if",
+        "custom_call",
+        "rng",
+        "return",
+    }
+)
+
+
+def _fixed(op: ir.Operation) -> bool:
+    return kind(op) in _PINNED
+
+
+def _finish(group: _Group | None) -> None:
+    """Puts one all-reduce in the place of the last member, what waited behind it."""
+    if group is None or len(group.members) < 2:
+        return
+    last = group.members[-1]
+    operands = [value for op in group.members for value in op.operands]
+    with ir.InsertionPoint(last), _location(group.members):
+        combined = stablehlo.AllReduceOp(
+            [value.type for value in operands], operands, last.attributes["replica_groups"]
+        ).operation
+    group.members[0].regions[0].blocks[0].append_to(combined.regions[0])
+    results = [result for op in group.members for result in op.results]
+    anchor = combined
+    for op in _before(group.waiting, last):
+        op.move_after(anchor)
+        anchor = op
+    for old, new in zip(results, combined.results, strict=True):
+        old.replace_all_uses_with(new)
+    for op in group.members:
+        op.erase()
+
+
+def _before(waiting: list[ir.Operation], last: ir.Operation) -> list[ir.Operation]:
+    """Those that stand in front of ``last`` and must move; the others follow it already."""
+    return [op for op in waiting if op.is_before_in_block(last)]
+
+
+def _location(members: list[ir.Operation]) -> ir.Location:
+    return ir.Location.fused([op.location for op in members], context=members[0].context)
