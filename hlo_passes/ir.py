@@ -28,6 +28,7 @@ __all__ = [
 def context() -> ir.Context:
     """The process's MLIR context, with every dialect JAX uses, and that of quantised types."""
     stablehlo.register_stablehlo_passes()
+    ir.register_type_caster(_dense_elements_typeid(), replace=True)(_dense_elements)
     made = _jax_mlir.make_ir_context()
     with made:
         # JAX does not register the quant dialect, but a pass that depends on it brings it along.
@@ -35,6 +36,20 @@ def context() -> ir.Context:
             ir.Module.parse("module {}").operation
         )
     return made
+
+
+def _dense_elements_typeid() -> ir.TypeID:
+    with ir.Context(), ir.Location.unknown():
+        number = ir.RankedTensorType.get([], ir.F32Type.get())
+        return ir.DenseElementsAttr.get_splat(number, ir.FloatAttr.get_f32(0.0)).typeid
+
+
+def _dense_elements(attribute: ir.Attribute) -> ir.DenseElementsAttr:
+    """The Python class of a dense constant; jaxlib's own choice refuses complex and quantised elements."""
+    element = ir.ShapedType(attribute.type).element_type
+    if isinstance(element, ir.IntegerType | ir.IndexType):
+        return ir.DenseIntElementsAttr(attribute)
+    return (ir.DenseFPElementsAttr if isinstance(element, ir.FloatType) else ir.DenseElementsAttr)(attribute)
 
 
 def parse(text: str | bytes) -> ir.Module:
