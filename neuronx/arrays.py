@@ -51,6 +51,11 @@ class RingArray:
     def is_deleted(self) -> bool:
         return self._placed.is_consumed
 
+    def delete(self) -> None:
+        """Gives up the blocks, as donating the array to a call does."""
+        if not self.is_deleted():
+            self._placed.consume()
+
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
         if copy is False:
             raise ValueError("a RingArray is put together from the cores' blocks: it cannot be read uncopied")

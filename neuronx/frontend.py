@@ -2,7 +2,7 @@
 
 import contextlib
 import io
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -62,7 +62,8 @@ class Exported:
     order, then ``constants``: arrays the function closed over. ``inputs`` and ``outputs`` are the types
     as the user sees them (a typed PRNG key stays one; ``@main`` takes its words). ``names`` are the
     arguments' paths for messages. ``weights`` are the positions of what a program keeps from call to
-    call: the constants, and undonated arguments that lie in a container. ``mesh`` are the axes of the
+    call: the constants, and undonated arguments that lie in a container. ``donated`` says which output
+    each donated argument becomes (those that fit none are not in it). ``mesh`` are the axes of the
     user's own mesh, () without one.
     """
 
@@ -75,7 +76,7 @@ class Exported:
     outputs: tuple[jax.ShapeDtypeStruct, ...]
     names: tuple[str, ...]
     weights: tuple[int, ...]
-    donated: tuple[bool, ...]
+    donated: Mapping[int, int]
     mesh: tuple[tuple[str, int], ...]
 
 
@@ -180,7 +181,7 @@ def export(staged: Staged, *, out_shardings: Any, axes: tuple[tuple[str, int], .
         outputs=tuple(jax.ShapeDtypeStruct(output.shape, output.dtype) for output in outputs),
         names=tuple(_readable(path) for path, _ in infos),
         weights=_weights(infos, len(constants)),
-        donated=tuple(info.donated for _, info in infos),
+        donated=_donated(module),
         mesh=mesh_axes(module),
     )
 
@@ -292,6 +293,14 @@ def _name_donated_results(module: ir.Module) -> None:
                 taken.add(index)
                 entry["tf.aliasing_output"] = ir.IntegerAttr.get(ir.IntegerType.get_signless(32), index)
         function.attributes["arg_attrs"] = ir.ArrayAttr.get([ir.DictAttr.get(e) for e in attributes])
+
+
+def _donated(module: ir.Module) -> dict[int, int]:
+    function = main(module)
+    if "arg_attrs" not in function.attributes:
+        return {}
+    entries = enumerate(function.arg_attrs)
+    return {i: one["tf.aliasing_output"].value for i, one in entries if "tf.aliasing_output" in one}
 
 
 def _reject_ordered_effects(lowered: Any) -> None:

@@ -110,8 +110,14 @@ def drop_single_device_meshes(module: ir.Module) -> None:
             op.erase()
         elif op.name == "sdy.mesh" and ir.StringAttr(op.attributes["sym_name"]).value in single:
             op.erase()
+        elif "sdy.sharding" in op.attributes and _meshes_named(op.attributes["sdy.sharding"]) <= single:
+            del op.attributes["sdy.sharding"]
 
     walk(module.operation, drop)
+
+
+def _meshes_named(shardings: ir.Attribute) -> set[str]:
+    return {_mesh_of(one) for one in sdy.TensorShardingPerValueAttr(shardings).shardings}
 
 
 def _mesh_of(sharding: ir.Attribute) -> str:

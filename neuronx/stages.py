@@ -79,7 +79,6 @@ class Compiled:
     def __init__(self, exported: Exported, artifacts: Artifacts) -> None:
         self._exported = exported
         self._artifacts = artifacts
-        self._aliases = {source: output for output, source in artifacts.program.aliases}
 
     @property
     def in_tree(self) -> PyTreeDef:
@@ -169,9 +168,9 @@ class Compiled:
         """``__call__`` from leaves of ``in_tree``, whose types must be right, to those of ``out_tree``."""
         placed = [self._place(index, leaf) for index, leaf in enumerate(leaves)]
         results = self._runtime.run([*placed, *self._constants])
-        donated = {self._aliases[i]: leaf for i, leaf in enumerate(leaves) if i in self._aliases}
+        donated = {output: leaves[index] for index, output in self._exported.donated.items()}
         for leaf in donated.values():
-            if isinstance(leaf, jax.Array):
+            if isinstance(leaf, jax.Array | RingArray):
                 leaf.delete()
         return [
             RingArray(value, self._exported.outputs[index].dtype)
@@ -221,7 +220,7 @@ class Compiled:
         layout = self._artifacts.program.input_layouts[index]
         if isinstance(leaf, RingArray) and leaf.layout == layout:
             return leaf.placed
-        if isinstance(leaf, jax.Array) and index not in self._aliases:
+        if isinstance(leaf, jax.Array) and index not in self._exported.donated:
             return self._placement(index, leaf)
         return self._cut(index, leaf)
 
