@@ -69,11 +69,7 @@ def _undo_propagation_ops(module: ir.Module) -> None:
 
     def undo(op: ir.Operation) -> None:
         if op.name == "sdy.constant":
-            new = ir.Operation.create(
-                "stablehlo.constant", results=[op.results[0].type], attributes=dict(_items(op)),
-                loc=op.location, ip=ir.InsertionPoint(op),
-            )  # fmt: skip
-            op.results[0].replace_all_uses_with(new.results[0])
+            op.results[0].replace_all_uses_with(_stablehlo_constant(op).results[0])
             op.erase()
         elif op.name in _CONSTRAINTS and not shape_of(op.results[0]):
             op.results[0].replace_all_uses_with(op.operands[0])
@@ -82,8 +78,20 @@ def _undo_propagation_ops(module: ir.Module) -> None:
     walk(module.operation, undo)
 
 
-def _items(op: ir.Operation) -> list[tuple[str, ir.Attribute]]:
-    return [(name, op.attributes[name]) for name in op.attributes]
+def _stablehlo_constant(op: ir.Operation) -> ir.Operation:
+    point = ir.InsertionPoint(op)
+    if isinstance(op.results[0].type.element_type, ir.ComplexType):
+        # The bindings cannot hand out complex data, except as text; its sharding is left to its users.
+        if "sdy.sharding" in op.attributes:
+            del op.attributes["sdy.sharding"]
+        text = op.get_asm(print_generic_op_form=True).partition(" = ")[2]
+        new = ir.Operation.parse(text.replace("sdy.constant", "stablehlo.constant", 1))
+        point.insert(new)
+        return new.operation
+    attributes = {name: op.attributes[name] for name in op.attributes}
+    return ir.Operation.create(
+        "stablehlo.constant", results=[op.results[0].type], attributes=attributes, loc=op.location, ip=point
+    )
 
 
 def _plan(function: func.FuncOp, options: Options) -> tuple[Targets, tuple[str, ...]]:

@@ -111,31 +111,46 @@ class Emitter:
         )
 
     def zero(self, element: ir.Type) -> ir.Value:
-        text = "(0.0, 0.0)" if isinstance(element, ir.ComplexType) else "0"
-        if isinstance(element, ir.FloatType):
-            text = "0.0"
-        elif str(element) == "i1":
-            text = "false"
+        if isinstance(element, ir.ComplexType):
+            part = self.zero(element.element_type)
+            return self.value("stablehlo.complex", [part, part], [], element)
+        text = "0.0" if isinstance(element, ir.FloatType) else "false" if str(element) == "i1" else "0"
         return self.constant(ir.Attribute.parse(f"dense<{text}> : tensor<{element}>"))
 
     def resize(self, value: ir.Value, dim: int, size: int) -> ir.Value:
         """Cuts or zero-pads dim ``dim`` at its end to ``size`` rows."""
-        shape, element = list(value.type.shape), value.type.element_type
-        before, shape[dim] = shape[dim], size
-        if before > size:
-            zeros, ones = _dims([0] * len(shape)), _dims([1] * len(shape))
-            return self.value(
-                "stablehlo.slice", [value], shape, element,
-                start_indices=zeros, limit_indices=_dims(shape), strides=ones,
-            )  # fmt: skip
-        if before < size:
-            high = [size - before if d == dim else 0 for d in range(len(shape))]
-            zeros = _dims([0] * len(shape))
-            return self.value(
-                "stablehlo.pad", [value, self.zero(element)], shape, element,
-                edge_padding_low=zeros, edge_padding_high=_dims(high), interior_padding=zeros,
-            )  # fmt: skip
-        return value
+        shape = list(value.type.shape)
+        zeros, more = [0] * len(shape), size - shape[dim]
+        if more > 0:
+            return self.pad(value, zeros, [more if d == dim else 0 for d in range(len(shape))])
+        shape[dim] = size
+        return self.cut(value, zeros, shape) if more else value
+
+    def pad(self, value: ir.Value, low: Sequence[int], high: Sequence[int]) -> ir.Value:
+        """Zero-pads each dim at its beginning and end."""
+        shape = [a + size + b for a, size, b in zip(low, value.type.shape, high, strict=True)]
+        element = value.type.element_type
+        return self.value(
+            "stablehlo.pad",
+            [value, self.zero(element)],
+            shape,
+            element,
+            edge_padding_low=_dims(low),
+            edge_padding_high=_dims(high),
+            interior_padding=_dims([0] * len(shape)),
+        )
+
+    def cut(self, value: ir.Value, start: Sequence[int], end: Sequence[int]) -> ir.Value:
+        """The rows from ``start`` to before ``end`` of each dim."""
+        return self.value(
+            "stablehlo.slice",
+            [value],
+            [b - a for a, b in zip(start, end, strict=True)],
+            value.type.element_type,
+            start_indices=_dims(start),
+            limit_indices=_dims(end),
+            strides=_dims([1] * len(start)),
+        )
 
     def take_block(self, value: ir.Value, dim: int, axes: tuple[str, ...], local: int) -> ir.Value:
         """This core's block of ``local`` rows of a value that is whole along ``dim``."""

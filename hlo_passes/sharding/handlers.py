@@ -12,12 +12,14 @@ __all__ = ["HANDLERS"]
 
 def _constant(part: Partitioner, op: ir.Operation) -> None:
     """A splat is made as small as it is wanted; other data is whole and cut where it is used."""
-    value = op.results[0]
-    attr, sharding = op.attributes["value"], part.wanted(value)
-    if isinstance(attr, ir.DenseElementsAttr) and attr.is_splat and not sharding.is_whole:
-        attr = ir.DenseElementsAttr.get_splat(local_type(value, sharding), attr.get_splat_value())
-    else:
-        sharding = Sharding.whole(shape_of(value))
+    value, sharding = op.results[0], part.wanted(op.results[0])
+    whole = Sharding.whole(shape_of(value))
+    # The bindings cannot hand out complex data; copied with its op it stays whole.
+    attr = None if isinstance(value.type.element_type, ir.ComplexType) else op.attributes["value"]
+    if sharding == whole or not (isinstance(attr, ir.DenseElementsAttr) and attr.is_splat):
+        part.emit_op(op, [], [whole])
+        return
+    attr = ir.DenseElementsAttr.get_splat(local_type(value, sharding), attr.get_splat_value())
     part.env[value] = (part.emit.constant(attr), sharding)
 
 
@@ -106,6 +108,41 @@ def _number(numbers: str, field: str) -> int:
 def _list(numbers: str, field: str) -> list[int]:
     _, found, rest = numbers.partition(f"{field} = [")
     return [int(d) for d in rest.split("]")[0].split(",")] if found and rest[0] != "]" else []
+
+
+def _update_slice(part: Partitioner, op: ir.Operation) -> None:
+    """A block that is sharded along the updated dim is written only by the cores whose rows are updated."""
+    rule, emit = part.targets.rules[op], part.emit
+    choice = part.choose(op, rule)
+    target, update, *starts = op.operands
+    have, new = shape_of(target), shape_of(update)
+    partial = [d for d, factors in enumerate(rule.operands[0]) if have[d] != new[d] and factors]
+    sharded = [d for d in partial if rule.operands[0][d][0] in choice.axes]
+    if not sharded:
+        part.emit_with(op, rule, choice)
+        return
+    sharding = choice.sharding(have, rule.operands[0], rule)
+    block, element = part.use(target, sharding), target.type.element_type
+    piece = part.use(update, choice.sharding(new, rule.operands[1], rule))
+    starts = [part.whole(start) for start in starts]
+    low, high = [0] * len(have), [0] * len(have)
+    for dim in sharded:
+        # Rows of the update that belong to other cores fall into a margin that is cut off again.
+        margin, kind = new[dim], starts[dim].type.element_type
+        number = lambda n, kind=kind: emit.value("stablehlo.convert", [emit.scalar(n)], [], kind)  # noqa: E731
+        start = emit.value("stablehlo.clamp", [number(0), starts[dim], number(have[dim] - margin)], [], kind)
+        offset = emit.value(
+            "stablehlo.convert", [emit.offset(sharding.axes[dim], sharding.local[dim])], [], kind
+        )
+        start = emit.value("stablehlo.add", [start, number(margin)], [], kind)
+        # Never below zero, also where the index type has no sign.
+        offset = emit.value("stablehlo.minimum", [offset, start], [], kind)
+        starts[dim] = emit.value("stablehlo.subtract", [start, offset], [], kind)
+        low[dim] = high[dim] = margin
+    wide = emit.pad(block, low, high)
+    wide = emit.value("stablehlo.dynamic_update_slice", [wide, piece, *starts], wide.type.shape, element)
+    local = emit.cut(wide, low, [a + b for a, b in zip(low, sharding.local, strict=True)])
+    part.env[op.results[0]] = (local, sharding)
 
 
 def _loop(part: Partitioner, op: ir.Operation) -> None:
@@ -226,6 +263,7 @@ HANDLERS: Handlers = {
     "stablehlo.constant": _constant,
     "stablehlo.iota": _iota,
     "stablehlo.gather": _gather,
+    "stablehlo.dynamic_update_slice": _update_slice,
     "stablehlo.while": _loop,
     "stablehlo.case": _choice,
     "stablehlo.if": _choice,

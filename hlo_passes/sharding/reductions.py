@@ -17,6 +17,10 @@ _IDENTITIES = {
     "stablehlo.minimum": lambda x: x == float("inf"),
 }
 _GENERAL = "general"
+# Infinities as MLIR prints them: the bits of bf16, f16, f32 and f64.
+_INFINITIES = dict.fromkeys(
+    ("0x7F80", "0x7C00", "0x7F800000", "0x7FF0000000000000"), float("inf")
+) | dict.fromkeys(("0xFF80", "0xFC00", "0xFF800000", "0xFFF0000000000000"), float("-inf"))
 
 
 def all_reducer(op: ir.Operation) -> str | None:
@@ -57,14 +61,15 @@ def _splat(owner: ir.Operation | ir.Block) -> complex | None:
     """The value of a scalar constant, None for anything else."""
     if isinstance(owner, ir.Block) or owner.name != "stablehlo.constant":
         return None
-    text = str(owner.attributes["value"]).removeprefix("dense<").split(">")[0]
+    # As text: the bindings do not hand out complex data.
+    text = str(owner).partition("dense<")[2].partition("> :")[0]
+    if text in _INFINITIES:
+        return _INFINITIES[text]
     if text in ("true", "false"):
         return float(text == "true")
-    special = {"0xFF800000": float("-inf"), "0x7F800000": float("inf"), "0xFC00": float("-inf"),
-               "0x7C00": float("inf"), "0xFF80": float("-inf"), "0x7F80": float("inf"),
-               "0xFFF0000000000000": float("-inf"), "0x7FF0000000000000": float("inf")}  # fmt: skip
+    real, _, imaginary = text.strip("()").partition(",")
     try:
-        return special[text] if text in special else float(text)
+        return complex(float(real), float(imaginary)) if imaginary else float(real)
     except ValueError:
         return None
 

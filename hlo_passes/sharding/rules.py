@@ -102,8 +102,16 @@ def _op_blocked(op: ir.Operation, rule: OpRule) -> tuple[frozenset[int], str]:
     if op.name == "stablehlo.convolution":
         return _group_blocked(op, rule), "its channel groups would be cut"
     if op.name not in _REDUCES and rule.reductions:
-        return rule.reductions, "its partial results cannot be added"
-    return frozenset(), rule.why_blocked
+        return rule.reductions | _one_sided(op, rule), "its partial results cannot be added"
+    return _one_sided(op, rule), rule.why_blocked
+
+
+def _one_sided(op: ir.Operation, rule: OpRule) -> frozenset[int]:
+    """Factors of operands alone or of results alone: what correspondence there is, is not by blocks."""
+    read = {f for tensor in rule.operands for f in _factors(tensor)}
+    written = {f for tensor in rule.results for f in _factors(tensor)}
+    made = set() if op.name == "stablehlo.broadcast_in_dim" else written - read
+    return frozenset((read - written - rule.reductions) | made)
 
 
 def _factors(tensor: tuple[tuple[int, ...], ...]) -> set[int]:
