@@ -1,10 +1,10 @@
 """What is legal at each level of the IR, as a table, and the checker that runs between passes."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 
 from hlo_passes.ir import func, ir, main, source_line
-from hlo_passes.reject import DYNAMIC_OPS, HOST_OPS
+from hlo_passes.reject import DYNAMIC_OPS, HOST_OPS, argument_attributes
 
 __all__ = ["LEVELS", "Level", "LevelError", "check_level", "violations"]
 
@@ -37,7 +37,8 @@ class Level:
 def violations(module: ir.Module, level: str) -> list[str]:
     """What ``module`` has that ``level`` does not allow, one sentence each; empty if it is legal."""
     row = LEVELS[level]
-    found = [complaint for op in _ops(module.operation) for complaint in _op_violations(op, row)]
+    found = list(_attribute_violations(module.operation, module.operation.attributes, row))
+    found += [complaint for op in _ops(module.operation) for complaint in _op_violations(op, row)]
     return found + [complaint for rule in row.rules for complaint in rule(module)]
 
 
@@ -63,9 +64,15 @@ def _op_violations(op: ir.Operation, level: Level) -> Iterator[str]:
         yield f"{where}: no op of dialect {dialect}"
     if kind in level.no_ops:
         yield f"{where}: not allowed"
-    for name in op.attributes:
+    for attributes in [op.attributes, *argument_attributes(op)]:
+        yield from _attribute_violations(op, attributes, level)
+
+
+def _attribute_violations(op: ir.Operation, attributes: Iterable, level: Level) -> Iterator[str]:
+    for name in attributes:
+        name = name if isinstance(name, str) else name.name
         if name.startswith(level.no_attribute_prefixes):
-            yield f"{where}: attribute {name} not allowed"
+            yield f"{op.name} ({source_line(op)}): attribute {name} not allowed"
 
 
 def _has_one_main(module: ir.Module) -> Iterator[str]:

@@ -8,7 +8,7 @@ from typing import Any
 
 from distributed.program import Program
 from distributed.program_text import program_text
-from hlo_passes import autocast, canonicalize, fuse, plan_memory, schedule, shard
+from hlo_passes import autocast, canonicalize, combine_collectives, fuse, plan_memory, schedule, shard
 from hlo_passes.ir import ir
 from hlo_passes.levels import check_level
 from hlo_passes.spec import parse_options, split_spec, unknown
@@ -33,6 +33,8 @@ PASSES: tuple[Pass, ...] = (
     Pass(name="autocast", code=autocast, leaves="global"),
     # Everything after this sees one core's shapes, and the collectives it owes the others.
     Pass(name="shard", code=shard, leaves="local"),
+    # After shard has placed them, before fuse puts kernels between them.
+    Pass(name="combine_collectives", code=combine_collectives, leaves="local"),
     # After the collectives are final, for they are where kernels must end.
     Pass(name="fuse", code=fuse, leaves="fused"),
     # After fuse: what stays inside a kernel needs no place in HBM.

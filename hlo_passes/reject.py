@@ -7,7 +7,7 @@ from hlo_passes.ir import ir, source_line, walk
 from kernels.dtypes import dtype
 from kernels.errors import CompileError
 
-__all__ = ["DYNAMIC_OPS", "HOST_OPS", "reject_annotations", "reject_unsupported"]
+__all__ = ["DYNAMIC_OPS", "HOST_OPS", "argument_attributes", "reject_annotations", "reject_unsupported"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,7 +60,7 @@ def reject_annotations(module: ir.Module) -> None:
     """Raises CompileError where a GSPMD sharding would be lost without a word."""
 
     def check(op: ir.Operation) -> None:
-        for attributes in [op.attributes, *_argument_attributes(op)]:
+        for attributes in [op.attributes, *argument_attributes(op)]:
             if "mhlo.sharding" not in attributes:
                 continue
             sharding = attributes["mhlo.sharding"]
@@ -81,7 +81,8 @@ def _is_trivial_annotation(op: ir.Operation) -> bool:
     return "mhlo.sharding" not in op.attributes or op.attributes["mhlo.sharding"].value in _TRIVIAL_SHARDINGS
 
 
-def _argument_attributes(op: ir.Operation) -> list[ir.DictAttr]:
+def argument_attributes(op: ir.Operation) -> list[ir.DictAttr]:
+    """The attributes of each argument and result of a function; none of any other op."""
     if op.name != "func.func":
         return []
     return [one for key in ("arg_attrs", "res_attrs") if key in op.attributes for one in op.attributes[key]]
