@@ -10,13 +10,13 @@ __all__ = ["Options", "run"]
 
 @dataclass(frozen=True, kw_only=True)
 class Options:
-    """``threshold_bytes``: what one combined all-reduce moves at most; larger ones gain nothing by joining."""
+    """``threshold_bytes``: what one combined all-reduce moves at most; larger ones gain little."""
 
     threshold_bytes: int = 4 * 2**20
 
 
 def run(module: ir.Module, options: Options) -> None:
-    """Replaces all-reduces of the same groups, reducer and type by variadic ones, where none waits for another.
+    """Replaces all-reduces of the same groups, reducer and type by one, where none waits for another.
 
     The ops that wait for the first of them move behind the last; all else keeps its order. Nothing moves
     across another collective, control flow, or an op with side effects.

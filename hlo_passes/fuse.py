@@ -1,4 +1,4 @@
-"""LOCAL to FUSED: groups ops into kernels and outlines each as a ``stablehlo.composite "neuron.<kernel>"``."""
+"""LOCAL to FUSED: groups ops into kernels, each a ``stablehlo.composite "neuron.<kernel>"``."""
 
 from dataclasses import dataclass
 
@@ -92,7 +92,7 @@ def _fuse_inner_blocks(
 
 
 def _stays_scalar(graph: Graph, members: list[int]) -> bool:
-    """Scalar arithmetic that joined no kernel is the control CPU's; a kernel would cost more than its work."""
+    """Scalar arithmetic that joined no kernel is the control CPU's: a kernel would cost more than it."""
     for number in members:
         node = graph.nodes[number]
         values = [*node.op.results, *node.op.operands]
@@ -131,9 +131,9 @@ def _try_merge(
     if rule is None:
         return
     readers = _readers(graph, clusters, producer)
-    op_kind = kind(graph.nodes[number].op)
+    reader_kinds = frozenset(kind(graph.nodes[reader].op) for reader in readers if reader >= 0)
     sole = readers <= set(clusters.members[consumer])
-    join = Join(producer=made, consumer=taker, op_kind=op_kind, sole=sole, readers=len(readers))
+    join = Join(producer=made, consumer=taker, reader_kinds=reader_kinds, sole=sole, readers=len(readers))
     if not rule.when(join):
         return
     merged = _united(made, taker, rule.becomes)

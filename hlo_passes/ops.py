@@ -80,10 +80,7 @@ def pairs(op: ir.Operation | ir.OpView) -> tuple[tuple[int, int], ...]:
 
 def holds_collective(op: ir.Operation | ir.OpView) -> bool:
     """Whether a collective lies anywhere inside the regions of ``op``."""
-    for inner in _inner_ops(op.operation):
-        if kind(inner) in COLLECTIVES:
-            return True
-    return False
+    return any(kind(inner) in COLLECTIVES for inner in _inner_ops(op.operation))
 
 
 def _inner_ops(op: ir.Operation) -> Iterator[ir.Operation]:

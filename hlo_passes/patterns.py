@@ -115,11 +115,14 @@ class Region:
 
 @dataclass(frozen=True, kw_only=True)
 class Join:
-    """A producer about to join the region of its consumer; ``sole``: nobody else reads the producer."""
+    """A producer about to join the region of its consumer; ``sole``: nobody else reads the producer.
+
+    ``reader_kinds`` are the ops that read the producer, ``readers`` how many they are.
+    """
 
     producer: Region
     consumer: Region
-    op_kind: str
+    reader_kinds: frozenset[str]
     sole: bool
     readers: int
 
@@ -130,6 +133,9 @@ class Rule:
 
     becomes: str
     when: Callable[[Join], bool]
+
+
+_PRODUCTS = frozenset({"dot_general", "convolution"})
 
 
 def _few(join: Join) -> bool:
@@ -150,7 +156,7 @@ def _same_size_or_operand(join: Join) -> bool:
 
 def _cheap_prologue(join: Join) -> bool:
     """Type changes on the way in; or, for an epilogue op, its other operand."""
-    if join.op_kind in ("dot_general", "convolution"):
+    if join.reader_kinds & _PRODUCTS:
         return join.sole and set(join.producer.kinds) <= {"convert"}
     return _operand_made_for_it(join)
 

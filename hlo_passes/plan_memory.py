@@ -38,7 +38,7 @@ def run(module: ir.Module, options: Options) -> None:
 
 
 def _with_realised_donations(function: func.FuncOp, table: WorkTable) -> Lifetimes:
-    """Lifetimes in which exactly the donated arguments that pass their place to a result may be overwritten."""
+    """Lifetimes in which just those donated arguments are given up whose place a result takes."""
     wanted = dict((argument, result) for result, argument in donations(function))
     while True:
         lifetimes = Lifetimes(function, table, frozenset(wanted))

@@ -247,7 +247,8 @@ def _reducer(op: ir.Operation) -> str:
     names = [kind(inner) for inner in op.regions[0].blocks[0].operations][:-1]
     if len(names) != 1 or names[0] not in _REDUCERS:
         raise CompileError(
-            f"its reduction is {' then '.join(names) or 'empty'}; expected one of {', '.join(sorted(_REDUCERS))}",
+            f"its reduction is {' then '.join(names) or 'empty'}; "
+            f"expected one of {', '.join(sorted(_REDUCERS))}",
             op=op.name,
             location=source_line(op),
             fix="reduce with one plain op",

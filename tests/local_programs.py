@@ -12,11 +12,23 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
+from distributed.layout import Layout
 from hlo_passes import canonicalize
 from hlo_passes.ir import ir, main, parse
 from hlo_passes.local import argument_layouts, num_ranks
+from kernels.dtypes import dtype as find_dtype
 
-__all__ = ["all_reduce", "local_module", "loops", "mlp_block", "opt_decode", "opt_prefill", "per_rank"]
+__all__ = [
+    "all_reduce",
+    "assemble",
+    "local_module",
+    "loops",
+    "mlp_block",
+    "opt_decode",
+    "opt_prefill",
+    "per_rank",
+    "random_program",
+]
 
 _MARKER = re.compile(r"(%[\w#]+) = stablehlo\.optimization_barrier (%[\w#]+) : (tensor<([^>]*)>)(.*)")
 
@@ -234,20 +246,29 @@ def per_rank(module_text: str, seed: int) -> list[list[np.ndarray]]:
     rng = np.random.default_rng(seed)
     ranks: list[list[np.ndarray]] = [[] for _ in range(num_ranks(module))]
     for layout in argument_layouts(module, main(module)):
-        kind = jax.dtypes.canonicalize_dtype(np.dtype({"f32": "f4", "i32": "i4", "f64": "f8"}[layout.dtype]))
-        draw = (
-            (lambda: rng.integers(0, 4, layout.local_shape))
-            if kind.kind == "i"
-            else (lambda: rng.standard_normal(layout.local_shape))
-        )
-        shared = draw()
+        shared = _draw(rng, layout)
         for rank in ranks:
-            rank.append(np.asarray(shared if layout.is_replicated else draw(), kind))
+            rank.append(shared if layout.is_replicated else _draw(rng, layout))
     return ranks
 
 
+def _draw(rng: np.random.Generator, layout: Layout) -> np.ndarray:
+    shape = layout.local_shape
+    if layout.dtype.startswith("i"):
+        return np.asarray(rng.integers(0, 4, shape), layout.dtype.replace("i", "int"))
+    return np.asarray(rng.standard_normal(shape), np.dtype(find_dtype(layout.dtype).numpy))
+
+
+def assemble(layout: Layout, blocks: Sequence[np.ndarray]) -> np.ndarray:
+    """The global array whose block on each rank is ``blocks[rank]``."""
+    whole = np.zeros(layout.global_shape, blocks[0].dtype)
+    for rank, block in enumerate(blocks):
+        whole[layout.block(rank)] = block
+    return whole
+
+
 def loops(tp: int = 4) -> str:
-    """A scan over stacked weights with an all-reduce in its body, a loop without one, and a branch with one."""
+    """A scan over stacked weights with an all-reduce inside, a loop without one, branches with one."""
 
     def run(x, weights, cache, number):
         def body(carry, w):
@@ -264,3 +285,40 @@ def loops(tp: int = 4) -> str:
 
     arguments = [((4, 8), "f4", None), ((3, 8, 8), "f4", 1), ((3, 1, 2), "f4", 2), ((), "i4", None)]
     return local_module(run, arguments, tp=tp, donate=[2])
+
+
+_UNARY = (jnp.tanh, jnp.sin, lambda x: jnp.maximum(x, 0.1), lambda x: x.T, lambda x: x * 0.5)
+_BINARY = (
+    jnp.add,
+    jnp.multiply,
+    jnp.minimum,
+    lambda x, y: jnp.tanh(x @ y),
+    lambda x, y: jnp.where(x > y, x, y),
+)
+_ROWS = (
+    lambda x: _softmax(x),
+    lambda x: x - jnp.mean(x, -1, keepdims=True),
+    lambda x: jnp.broadcast_to(jnp.sum(x, 0), x.shape),
+    lambda x: jnp.concatenate([x[:2], -x[2:]]),
+    lambda x: jnp.reshape(jnp.reshape(x, (2, 8)), (4, 4)),
+    lambda x: lax.dynamic_update_slice(x, x[:1] * 2, (1, 0)),
+    lambda x: x[jnp.array([3, 0, 0, 1])],
+    lambda x: lax.sort(x),
+)
+
+
+def random_program(choices: Sequence[tuple[int, int, int]], *, tp: int = 2, outputs: int = 3) -> str:
+    """A LOCAL module of 4x4 values over ``tp`` ranks, one op per choice (which op, which operands)."""
+
+    def run(replicated, sharded, donated):
+        values = [replicated, sharded, donated]
+        table = [*_UNARY, *_BINARY, *_ROWS, all_reduce]
+        for which, left, right in choices:
+            op = table[which % len(table)]
+            x, y = values[left % len(values)], values[right % len(values)]
+            made = op(x, y) if op in _BINARY else op(x * 0.25 if op is all_reduce else x)
+            values.append(made)
+        return [all_reduce(value * 0.25) for value in values[-outputs:]]
+
+    shape = (4, 4)
+    return local_module(run, [(shape, "f4", None), (shape, "f4", 0), (shape, "f4", None)], tp=tp, donate=[2])

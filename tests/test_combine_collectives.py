@@ -1,0 +1,69 @@
+"""Small independent all-reduces become one; meaning and order stay."""
+
+import jax.numpy as jnp
+import local_programs
+import numpy as np
+import oracles
+import pytest
+from local_programs import all_reduce
+
+from hlo_passes import combine_collectives
+from hlo_passes.ir import parse
+
+
+def _three(x, w, v):
+    first = all_reduce(x @ w)
+    waits = jnp.tanh(first)
+    second, third = all_reduce(x @ v), all_reduce(jnp.sum(x @ w, 0))
+    return waits + second, third, all_reduce(waits * 2)
+
+
+def _text(function=_three) -> str:
+    arguments = [((4, 8), "f4", None), ((8, 8), "f4", 0), ((8, 8), "f4", 0)]
+    return local_programs.local_module(function, arguments, tp=4)
+
+
+def _run(text: str, **options) -> str:
+    module = parse(text)
+    combine_collectives.run(module, combine_collectives.Options(**options))
+    assert module.operation.verify()
+    return str(module)
+
+
+def test_golden(golden):
+    golden("combine_collectives.mlir", _run(_text()))
+
+
+def test_independent_ones_join_and_a_dependent_one_does_not(rng):
+    text = _text()
+    after = _run(text)
+    assert text.count("stablehlo.all_reduce") == 4
+    assert after.count("stablehlo.all_reduce") == 2
+    inputs = local_programs.per_rank(text, int(rng.integers(1 << 30)))
+    for before, now in zip(
+        oracles.run_local_on_xla(text, inputs), oracles.run_local_on_xla(after, inputs), strict=True
+    ):
+        for left, right in zip(before, now, strict=True):
+            np.testing.assert_array_equal(left, right)
+
+
+def test_idempotent():
+    once = _run(_text())
+    assert _run(once) == once
+
+
+@pytest.mark.parametrize(("threshold", "left"), [(0, 4), (4 * 8 * 4, 4), (4 * 8 * 4 + 8 * 4, 3), (1024, 2)])
+def test_the_threshold_bounds_what_joins(threshold, left):
+    assert _run(_text(), threshold_bytes=threshold).count("stablehlo.all_reduce") == left
+
+
+def test_another_type_does_not_join():
+    def mixed(x, w, v):
+        return all_reduce(x @ w), all_reduce((x @ v).astype(jnp.bfloat16))
+
+    assert _run(_text(mixed)).count("stablehlo.all_reduce") == 2
+
+
+def test_inside_a_loop():
+    text = local_programs.loops()
+    assert _run(text).count("stablehlo.all_reduce") == text.count("stablehlo.all_reduce")
