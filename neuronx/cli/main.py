@@ -10,7 +10,7 @@ from kernels.errors import CompileError
 from neuronx.cli import generate, hw, opt
 from neuronx.cli import run as run_verb
 
-__all__ = ["VERBS", "main", "run"]
+__all__ = ["VERBS", "main", "parse_arguments", "run"]
 
 # Each a module with NAME, HELP, add_arguments(parser) and main(args) -> exit status.
 VERBS = (opt, run_verb, generate, hw)
