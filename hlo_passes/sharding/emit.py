@@ -180,9 +180,15 @@ class Emitter:
         shape[split] //= count
         shape[concat] *= count
         return self.value(
-            "stablehlo.all_to_all", [value], shape, value.type.element_type, split_dimension=f"{split} : i64",
-            concat_dimension=f"{concat} : i64", split_count=f"{count} : i64", replica_groups=self.groups(axes),
-        )  # fmt: skip
+            "stablehlo.all_to_all",
+            [value],
+            shape,
+            value.type.element_type,
+            split_dimension=f"{split} : i64",
+            concat_dimension=f"{concat} : i64",
+            split_count=f"{count} : i64",
+            replica_groups=self.groups(axes),
+        )
 
     def all_reduce(self, value: ir.Value, axes: tuple[str, ...], reducer: str) -> ir.Value:
         """All-reduce with the scalar op ``reducer`` (for example ``stablehlo.add``)."""

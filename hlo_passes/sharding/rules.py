@@ -1,6 +1,7 @@
 """Factor rules: how the dims of an op's operands and results correspond (Shardy's table as records)."""
 
 import functools
+import re
 from dataclasses import dataclass
 
 from hlo_passes.ir import ir, run_mlir_passes, sdy
@@ -100,7 +101,7 @@ def _op_blocked(op: ir.Operation, rule: OpRule) -> tuple[frozenset[int], str]:
     if op.name == "stablehlo.gather":
         return _gather_blocked(op, rule), "indices may point to any shard"
     if op.name == "stablehlo.convolution":
-        return _group_blocked(op, rule), "its channel groups would be cut"
+        return _conv_blocked(op, rule), "its windows or channel groups would be cut"
     if op.name not in _REDUCES and rule.reductions:
         return rule.reductions | _one_sided(op, rule), "its partial results cannot be added"
     return _one_sided(op, rule), rule.why_blocked
@@ -144,12 +145,20 @@ def _gather_blocked(op: ir.Operation, rule: OpRule) -> frozenset[int]:
     return frozenset(blocked - ({f for f in rule.operands[0][rows[0]]} if alone else set()))
 
 
-def _group_blocked(op: ir.Operation, rule: OpRule) -> frozenset[int]:
-    """Of a grouped convolution the batch may be sharded, nothing that takes part in the grouping."""
+def _conv_blocked(op: ir.Operation, rule: OpRule) -> frozenset[int]:
+    """Batch and features may be sharded; not spatial dims, nor what takes part in grouped channels."""
     groups = [ir.IntegerAttr(op.attributes[k]).value for k in ("feature_group_count", "batch_group_count")]
-    if groups == [1, 1]:
-        return frozenset()
-    return frozenset(_factors(rule.operands[1]) | rule.reductions)
+    if groups != [1, 1]:
+        return frozenset(_factors(rule.operands[1]) | rule.reductions)
+    # #stablehlo.conv<[b, f, 0, 1]x[o, i, 0, 1]->[b, f, 0, 1]>: the numbers are the spatial dims.
+    layouts = re.findall(r"\[([^]]*)\]", str(op.attributes["dimension_numbers"]))
+    return frozenset(
+        factor
+        for layout, tensor in zip(layouts, rule.tensors, strict=True)
+        for role, dim in zip(layout.split(", "), tensor, strict=True)
+        if role.isdigit()
+        for factor in dim
+    )
 
 
 def _dims(numbers: str, field: str) -> list[int]:
