@@ -40,7 +40,7 @@ class Clusters:
         return self._after[cluster]
 
     def merge(self, producer: int, consumer: int) -> bool:
-        """Makes one cluster (named ``consumer``) of two; False, with nothing changed, if that makes a cycle."""
+        """Makes one cluster, named ``consumer``, of two; False, with nothing changed, if that is a cycle."""
         first, last = self._position[producer], self._position[consumer]
         if last - first > _MAX_DISTANCE:
             return False

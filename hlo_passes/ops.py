@@ -11,8 +11,8 @@ from kernels.work import Tensor
 
 __all__ = [
     "COLLECTIVES",
-    "CONTROL",
     "COMPOSITE",
+    "CONTROL",
     "KERNEL_PREFIX",
     "captures",
     "holds_collective",

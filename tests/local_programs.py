@@ -254,6 +254,8 @@ def per_rank(module_text: str, seed: int) -> list[list[np.ndarray]]:
 
 def _draw(rng: np.random.Generator, layout: Layout) -> np.ndarray:
     shape = layout.local_shape
+    if layout.dtype == "i1":
+        return np.asarray(rng.integers(0, 2, shape), bool)
     if layout.dtype.startswith("i"):
         return np.asarray(rng.integers(0, 4, shape), layout.dtype.replace("i", "int"))
     return np.asarray(rng.standard_normal(shape), np.dtype(find_dtype(layout.dtype).numpy))

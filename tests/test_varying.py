@@ -15,7 +15,11 @@ HEAD = """module attributes {mhlo.num_replicas = 4 : i32, mhlo.num_partitions = 
                   %w: tensor<4xf32> {neuron.global_type = tensor<8xf32>, neuron.dim_axes = [["tp"]]})
       -> (%RESULTS%) {
 """
-SUM = "({ ^bb0(%a: tensor<f32>, %b: tensor<f32>): %s = stablehlo.add %a, %b : tensor<f32> stablehlo.return %s : tensor<f32> })"
+SUM = """({
+  ^bb0(%a: tensor<f32>, %b: tensor<f32>):
+    %s = stablehlo.add %a, %b : tensor<f32>
+    stablehlo.return %s : tensor<f32>
+})"""
 
 
 def _classes(body: str, *returned: str) -> list[tuple[int, ...]]:
@@ -86,7 +90,8 @@ def test_a_loop_carries_what_varies_to_a_fixpoint():
     %n = stablehlo.constant dense<2> : tensor<i32>
     %one = stablehlo.constant dense<1> : tensor<i32>
     %zero = stablehlo.constant dense<0> : tensor<i32>
-    %r:4 = stablehlo.while(%i = %zero, %a = %w, %b = %x, %c = %x) : tensor<i32>, tensor<4xf32>, tensor<4xf32>, tensor<4xf32>
+    %r:4 = stablehlo.while(%i = %zero, %a = %w, %b = %x, %c = %x)
+      : tensor<i32>, tensor<4xf32>, tensor<4xf32>, tensor<4xf32>
     cond {
       %p = stablehlo.compare LT, %i, %n : (tensor<i32>, tensor<i32>) -> tensor<i1>
       stablehlo.return %p : tensor<i1>
@@ -100,6 +105,8 @@ def test_a_loop_carries_what_varies_to_a_fixpoint():
 
 
 def test_a_mesh_is_demanded_where_there_are_ranks():
-    text = "module attributes {mhlo.num_replicas = 2 : i32} { func.func @main(%x: tensor<2xf32>) -> tensor<2xf32> { return %x : tensor<2xf32> } }"
+    text = """module attributes {mhlo.num_replicas = 2 : i32} {
+      func.func @main(%x: tensor<2xf32>) -> tensor<2xf32> { return %x : tensor<2xf32> }
+    }"""
     with pytest.raises(ValueError, match=r"neuron.mesh"):
         analyze(parse(text))
