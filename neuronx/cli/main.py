@@ -3,7 +3,7 @@
 import argparse
 import sys
 
-from absl import app
+from absl import app, logging
 from absl.flags import argparse_flags
 
 from kernels.errors import CompileError
@@ -40,6 +40,8 @@ def main(args: argparse.Namespace) -> int:
 
 def run() -> None:
     """Entry point of the ``neuronx`` script."""
+    # absl's default is INFO, at which JAX reports every kind of device that this machine does not have.
+    logging.set_verbosity(logging.WARNING)
     app.run(main, flags_parser=parse_arguments)
 
 
