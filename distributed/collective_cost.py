@@ -2,7 +2,7 @@
 
 import functools
 import itertools
-from collections import Counter
+from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -85,11 +85,12 @@ class _Step:
 
 
 def _add_up(algorithm: str, steps: Sequence[_Step], topology: Topology, links: LinkSpec) -> CollectiveCost:
-    seconds, busy, carried = 0.0, Counter(), 0.0
+    seconds, carried = 0.0, 0.0
+    busy: defaultdict[Link, float] = defaultdict(float)
     for step in steps:
-        load: Counter[Link] = Counter()
-        sent: Counter[int] = Counter()
-        received: Counter[int] = Counter()
+        load: defaultdict[Link, float] = defaultdict(float)
+        sent: defaultdict[int, float] = defaultdict(float)
+        received: defaultdict[int, float] = defaultdict(float)
         for (source, target), size in step.transfers.items():
             path = topology.path(source, target)
             sent[source] += size if path else 0.0

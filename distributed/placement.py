@@ -92,7 +92,7 @@ def _block(layout: Layout, part: np.ndarray, poison: bool) -> np.ndarray:
     return result
 
 
-def _poison(dtype: np.dtype) -> np.generic:
+def _poison(dtype: np.dtype) -> np.ndarray:
     """What padding holds under poison: NaN, the largest integer, or True."""
     if dtype.kind in "iu":
         return np.array(np.iinfo(dtype).max, dtype)

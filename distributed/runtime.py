@@ -8,7 +8,7 @@ import numpy as np
 
 from distributed import collectives
 from distributed.executor import Executor
-from distributed.liveness import deaths
+from distributed.liveness import Deaths, deaths
 from distributed.placement import PlacedValue, cut, join
 from distributed.program import Block, Branch, Collective, Launch, Loop, Program
 
@@ -106,7 +106,9 @@ class Runtime:
 class _Walk:
     """One run. Counts who holds each array, so that only an array with a single holder is overwritten."""
 
-    def __init__(self, program: Program, executor: Executor, dying: dict, ranks: list[jax.Array]) -> None:
+    def __init__(
+        self, program: Program, executor: Executor, dying: dict[int, Deaths], ranks: list[jax.Array]
+    ) -> None:
         self.program, self.executor, self.dying, self.ranks = program, executor, dying, ranks
         self.num_cores = program.num_cores
         self.values: dict[int, list[jax.Array]] = {}

@@ -1,6 +1,6 @@
 """The clock: plays a program on one core's engines and the links, without any arrays."""
 
-from collections import Counter, deque
+from collections import defaultdict, deque
 from collections.abc import Callable, Mapping, Sequence
 
 from distributed.collective_cost import collective_cost
@@ -63,7 +63,7 @@ class _Books:
     def __init__(self) -> None:
         self.events: list[Event] = []
         self.assumptions: list[str] = []
-        self.busy_s: Counter[str] = Counter()
+        self.busy_s: defaultdict[str, float] = defaultdict(float)
         self.flops = self.bytes_accessed = self.collective_bytes = 0.0
 
     def record(self, event: Event) -> None:
