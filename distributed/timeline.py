@@ -127,9 +127,9 @@ class _Clock:
     def launch(self, step: Launch) -> None:
         for kernel in step.kernels:
             self.kernel(kernel)
-        # What no kernel makes (scalars, constants, operands handed through) is there with the operands.
-        there = max([self.origin, *(self.ready[number] for number in step.operands)])
+        # Scalar work and operands handed through belong to no kernel: there when all else in the launch is.
         made = {number for kernel in step.kernels for number in kernel.results}
+        there = max([self.origin, *(self.ready[number] for number in (*step.operands, *made))])
         self.ready.update((number, there) for number in step.results if number not in made)
 
     def kernel(self, kernel: Kernel) -> None:
