@@ -9,7 +9,7 @@ from kernels.errors import CompileError
 __all__ = ["VARIABLES", "Environment", "environment"]
 
 VARIABLES = {
-    "NEURONX_DEBUG": "1: check after every pass that the module is legal at its level (default 0)",
+    "NEURONX_DEBUG": "1: check after every pass that the module is legal, poison padding (default 0)",
     "NEURONX_DUMP": "a directory: write the module after every pass, numbered, each file runnable",
 }
 
