@@ -1,8 +1,9 @@
 """The clock: plays a program on one core's engines and the links, without any arrays."""
 
-from collections import defaultdict, deque
+from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 
+from distributed.books import Books
 from distributed.collective_cost import collective_cost
 from distributed.events import Event, Queue, Timeline
 from distributed.program import Block, Branch, Collective, Kernel, Launch, Loop, Program, Step
@@ -57,57 +58,13 @@ def time_program(program: Program, instance: str | InstanceSpec) -> Timeline:
     )
 
 
-class _Books:
-    """What has been counted so far; a part of the program can be counted apart and added several times."""
-
-    def __init__(self) -> None:
-        self.events: list[Event] = []
-        self.assumptions: list[str] = []
-        self.busy_s: defaultdict[str, float] = defaultdict(float)
-        self.flops = self.bytes_accessed = self.collective_bytes = 0.0
-
-    def record(self, event: Event) -> None:
-        self.events.append(event)
-        self.busy_s[event.engine] += event.busy_s
-
-    def add(self, other: "_Books") -> None:
-        """Takes over everything in ``other``, its events included."""
-        self.events += other.events
-        self.assumptions += other.assumptions
-        self._count(other, 1)
-
-    def add_iterations(self, body: "_Books", start_s: float, seconds: float, times: int, name: str) -> None:
-        """Counts ``body`` ``times`` more, as one event per engine that spans them all."""
-        for engine, busy_s in body.busy_s.items():
-            core = 0 if engine in _QUEUES else None
-            self.events.append(
-                Event(
-                    name=name,
-                    engine=engine,
-                    core=core,
-                    start_s=start_s,
-                    end_s=start_s + seconds * times,
-                    busy_s=busy_s * times,
-                    iterations=times,
-                )
-            )
-        self._count(body, times)
-
-    def _count(self, other: "_Books", times: int) -> None:
-        for engine, busy_s in other.busy_s.items():
-            self.busy_s[engine] += busy_s * times
-        self.flops += other.flops * times
-        self.bytes_accessed += other.bytes_accessed * times
-        self.collective_bytes += other.collective_bytes * times
-
-
 class _Clock:
     """The state of the machine while the program is played."""
 
     def __init__(self, program: Program, ring: Topology, links: LinkSpec) -> None:
         self.core, self.links, self.ring = load_core(), links, ring
         self.sizes = {buffer.id: buffer.tensor.size_bytes for buffer in program.buffers}
-        self.books = _Books()
+        self.books = Books()
         self.ready: dict[int, float] = {}
         self.costs: dict[int, KernelCost] = {}
         self.prices: dict[KernelWork, KernelCost] = {}
@@ -274,10 +231,10 @@ class _Clock:
         for number in step.results:
             self.ready[number] = self.latest
 
-    def apart(self, play: Callable[[], None]) -> tuple[_Books, float]:
+    def apart(self, play: Callable[[], None]) -> tuple[Books, float]:
         """Plays something into books of its own; returns them and how long it took."""
         outer, start = self.books, self.latest
-        self.books = _Books()
+        self.books = Books()
         play()
         inner, self.books = self.books, outer
         return inner, self.latest - start
