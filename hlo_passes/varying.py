@@ -98,10 +98,14 @@ class _Analysis:
         return members
 
     def _same_in_group(self, op: ir.Operation) -> list[Classes]:
-        """Every member ends with one function of the members' values, taken in the group's order."""
+        """Every member ends with one function of the members' values, taken in the group's order.
+
+        Ranks of different groups count as different even where their sums must agree: each group's result
+        is made apart, so the ring does not hold it once.
+        """
         members = self._members(op)
         found = [self.classes[value] for value in op.operands]
-        return [_partition(tuple(tuple(own[r] for r in group) for group in members)) for own in found]
+        return [_partition(tuple((g, tuple(own[r] for r in g)) for g in members)) for own in found]
 
     def _own_part(self, op: ir.Operation) -> list[Classes]:
         """Every member ends with the part that belongs to its position in the group."""

@@ -129,6 +129,30 @@ RANKED = """module @ranked attributes {mhlo.num_replicas = 2 : i32, mhlo.num_par
 }"""
 
 
+TWO_AXES = """module attributes {mhlo.num_replicas = 4 : i32, mhlo.num_partitions = 1 : i32,
+    neuron.mesh = {axes = [["dp", 2 : i64], ["tp", 2 : i64]], device_ids = array<i64>}} {
+  func.func @main(%x: tensor<4xf32> {neuron.global_type = tensor<8xf32>, neuron.dim_axes = [["tp"]]})
+      -> (tensor<4xf32> {neuron.global_type = tensor<4xf32>}) {
+    %y = "stablehlo.all_reduce"(%x) <{replica_groups = dense<[[0, 1], [2, 3]]> : tensor<2x2xi64>}> ({
+      ^bb0(%a: tensor<f32>, %b: tensor<f32>):
+        %t = stablehlo.add %a, %b : tensor<f32>
+        stablehlo.return %t : tensor<f32>
+    }) : (tensor<4xf32>) -> tensor<4xf32>
+    %z = stablehlo.tanh %y : tensor<4xf32>
+    return %z : tensor<4xf32>
+  }
+}"""
+
+
+def test_groups_along_one_of_two_axes(rng):
+    _, program = _program(TWO_AXES)
+    whole = rng.standard_normal(8).astype(np.float32)
+    expected = oracles.run_local_on_xla(TWO_AXES, [[whole[:4]], [whole[4:]]] * 2)
+    ring = Runtime(program, Executor())
+    (value,) = ring.run([ring.place(0, whole)])
+    np.testing.assert_allclose(ring.gather(0, value), expected[0][0], rtol=1e-6)
+
+
 def test_the_rank_is_an_argument(rng):
     _check(RANKED, int(rng.integers(1 << 30)))
     _, program = _program(RANKED)
