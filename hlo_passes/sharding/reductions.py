@@ -61,8 +61,10 @@ def _splat(owner: ir.Operation | ir.Block) -> complex | None:
     """The value of a scalar constant, None for anything else."""
     if isinstance(owner, ir.Block) or owner.name != "stablehlo.constant":
         return None
-    # As text: the bindings do not hand out complex data.
-    text = str(owner).partition("dense<")[2].partition("> :")[0]
+    # The bindings do not hand out complex data, and an op's own text takes its whole module's numbering.
+    is_complex = isinstance(owner.results[0].type.element_type, ir.ComplexType)
+    text = str(owner) if is_complex else str(owner.attributes["value"])
+    text = text.partition("dense<")[2].partition("> :")[0]
     if text in _INFINITIES:
         return _INFINITIES[text]
     if text in ("true", "false"):
