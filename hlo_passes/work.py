@@ -62,8 +62,24 @@ def _kernel_work(kernel: str, function: func.FuncOp, in_place: list[Update]) -> 
         for part in written.get(number, (tensor(result),))
     ]
     return KernelWork(
-        name=kernel, ops=tuple(_block_work(function.entry_block, 1)), reads=tuple(reads), writes=tuple(writes)
+        name=kernel,
+        ops=tuple(_block_work(function.entry_block, 1)),
+        reads=tuple(reads),
+        writes=tuple(writes),
+        uncounted_loops=_uncounted_loops(function),
     )
+
+
+def _uncounted_loops(function: func.FuncOp) -> int:
+    found = []
+
+    def visit(op: ir.Operation) -> ir.WalkResult:
+        if kind(op) == "while" and trip_count(op.operation) is None:
+            found.append(op)
+        return ir.WalkResult.ADVANCE
+
+    function.operation.walk(visit)
+    return len(found)
 
 
 def _read(argument: ir.Value, overwritten: bool) -> tuple[Tensor, ...]:
@@ -98,7 +114,7 @@ def _block_work(block: ir.Block, repeats: int) -> Iterator[OpWork]:
             continue
         yield _as_load(op, op_work(op, repeats))
         if kind(op) == "while":
-            # Once where the count is not known before the program runs: a lower bound.
+            # Once where the count is not known before the program runs; ``uncounted_loops`` says so.
             times = trip_count(op)
             for region in op.regions:
                 yield from _block_work(region.blocks[0], repeats * (1 if times is None else times))

@@ -44,9 +44,13 @@ class OpWork:
 
 @dataclass(frozen=True, kw_only=True)
 class KernelWork:
-    """One kernel: the ops it fuses, what it reads from HBM and what it writes there."""
+    """One kernel: the ops it fuses, what it reads from HBM and what it writes there.
+
+    ``uncounted_loops`` is how many loops inside run an unknown number of times; their bodies count once.
+    """
 
     name: str
     ops: tuple[OpWork, ...]
     reads: tuple[Tensor, ...]
     writes: tuple[Tensor, ...]
+    uncounted_loops: int = 0

@@ -146,3 +146,5 @@ def test_a_condition_on_data_has_no_trip_count():
     module = parse(text)
     loop = next(op.operation for op in main(module).entry_block.operations if kind(op) == "while")
     assert trip_count(loop) is None
+    (work,) = [work for work in _works(text) if work.name == "control"]
+    assert work.uncounted_loops == 1
