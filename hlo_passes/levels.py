@@ -13,7 +13,7 @@ class LevelError(AssertionError):
     """A pass left something its level does not allow: a bug of the pass, not of the program."""
 
 
-COLLECTIVES = (
+_COLLECTIVES = (
     "all_gather", "all_reduce", "all_to_all", "collective_broadcast", "collective_permute", "reduce_scatter",
 )  # fmt: skip
 _CONTROL_FLOW = ("while", "case", "if")
@@ -83,7 +83,7 @@ def _has_one_main(module: ir.Module) -> Iterator[str]:
 
 def _cross_replica_collectives(module: ir.Module) -> Iterator[str]:
     for op in _ops(module.operation):
-        if op.name.removeprefix("stablehlo.") in COLLECTIVES:
+        if op.name.removeprefix("stablehlo.") in _COLLECTIVES:
             for name in ("channel_handle", "use_global_device_ids"):
                 if name in op.attributes:
                     yield f"{op.name} ({source_line(op)}): {name}, but collectives are cross-replica"
@@ -115,12 +115,14 @@ def _unfused(op: ir.Operation) -> Iterator[str]:
 
 def _unfused_op(op: ir.Operation) -> Iterator[str]:
     kind = op.name.removeprefix("stablehlo.")
-    if kind in _CONTROL_FLOW and any(i.name.removeprefix("stablehlo.") in COLLECTIVES for i in _ops(op)):
+    if kind in _CONTROL_FLOW and any(i.name.removeprefix("stablehlo.") in _COLLECTIVES for i in _ops(op)):
         yield from _unfused(op)
     elif kind == "composite":
         if not op.attributes["name"].value.startswith("neuron."):
             yield f"composite {op.attributes['name'].value} is not a kernel"
-    elif kind not in (*COLLECTIVES, "replica_id", "constant", "return", "func.return") and not _is_scalar(op):
+    elif kind not in (*_COLLECTIVES, "replica_id", "constant", "return", "func.return") and not _is_scalar(
+        op
+    ):
         yield f"{op.name} ({source_line(op)}): outside any kernel"
 
 

@@ -142,6 +142,12 @@ def _check_custom_call(op: ir.Operation) -> None:
     for row in _CUSTOM_CALLS:
         if row.target.fullmatch(target):
             raise _error(op, f"@{target} is {row.why}", row.fix)
+    if "called_computations" in op.attributes and len(op.attributes["called_computations"]):
+        raise _error(
+            op,
+            f"@{target} calls a function of the module, and no kernel does that (NCC_EHCA005)",
+            "write it in JAX's own ops, for example jax.lax.top_k in place of jax.lax.approx_max_k",
+        )
 
 
 def _error(op: ir.Operation, message: str, fix: str) -> CompileError:

@@ -222,6 +222,12 @@ REFUSED = {
         _unary("stablehlo.custom_call @annotate_device_placement(%a) : (tensor<4xf32>) -> tensor<4xf32>"),
         "host and device memory",
     ),
+    "calls_a_function": (
+        _unary(
+            "stablehlo.custom_call @Any(%a) {called_computations = [@main]} : (tensor<4xf32>) -> tensor<4xf32>"
+        ),
+        "NCC_EHCA005",
+    ),
     "dtype": (
         _unary("stablehlo.add %a, %a : tensor<4xf8E4M3FNUZ>", "tensor<4xf8E4M3FNUZ>"),
         "f8E4M3FNUZ",
