@@ -224,7 +224,7 @@ REFUSED = {
     ),
     "calls_a_function": (
         _unary(
-            "stablehlo.custom_call @Any(%a) {called_computations = [@main]} : (tensor<4xf32>) -> tensor<4xf32>"
+            "stablehlo.custom_call @X(%a) {called_computations = [@main]} : (tensor<4xf32>) -> tensor<4xf32>"
         ),
         "NCC_EHCA005",
     ),
