@@ -1,15 +1,49 @@
 """Memory plans, judged by a checker of its own: it plays the program and watches every byte range."""
 
+import jax.numpy as jnp
 import local_programs
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from jax import lax
 
 from hlo_passes import fuse, plan_memory
 from hlo_passes.ir import ir, main, parse
 from hlo_passes.ops import captures, is_composite, kind, tensor
 
+
+def _captured() -> str:
+    """A temporary that a loop's body reads first in every iteration, before it makes its own."""
+
+    def run(x, w):
+        outside = jnp.tanh(x @ w)
+
+        def body(_, x):
+            x = local_programs.all_reduce((x + outside) @ w)
+            return local_programs.all_reduce(jnp.sin(x) @ w) @ w
+
+        return local_programs.all_reduce(lax.fori_loop(0, 3, body, x))
+
+    return local_programs.local_module(run, [((8, 8), "f4", None), ((8, 8), "f4", 0)], tp=2)
+
+
+def _crossed() -> str:
+    """A loop that updates one of two carried values and hands them on crossed."""
+
+    def run(x, y):
+        def body(i, carry):
+            x, y = carry
+            new = local_programs.all_reduce(y[:1])
+            return y, lax.dynamic_update_slice(x, new, (i, 0))
+
+        return lax.fori_loop(0, 3, body, (x, y))
+
+    return local_programs.local_module(run, [((8, 8), "f4", None)] * 2, tp=2, donate=[0, 1])
+
+
 PROGRAMS = {
+    "captured": _captured,
+    "crossed": _crossed,
     "mlp": local_programs.mlp_block,
     "prefill": lambda: local_programs.opt_prefill(layers=3),
     "decode": lambda: local_programs.opt_decode(layers=3),
@@ -158,6 +192,15 @@ def test_stacked_weights_of_a_scan_are_not_copied():
     module = _planned(local_programs.loops())
     (loop,) = [op for op in main(module).entry_block.operations if kind(op) == "while"]
     assert tensor(main(module).arguments[1].type) not in [tensor(value.type) for value in loop.operands]
+
+
+def test_a_carried_value_is_not_overwritten_by_what_goes_elsewhere():
+    module = _planned(_crossed())
+    (loop,) = [op for op in main(module).entry_block.operations if kind(op) == "while"]
+    places = set(loop.attributes["neuron.hbm_offset"])
+    updates = [op for op in loop.regions[1].blocks[0].operations if "data_movement" in str(op)]
+    assert updates
+    assert all(places.isdisjoint(op.attributes["neuron.hbm_offset"]) for op in updates)
 
 
 def test_alignment():
