@@ -40,8 +40,8 @@ def compile(
       instance: inf2.xlarge, inf2.8xlarge, inf2.24xlarge or inf2.48xlarge.
       static_argnums, static_argnames, donate_argnums: as for ``jax.jit``.
       in_shardings, out_shardings: as for ``jax.jit`` (a tree prefix of NamedSharding, or None to let the
-        compiler choose), but dims need not divide evenly, and a bare PartitionSpec may be used: its one
-        axis is ``"tp"``, over all cores.
+        compiler choose). Unlike there, dims need not divide evenly (such a dim may be cut over part of the
+        axis, or stay whole), and a bare PartitionSpec may be used: its one axis is ``"tp"``, all cores.
       auto_cast: which f32 ops run in ``auto_cast_type``: none (default), matmult or all, as neuronx-cc.
       auto_cast_type: bf16 (default), fp16, tf32 or fp8_e4m3.
 

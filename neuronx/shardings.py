@@ -19,7 +19,7 @@ Axes = tuple[tuple[str, int], ...]
 class Sharding:
     """How the user cuts one array. ``dims`` has the axes of each dim, None where the planner may choose.
 
-    Unlike in ``jax.jit`` a dim need not be divisible: the last shards are padded.
+    Unlike in ``jax.jit`` a dim need not be divisible by its axes.
     """
 
     mesh: Axes

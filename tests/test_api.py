@@ -198,10 +198,19 @@ def test_shard_map_runs():
 
 def test_a_bare_partition_spec_names_the_ring():
     fast = neuronx.compile(lambda x: x * 2, tp_degree=4, in_shardings=PartitionSpec("tp"))
-    x = rng().standard_normal(10).astype(np.float32)
+    x = rng().standard_normal(12).astype(np.float32)
     np.testing.assert_array_equal(fast(x), x * 2)
     (layout,), _ = fast.lower(x).compile().input_layouts
     assert layout.dim_axes == (("tp",),) and layout.local_shape == (3,)
+
+
+@pytest.mark.parametrize("size", [3, 9, 10, 11])
+def test_shardings_that_do_not_divide_run(size):
+    x = rng().standard_normal((size, 5)).astype(np.float32)
+    fast = neuronx.compile(lambda v: (v * 2, v.sum(0)), tp_degree=4, in_shardings=PartitionSpec("tp"))
+    got = fast(x)
+    np.testing.assert_array_equal(got[0], x * 2)
+    np.testing.assert_allclose(got[1], x.sum(0), rtol=1e-5, atol=1e-5)
 
 
 def test_auto_cast_changes_matmuls_only():

@@ -1,5 +1,6 @@
 """Generation with OPT: the ring's tokens and logits are jax.jit's, its cache stays sharded and in place."""
 
+import dataclasses
 import re
 import warnings
 
@@ -91,9 +92,9 @@ def test_too_many_positions_are_an_error(capsys):
 
 def test_a_model_that_does_not_fit_says_what_would(capsys):
     assert (
-        shell("--model", "opt-66b", "--instance", "inf2.xlarge", "--tp-degree", "2", "--numerics", "off") == 2
+        shell("--model", "opt-30b", "--instance", "inf2.xlarge", "--tp-degree", "2", "--numerics", "off") == 2
     )
-    assert "tp_degree=8 on inf2.24xlarge should fit" in capsys.readouterr().err
+    assert " on inf2.24xlarge should fit" in capsys.readouterr().err
 
 
 @pytest.mark.slow
@@ -120,5 +121,6 @@ def test_opt_66b_on_24_cores_without_arrays(capsys):
 
 
 def test_out_of_memory_is_the_public_error():
+    huge = dataclasses.replace(TINY, vocab=100_000_000)
     with pytest.raises(neuronx.OutOfDeviceMemoryError):
-        Generator.build(opt.config("opt-30b"), dtype="f32", batch=1, prompt_len=4, new_tokens=2, tp_degree=1)
+        build(huge, 1)
