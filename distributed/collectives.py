@@ -1,6 +1,8 @@
-"""Collectives on host arrays: data moves around the ring, with the ring's own order of summation."""
+"""Collectives on host arrays: data moves between ranks, sums are taken in the order of the algorithm."""
 
+import functools
 import itertools
+import math
 from collections.abc import Callable, Mapping, Sequence
 
 import ml_dtypes
@@ -9,7 +11,7 @@ import numpy as np
 from distributed.host_memory import aligned_empty
 from distributed.program import Collective
 
-__all__ = ["COLLECTIVES", "REDUCERS", "run"]
+__all__ = ["COLLECTIVES", "ORDERS", "REDUCERS", "run"]
 
 Ranks = Sequence[np.ndarray]
 """One array per rank. Ranks that hold the same value may hold the same object; inputs are never written."""
@@ -45,7 +47,7 @@ def run(collective: Collective, operands: Sequence[Ranks]) -> list[list[np.ndarr
     """Runs ``collective`` on the operands of all ranks.
 
     Args:
-      collective: kind, groups, reducer and dims; its buffer numbers are not looked at.
+      collective: kind, groups, reducer, algorithm and dims; its buffer numbers are not looked at.
       operands: for each operand one array per rank (rank = index), all of one shape and dtype.
 
     Returns:
@@ -53,8 +55,8 @@ def run(collective: Collective, operands: Sequence[Ranks]) -> list[list[np.ndarr
       definition (all_reduce, all_gather, broadcast) share one array. No operand is written.
 
     Raises:
-      ValueError: a kind, reducer or dim that does not exist, a rank outside the groups of a collective
-        that needs every rank, or operands of unlike shapes.
+      ValueError: a kind, reducer, algorithm or dim that does not exist, a rank outside the groups of a
+        collective that needs every rank, or operands of unlike shapes.
     """
     if collective.kind not in COLLECTIVES:
         raise ValueError(f"unknown collective {collective.kind!r}; known: {', '.join(COLLECTIVES)}")
@@ -69,7 +71,7 @@ def run(collective: Collective, operands: Sequence[Ranks]) -> list[list[np.ndarr
 
 
 def _all_reduce(collective: Collective, ranks: Ranks) -> list[np.ndarray]:
-    reduce = _hop(collective, ranks[0].dtype)
+    reduce = _order(collective, ranks[0].dtype)
 
     def one_group(group: Sequence[int]) -> list[np.ndarray]:
         ring = sorted(group)
@@ -77,14 +79,14 @@ def _all_reduce(collective: Collective, ranks: Ranks) -> list[np.ndarray]:
         result = aligned_empty(ranks[0].shape, ranks[0].dtype)
         target = result.reshape(-1)
         for position, chunk in enumerate(_chunks(target.size, len(ring))):
-            _reduce_chunk(reduce, [x[chunk] for x in flat], position, target[chunk])
+            reduce([x[chunk] for x in flat], position, target[chunk])
         return [result] * len(group)
 
     return _in_groups(collective, ranks, one_group)
 
 
 def _reduce_scatter(collective: Collective, ranks: Ranks) -> list[np.ndarray]:
-    reduce, dim = _hop(collective, ranks[0].dtype), _dim(collective.dim, ranks[0])
+    reduce, dim = _order(collective, ranks[0].dtype), _dim(collective.dim, ranks[0])
 
     def one_group(group: Sequence[int]) -> list[np.ndarray]:
         ring = sorted(group)
@@ -92,7 +94,7 @@ def _reduce_scatter(collective: Collective, ranks: Ranks) -> list[np.ndarray]:
         results = []
         for index, rank in enumerate(group):
             result = aligned_empty(pieces[rank][index].shape, ranks[0].dtype)
-            _reduce_chunk(reduce, [pieces[peer][index] for peer in ring], ring.index(rank), result)
+            reduce([pieces[peer][index] for peer in ring], ring.index(rank), result)
             results.append(result)
         return results
 
@@ -171,35 +173,82 @@ def _moved(sources: Mapping[int, int], ranks: Ranks) -> list[np.ndarray]:
     return [ranks[sources[rank]] if rank in sources else zeros for rank in range(len(ranks))]
 
 
-def _hop(collective: Collective, dtype: np.dtype) -> Callable[[np.ndarray, np.ndarray, np.ndarray], None]:
-    """What a rank does with an arriving chunk: ``out = reducer(arrived, own)``, rounded to ``dtype``."""
+Reduce = Callable[[Sequence[np.ndarray], int, np.ndarray], None]
+"""``reduce(parts, owner, out)``: one chunk of every rank, in ring order, into the chunk of rank ``owner``."""
+
+
+def _order(collective: Collective, dtype: np.dtype) -> Reduce:
+    """How the collective sums up a chunk: its reducer, its algorithm, and where ``dtype`` rounds."""
     if collective.reducer not in REDUCERS:
         known = ", ".join(REDUCERS)
         raise ValueError(f"{collective.kind}: unknown reducer {collective.reducer!r}; known: {known}")
-    reducer = REDUCERS[collective.reducer]
-    if dtype not in _COMPUTED_IN_F32:
-        return lambda arrived, own, out: reducer(arrived, own, out=out)
+    if collective.algorithm not in ORDERS:
+        known = ", ".join(ORDERS)
+        raise ValueError(f"{collective.kind}: unknown algorithm {collective.algorithm!r}; known: {known}")
+    order, reducer = ORDERS[collective.algorithm], REDUCERS[collective.reducer]
 
-    def rounded(arrived: np.ndarray, own: np.ndarray, out: np.ndarray) -> None:
-        out[...] = reducer(arrived.astype(np.float32), own.astype(np.float32)).astype(dtype)
+    def reduce(parts: Sequence[np.ndarray], owner: int, out: np.ndarray) -> None:
+        if len(parts) == 1:
+            out[...] = parts[0]
+            return
+        rows = max(1, _CHUNK_ELEMENTS * (len(out) if out.ndim else 1) // max(out.size, 1))
+        for start in range(0, len(out) if out.ndim else 1, rows):
+            piece = slice(start, start + rows) if out.ndim else ...
+            order(reducer, [part[piece] for part in parts], owner, out[piece])
 
-    return rounded
+    return reduce
 
 
-def _reduce_chunk(
-    reduce: Callable[..., None], parts: Sequence[np.ndarray], end: int, out: np.ndarray
-) -> None:
-    """Reduces one chunk into ``out`` as the ring does, from the rank after ``end`` around to ``end``."""
-    order = [parts[(end + 1 + hop) % len(parts)] for hop in range(len(parts))]
-    if len(order) == 1:
-        out[...] = order[0]
+def _hop(reducer: np.ufunc, arrived: np.ndarray, own: np.ndarray, out: np.ndarray) -> None:
+    """What a rank does with an arriving chunk: ``out = reducer(arrived, own)``, rounded to its type."""
+    if own.dtype in _COMPUTED_IN_F32:
+        out[...] = reducer(arrived.astype(np.float32), own.astype(np.float32)).astype(own.dtype)
+    else:
+        reducer(arrived, own, out=out)
+
+
+def _chain(reducer: np.ufunc, parts: Sequence[np.ndarray], out: np.ndarray) -> None:
+    """A chunk on its way from the first part's rank to the last one's, written at every stop."""
+    if len(parts) == 1:
+        out[...] = parts[0]
         return
-    rows = max(1, _CHUNK_ELEMENTS * (len(out) if out.ndim else 1) // max(out.size, 1))
-    for start in range(0, len(out) if out.ndim else 1, rows):
-        piece = slice(start, start + rows) if out.ndim else ...
-        reduce(order[0][piece], order[1][piece], out[piece])
-        for part in order[2:]:
-            reduce(out[piece], part[piece], out[piece])
+    _hop(reducer, parts[0], parts[1], out)
+    for part in parts[2:]:
+        _hop(reducer, out, part, out)
+
+
+def _around(reducer: np.ufunc, parts: Sequence[np.ndarray], owner: int, out: np.ndarray) -> None:
+    """From the rank after the owner around to the owner."""
+    _chain(reducer, [parts[(owner + hop) % len(parts)] for hop in range(1, len(parts) + 1)], out)
+
+
+def _both_ways(reducer: np.ufunc, parts: Sequence[np.ndarray], owner: int, out: np.ndarray) -> None:
+    """From the far side to the owner along both halves; the owner adds the half before it, then the other."""
+    count = len(parts)
+    before = [parts[(owner - hop) % count] for hop in range(math.ceil((count - 1) / 2), -1, -1)]
+    after = [parts[(owner + hop) % count] for hop in range((count - 1) // 2, 0, -1)]
+    _chain(reducer, before, out)
+    if after:
+        arrived = np.empty_like(out)
+        _chain(reducer, after, arrived)
+        _hop(reducer, arrived, out, out)
+
+
+def _all_at_once(reducer: np.ufunc, parts: Sequence[np.ndarray], owner: int, out: np.ndarray) -> None:
+    """Everything arrives and is added in the order of the ranks; only the end is rounded."""
+    if out.dtype in _COMPUTED_IN_F32:
+        total = functools.reduce(reducer, [part.astype(np.float32) for part in parts])
+        out[...] = total.astype(out.dtype)
+    else:
+        _chain(reducer, parts, out)
+
+
+ORDERS: Mapping[str, Callable[[np.ufunc, Sequence[np.ndarray], int, np.ndarray], None]] = {
+    "ring": _around,
+    "pair_exchange": _all_at_once,
+    "bidirectional_ring": _both_ways,
+    "mesh": _all_at_once,
+}
 
 
 def _chunks(size: int, count: int) -> list[slice]:

@@ -54,6 +54,8 @@ class Collective:
     """One collective. ``kind``: all_reduce, all_gather, reduce_scatter, all_to_all,
     collective_permute or collective_broadcast. ``groups`` are ranks in order (for a permute: pairs of
     source and target). ``reducer``: add, multiply, maximum, minimum, and, or, xor, where one is needed.
+    ``algorithm`` says who sends what when, which also is the order of summation: ring, bidirectional_ring,
+    mesh or pair_exchange, as far as the kind has it; a permute ignores it, for its pairs say all.
     ``dim`` is the gathered, scattered or (all_to_all) concatenated dim, ``split_dim`` all_to_all's other.
     Operands and results correspond one to one: a combined collective has several.
     """
@@ -65,6 +67,7 @@ class Collective:
     reducer: str | None = None
     dim: int | None = None
     split_dim: int | None = None
+    algorithm: str = "ring"
     location: str = ""
 
 

@@ -66,6 +66,8 @@ class _Printer:
             value = getattr(step, name)
             if value is not None:
                 details.append(f"{name} {value}")
+        if step.kind != "collective_permute":
+            details.append(f"by {step.algorithm}")
         text = f"{step.kind}({self.values(step.operands)}) {' '.join(details)}"
         yield f"{indent}{self.values(step.results)} = {text}{_at(step.location)}"
 

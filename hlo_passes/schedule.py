@@ -3,7 +3,9 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from distributed.collective_cost import choose_algorithm
 from distributed.program import Block, Branch, Buffer, Collective, Kernel, Launch, Loop, Program, Step
+from distributed.topology import Topology, topology
 from hlo_passes.ir import func, ir, main, source_line
 from hlo_passes.local import argument_layouts, donations, num_ranks, result_layouts
 from hlo_passes.ops import is_composite, kind, pairs, replica_groups, tensor
@@ -13,13 +15,16 @@ from hlo_passes.units import Unit, Units
 from hlo_passes.varying import Varying, analyze
 from hlo_passes.work import WorkTable
 from kernels.errors import CompileError
+from kernels.hardware import load_algorithms, load_links
 
 __all__ = ["Options", "run"]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Options:
-    """Nothing to choose."""
+    """``instance``: the machine whose links decide by which algorithm each collective goes."""
+
+    instance: str = "inf2.48xlarge"
 
 
 def run(module: ir.Module, options: Options) -> Program:
@@ -31,7 +36,7 @@ def run(module: ir.Module, options: Options) -> Program:
     """
     with module.context, ir.Location.unknown():
         function = main(module)
-        writer = _Writer(module, function)
+        writer = _Writer(module, function, topology(options.instance))
         block = writer.block(writer.units.top, function.arguments)
     return Program(
         name=_name(module),
@@ -64,7 +69,8 @@ def _aliases(function: func.FuncOp, block: Block, buffers: Sequence[Buffer]) -> 
 class _Writer:
     """Numbers the buffers and writes the steps."""
 
-    def __init__(self, module: ir.Module, function: func.FuncOp) -> None:
+    def __init__(self, module: ir.Module, function: func.FuncOp, ring: Topology) -> None:
+        self.ring = ring
         self.varying: Varying = analyze(module)
         self.table = WorkTable(module)
         self.units = Units(function.entry_block, self.varying)
@@ -189,11 +195,14 @@ class _Writer:
 
     def collective(self, unit: Unit, op: ir.Operation) -> Collective:
         name = kind(op)
+        groups = pairs(op) if name == "collective_permute" else replica_groups(op)
+        size_bytes = sum(tensor(value.type).size_bytes for value in op.operands)
         return Collective(
             kind=name,
             operands=self.numbers(op.operands),
             results=self.numbers(op.results),
-            groups=pairs(op) if name == "collective_permute" else replica_groups(op),
+            groups=groups,
+            algorithm=choose_algorithm(name, groups, size_bytes, self.ring, load_links(), load_algorithms()),
             reducer=_reducer(op) if len(op.regions) else None,
             location=source_line(op),
             **{key: op.attributes[attribute].value for key, attribute in _DIMS.get(name, {}).items()},

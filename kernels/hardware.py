@@ -14,7 +14,9 @@ from kernels.errors import CompileError
 __all__ = [
     "INSTANCES",
     "KINDS",
+    "SCOPES",
     "TABLES",
+    "AlgorithmSpec",
     "Core",
     "Dma",
     "Gpsimd",
@@ -27,6 +29,7 @@ __all__ = [
     "Sbuf",
     "Scalar",
     "Vector",
+    "load_algorithms",
     "load_core",
     "load_instance",
     "load_links",
@@ -35,6 +38,7 @@ __all__ = [
 ]
 
 KINDS = ("documented", "measured", "assumed")
+SCOPES = ("chip", "instance")
 _UNITS = {
     "_bytes_per_s": "B/s",
     "_flop_per_s": "FLOP/s",
@@ -196,6 +200,27 @@ class LinkSpec:
     host_bytes_per_s: float
 
 
+@dataclass(frozen=True, kw_only=True)
+class AlgorithmSpec:
+    """Where each algorithm of a collective is available: any of ``SCOPES``.
+
+    "chip" is for groups that lie inside one chip, "instance" for those that span several.
+    """
+
+    ring: tuple[str, ...]
+    pair_exchange: tuple[str, ...]
+    bidirectional_ring: tuple[str, ...]
+    mesh: tuple[str, ...]
+
+    def __post_init__(self) -> None:
+        for field in fields(self):
+            for scope in getattr(self, field.name):
+                if scope not in SCOPES:
+                    raise ValueError(
+                        f"hardware table [algorithms] {field.name}: scope {scope!r} is none of {SCOPES}"
+                    )
+
+
 @functools.cache
 def _file(name: str) -> dict[str, dict[str, dict[str, Any]]]:
     return tomllib.loads(files("kernels").joinpath("hw", name).read_text(encoding="utf-8"))
@@ -247,6 +272,12 @@ def load_core() -> Core:
 def load_links() -> LinkSpec:
     """The links of every Inf2 instance."""
     return record(LinkSpec, "links", _file(_LINKS)["links"])
+
+
+@functools.cache
+def load_algorithms() -> AlgorithmSpec:
+    """Which algorithms of collectives an Inf2 instance has, and where."""
+    return record(AlgorithmSpec, "algorithms", _file(_LINKS)["algorithms"])
 
 
 INSTANCES: tuple[str, ...] = tuple(_file(_INF2))

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from distributed.collectives import COLLECTIVES, REDUCERS, run
+from distributed.collectives import COLLECTIVES, ORDERS, REDUCERS, run
 from distributed.program import Collective
 
 FLOATS = (
@@ -113,6 +113,57 @@ def test_low_precision_sums_round_on_every_hop(ranks, rng):
         for hop in range(2, ranks + 1):
             total = ml_dtypes.bfloat16(np.float32(total) + np.float32(arrays[(chunk + hop) % ranks][chunk]))
         assert results[0][chunk] == total
+
+
+@pytest.mark.parametrize("dtype", (np.float32, ml_dtypes.bfloat16, np.int32), ids=lambda t: np.dtype(t).name)
+@pytest.mark.parametrize("ranks", (1, 2, 3, 4, 7, 24))
+@pytest.mark.parametrize("algorithm", ORDERS)
+def test_every_algorithm_sums_up(algorithm, ranks, dtype, rng):
+    arrays = [draw(rng, (ranks, 5), dtype) for _ in range(ranks)]
+    everyone = [range(ranks)]
+    [results] = run(collective("all_reduce", everyone, reducer="add", algorithm=algorithm), [arrays])
+    [pieces] = run(
+        collective("reduce_scatter", everyone, reducer="add", algorithm=algorithm, dim=0), [arrays]
+    )
+    assert len({x.tobytes() for x in results}) == 1
+    if dtype is np.int32:
+        np.testing.assert_array_equal(results[0], reference("add", arrays))
+    else:
+        scale = sum(np.abs(x.astype(np.float64)) for x in arrays)
+        error = np.abs(results[0].astype(np.float64) - reference("add", arrays))
+        assert (error <= tolerance(dtype, ranks) * scale).all()
+    # The pieces are the same sums: every algorithm combines a chunk alike in both.
+    np.testing.assert_array_equal(np.concatenate(pieces), results[0])
+
+
+@pytest.mark.parametrize("ranks", (3, 4, 9))
+def test_both_ways_meet_at_the_owner(ranks, rng):
+    """bf16 replayed: half the ranks are added up on the way there, the others on the way back."""
+    arrays = [draw(rng, (ranks,), ml_dtypes.bfloat16) for _ in range(ranks)]
+    plan = collective("all_reduce", [range(ranks)], reducer="add", algorithm="bidirectional_ring")
+    [results] = run(plan, [arrays])
+
+    def along(chunk, positions):
+        total = np.float32(arrays[positions[0]][chunk])
+        for rank in positions[1:]:
+            total = np.float32(ml_dtypes.bfloat16(total + np.float32(arrays[rank][chunk])))
+        return total
+
+    for chunk in range(ranks):
+        half = ranks // 2
+        before = along(chunk, [(chunk - hop) % ranks for hop in range(half, -1, -1)])
+        after = along(chunk, [(chunk + hop) % ranks for hop in range(ranks - 1 - half, 0, -1)])
+        assert results[0][chunk] == ml_dtypes.bfloat16(before + after)
+
+
+def test_a_mesh_rounds_once(rng):
+    arrays = [draw(rng, (64,), ml_dtypes.bfloat16) for _ in range(24)]
+    plan = collective("all_reduce", [range(24)], reducer="add", algorithm="mesh")
+    [results] = run(plan, [arrays])
+    total = np.zeros(64, np.float32)
+    for x in arrays:
+        total = total + x.astype(np.float32)
+    np.testing.assert_array_equal(results[0], total.astype(ml_dtypes.bfloat16))
 
 
 @pytest.mark.parametrize("ranks", range(1, 25))
@@ -223,6 +274,7 @@ def test_nan_and_overflow_pass_silently():
     (
         (collective("all_reduse", [range(2)]), "unknown collective"),
         (collective("all_reduce", [range(2)], reducer="average"), "unknown reducer"),
+        (collective("all_reduce", [range(2)], reducer="add", algorithm="star"), "unknown algorithm"),
         (collective("all_reduce", [[0]], reducer="add"), r"ranks \[1\]"),
         (collective("all_gather", [[0, 1], [1]], dim=0), "two replica groups"),
         (collective("all_gather", [range(2)], dim=5), "dim 5"),
