@@ -64,7 +64,7 @@ def cut(array: np.ndarray, layout: Layout, rank: int) -> np.ndarray:
 
 
 def _poison(dtype: np.dtype) -> Any:
-    if dtype == bool:
+    if dtype.kind == "b":
         return True
     return np.iinfo(dtype).max // 3 if np.issubdtype(dtype, np.integer) else np.nan
 

@@ -41,7 +41,7 @@ def with_shardings(arguments, specs, mesh):
 
 
 def unsharded(function, arguments):
-    """The function on one device: constraints over an abstract mesh are dropped when the mesh is of size one."""
+    """The function on one device, where constraints over an abstract mesh of size one are dropped."""
     jaxpr = jax.make_jaxpr(function)(*arguments)
     return [evaluate(jaxpr, jax.tree.leaves(arguments))]
 
