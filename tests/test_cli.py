@@ -4,6 +4,7 @@ import io
 import os
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -104,6 +105,39 @@ def test_run_prints_results(tmp_path: Path, capfd: pytest.CaptureFixture[str], d
     np.testing.assert_allclose(got, a @ b, rtol=1e-4, atol=1e-5)
 
 
+def test_random_shardings_enter_the_program(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("NEURONX_DUMP", str(tmp_path / "dump"))
+    files = _write(tmp_path, good=GOOD, fails=FAILS)
+    for seed in range(3):
+        arguments = ("run", "--check", "--tp-degree", "4", "--shard", f"random:{seed}", *files)
+        assert _call(*arguments) == 1
+        assert capfd.readouterr().out.splitlines()[-1] == "passed 1 of 2"
+    inputs = [path.read_text() for path in sorted(tmp_path.rglob("00_input.mlir"))]
+    assert len(inputs) == 6
+    assert all(text.count("sdy.sharding_constraint") == 2 for text in inputs)
+    assert any('{"x"' in text or '{"y"' in text for text in inputs)
+
+
+def test_random_shardings_keep_results(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    text = """func.func @main(%a: tensor<7x6xf32>, %b: tensor<6x5xf32>) -> tensor<7x5xf32> {
+      %0 = stablehlo.dot_general %a, %b, contracting_dims = [1] x [0]
+        : (tensor<7x6xf32>, tensor<6x5xf32>) -> tensor<7x5xf32>
+      return %0 : tensor<7x5xf32> }"""
+    (file,) = _write(tmp_path, dot=text)
+    rng = np.random.default_rng(9)
+    a, b = (rng.standard_normal(shape).astype(np.float32) for shape in ((7, 6), (6, 5)))
+    for degree in (2, 3, 8):
+        shard = ("--tp-degree", str(degree), "--shard", f"random:{degree}")
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)  # three is not a degree AWS documents
+            assert _call("run", *shard, "--seed", "9", file) == 0
+        lines = capfd.readouterr().out.splitlines()[2:]
+        got = np.fromstring(" ".join(lines).replace("[", "").replace("]", ""), sep=" ").reshape(7, 5)
+        np.testing.assert_allclose(got, a @ b, rtol=1e-4, atol=1e-5)
+
+
 def test_opt_reads_files_and_standard_input(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -138,6 +172,8 @@ def test_opt_writes_dumps(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
         (("opt", "-p", "canonicalise", "x.mlir"), "did you mean 'canonicalize'"),
         (("opt", "-p", "canonicalize", "no_such_file.mlir"), "cannot be read"),
         (("run", "--tp-degree", "99", "x.mlir"), "99"),
+        (("run", "--shard", "random", "x.mlir"), "expected random:SEED"),
+        (("run", "--shard", "tp:3", "x.mlir"), "for example --shard random:7"),
     ],
 )
 def test_user_errors_have_status_two(

@@ -1,6 +1,7 @@
 """``neuronx run``: compiles and runs StableHLO files; ``--check`` judges self-checking programs."""
 
 import argparse
+import re
 import sys
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
@@ -15,6 +16,7 @@ from absl import logging
 from distributed.executor import Executor
 from distributed.runtime import Runtime
 from hlo_passes.ir import ir
+from hlo_passes.sharding.randomize import randomize
 from kernels.errors import CompileError
 from neuronx.driver import DEFAULT_INSTANCE, CompileOptions, compile_module
 from neuronx.inputs import random_inputs
@@ -26,6 +28,7 @@ NAME = "run"
 HELP = "compile and run @main of each file; exit status 0, 1 (a check failed), 2 (did not compile or parse)"
 
 _PASSED, _CHECK_FAILED, _NOT_RUN = 0, 1, 2
+_RANDOM = re.compile(r"random:(\d{1,18})")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,6 +37,7 @@ class _Settings:
     seed: int
     verbosity: int
     options: CompileOptions
+    shard_seed: int | None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,12 +54,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--tp-degree", type=int, default=1, help="cores to shard over (default 1)")
     parser.add_argument("--instance", default=DEFAULT_INSTANCE, help=f"default {DEFAULT_INSTANCE}")
     parser.add_argument("--seed", type=int, default=0, help="of the random inputs of an @main with arguments")
+    parser.add_argument(
+        "--shard", metavar="random:SEED", help="random shardings on what enters each program, not a plan's"
+    )
 
 
 def main(args: argparse.Namespace) -> int:
     options = CompileOptions(tp_degree=args.tp_degree, instance=args.instance)
     options.warn_if_unusual()
-    settings = _Settings(check=args.check, seed=args.seed, verbosity=logging.get_verbosity(), options=options)
+    settings = _Settings(
+        check=args.check, seed=args.seed, verbosity=logging.get_verbosity(), options=options,
+        shard_seed=None if args.shard is None else _shard_seed(args.shard),
+    )  # fmt: skip
     statuses = []
     for name, outcome in _run_all(args.files, settings):
         statuses.append(outcome.status)
@@ -66,6 +76,16 @@ def main(args: argparse.Namespace) -> int:
     if args.check:
         print(f"passed {statuses.count(_PASSED)} of {len(statuses)}")
     return max(statuses)
+
+
+def _shard_seed(text: str) -> int:
+    match = _RANDOM.fullmatch(text)
+    if match is None:
+        raise CompileError(
+            f"--shard is {text!r}, expected random:SEED",
+            op="shard", fix="write for example --shard random:7; without --shard the compiler plans",
+        )  # fmt: skip
+    return int(match[1])
 
 
 def _run_all(names: list[str], settings: _Settings) -> Iterator[tuple[str, _Outcome]]:
@@ -115,6 +135,8 @@ def _run_programs(text: str, settings: _Settings) -> _Outcome:
 
 def _run_module(module: ir.Module, settings: _Settings) -> list[np.ndarray]:
     inputs = random_inputs(module, settings.seed)
+    if settings.shard_seed is not None:
+        randomize(module, settings.options.tp_degree, settings.shard_seed)
     program = compile_module(module, settings.options).program
     runtime = Runtime(program, Executor())
     outputs = runtime.run([runtime.place(index, array) for index, array in enumerate(inputs)])
