@@ -23,7 +23,6 @@ DEGREES = [1, 2, 3]
 pytestmark = pytest.mark.filterwarnings("ignore:tp_degree 3 runs here:UserWarning")
 
 _HALF_ULP = 2.0**-24
-_MARGIN = 8
 
 OPTS = {
     "norm first": opt.OPTConfig(
@@ -38,14 +37,13 @@ OPTS = {
 def assert_same(got, want, terms, depth):
     """Equal but for float32's roundings.
 
-    A sum of ``terms`` rounded products that is added up in another order moves by about
-    half an ulp times sqrt(terms), as independent roundings do; ``depth`` such sums in a row add up in the
-    same way. That is relative to what is summed, so to the largest element; ``_MARGIN`` covers the tail
-    of the distribution over all elements. On top of it stands a relative 1e-5 of each element.
+    A sum of ``terms`` rounded products that is added up in another order moves by about half an ulp times
+    sqrt(terms), as independent roundings do; ``depth`` such sums in a row add up in the same way. That is
+    relative to what is summed, so to the largest element. A relative 1e-5 of each element stands beside it.
     """
     got, want = np.asarray(got), np.asarray(want)
     assert got.dtype == want.dtype and got.shape == want.shape
-    atol = _MARGIN * _HALF_ULP * np.sqrt(terms * depth) * np.abs(want).max()
+    atol = _HALF_ULP * np.sqrt(terms * depth) * np.abs(want).max()
     np.testing.assert_allclose(got, want, rtol=1e-5, atol=atol)
 
 
