@@ -7,7 +7,7 @@ from hlo_passes.graph import Graph
 from hlo_passes.ir import ir, main, source_line
 from hlo_passes.ops import CONTROL, holds_collective, is_scalar, kind
 from hlo_passes.outline import Outliner
-from hlo_passes.patterns import FREE, RULES, Join, Region, kernel_name, region_of
+from hlo_passes.patterns import FREE, NEARBY, RULES, Join, Region, kernel_name, region_of
 from hlo_passes.prepare import prepare
 from hlo_passes.units import uniform_first
 from hlo_passes.varying import Varying, analyze
@@ -133,7 +133,8 @@ def _try_merge(
     readers = _readers(graph, clusters, producer)
     reader_kinds = frozenset(kind(graph.nodes[reader].op) for reader in readers if reader >= 0)
     sole = readers <= set(clusters.members[consumer])
-    join = Join(producer=made, consumer=taker, reader_kinds=reader_kinds, sole=sole, readers=len(readers))
+    distant = [reader for reader in readers if not 0 <= reader - producer <= NEARBY]
+    join = Join(producer=made, consumer=taker, reader_kinds=reader_kinds, sole=sole, readers=len(distant) + 1)
     if not rule.when(join):
         return
     merged = _united(made, taker, rule.becomes)

@@ -8,7 +8,7 @@ from hlo_passes.ir import ir
 from hlo_passes.ops import COLLECTIVES, CONTROL, holds_collective, is_composite, is_scalar, kind, tensor
 from kernels.table import KERNELS
 
-__all__ = ["FREE", "RULES", "Join", "Region", "Rule", "group_of", "kernel_name", "region_of"]
+__all__ = ["FREE", "NEARBY", "RULES", "Join", "Region", "Rule", "group_of", "kernel_name", "region_of"]
 
 ELEMENTWISE = frozenset(
     {
@@ -94,6 +94,9 @@ _GROUPS = {
 # A value read by more kernels than this (an attention mask, say) is stored by a kernel of its own, so that
 # equal layers stay equal: it does not join the first of its readers.
 _MAX_READERS = 8
+# Readers within so many ops are the value's own neighbourhood (a polynomial reads its argument two
+# dozen times), not other layers.
+NEARBY = 80
 
 
 @dataclass(kw_only=True)

@@ -1,9 +1,10 @@
 """What a kernel has to do, read off its decomposition: ops with shapes, HBM traffic in and out."""
 
 import math
-from collections.abc import Iterator, Set
+from collections.abc import Iterator, Sequence, Set
 from dataclasses import replace
 
+from hlo_passes.activations import activations
 from hlo_passes.in_place import Update, updates
 from hlo_passes.ir import func, ir, stablehlo
 from hlo_passes.ops import kind, tensor
@@ -108,11 +109,15 @@ def _parts_read(value: ir.Value, overwritten: bool) -> list[Tensor] | None:
 
 
 def _block_work(block: ir.Block, repeats: int) -> Iterator[OpWork]:
+    roots, inside = activations(block)
     for view in block.operations:
         op = view.operation
         if kind(op) == "return":
             continue
-        yield _as_load(op, op_work(op, repeats))
+        work = _as_load(op, op_work(op, repeats))
+        if op in roots or op in inside:
+            work = replace(work, activation="result" if op in roots else "inside")
+        yield work
         if kind(op) == "while":
             # Once where the count is not known before the program runs; ``uncounted_loops`` says so.
             times = trip_count(op)
@@ -141,14 +146,17 @@ def _costliest(branches: list[list[OpWork]]) -> list[OpWork]:
     return max(branches, key=weight)
 
 
-def op_work(op: ir.Operation, repeats: int = 1) -> OpWork:
-    """One op's shapes and types; its (batch, m, k, n) where it is a product."""
-    name = kind(op)
+def op_work(op: ir.Operation, repeats: int = 1, shapes: Sequence[tuple[int, ...]] | None = None) -> OpWork:
+    """One op's shapes and types; its (batch, m, k, n) where it is a product.
+
+    ``shapes`` of its operands and results replace its own: what it would do on one core.
+    """
+    name, count = kind(op), len(op.operands)
+    tensors = [tensor(value.type) for value in (*op.operands, *op.results)]
+    if shapes is not None:
+        tensors = [replace(old, shape=shape) for old, shape in zip(tensors, shapes, strict=True)]
     work = OpWork(
-        kind=name,
-        operands=tuple(tensor(value.type) for value in op.operands),
-        results=tuple(tensor(value.type) for value in op.results),
-        repeats=repeats,
+        kind=name, operands=tuple(tensors[:count]), results=tuple(tensors[count:]), repeats=repeats
     )
     return _DETAILS[name](op, work) if name in _DETAILS else work
 

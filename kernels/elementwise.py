@@ -37,6 +37,8 @@ def legal(kinds: Sequence[str]) -> bool:
 def price(op: OpWork, places: tuple[str, ...], core: Core) -> OpCost:
     """``passes`` instructions over the result; the larger of operand and result where they differ."""
     found = OPS[op.kind]
+    if op.activation:
+        return _price_activation(op, core)
     size = max((tensor.size for tensor in op.results), default=0)
     elements = max((lane_elements(tensor) for tensor in (*op.results, *op.operands)), default=0)
     engine = engine_of(op)
@@ -54,8 +56,20 @@ def price(op: OpWork, places: tuple[str, ...], core: Core) -> OpCost:
     )
 
 
+def _price_activation(op: OpWork, core: Core) -> OpCost:
+    """One pass of the scalar engine for all its ops; their flops stay those of the ops."""
+    found, result = OPS[op.kind], op.results[0]
+    flops, transcendentals = found.flops * result.size, found.transcendentals * result.size
+    if op.activation == "inside":
+        return OpCost(flops=flops, transcendentals=transcendentals)
+    seconds = scalar_s(lane_elements(result), core)
+    return OpCost(engine_s={"scalar": seconds}, flops=flops, transcendentals=transcendentals, chain=1)
+
+
 def engine_of(op: OpWork) -> str:
-    """The engine of the op's kind, but gpsimd for exact integer arithmetic."""
+    """The engine of the op's kind, but gpsimd for exact integer arithmetic, scalar for activations."""
+    if op.activation:
+        return "scalar"
     result = op.results[0].dtype
     if op.kind in _EXACT_INTEGER and dtype(result).is_integer and dtype(result).bits >= 32:
         return "gpsimd"

@@ -32,6 +32,8 @@ class OpWork:
     ``matmul`` is (batch, m, k, n) where the op is a product on the tensor engine (a convolution
     counts as its implicit product), else None. ``repeats`` is how often it runs (loop bodies).
     ``window`` is how many elements one result combines (reduce_window, select_and_scatter), else 1.
+    ``activation``: "result" for the op whose result one activation of the scalar engine makes out of its
+    tables (GELU, SiLU, ...), "inside" for the ops which that activation replaces, else empty.
     """
 
     kind: str
@@ -40,6 +42,7 @@ class OpWork:
     matmul: tuple[int, int, int, int] | None = None
     repeats: int = 1
     window: int = 1
+    activation: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -8,9 +8,9 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
-from kernels.errors import CompileError
+from neuronx.models.layers import Make, attention, layer_norm, linear, random, shapes, split_heads
+from neuronx.models.sizes import find
 
 __all__ = [
     "SIZES",
@@ -69,39 +69,29 @@ SIZES = {
 
 def config(name: str) -> OPTConfig:
     """The published size called ``name``; raises CompileError for any other."""
-    if name not in SIZES:
-        raise CompileError(f"unknown model {name!r}", op="model", fix=f"use one of {', '.join(SIZES)}")
-    return SIZES[name]
+    return find(SIZES, name)
 
 
 def parameter_shapes(cfg: OPTConfig, dtype: Any) -> dict[str, Any]:
     """The parameter tree as ``jax.ShapeDtypeStruct``s: no memory."""
-    return _parameter_tree(cfg, lambda shape, mean: jax.ShapeDtypeStruct(shape, dtype))
+    return _parameter_tree(cfg, shapes(dtype))
 
 
 def parameters(cfg: OPTConfig, dtype: Any, seed: int) -> dict[str, Any]:
     """Random parameters: normal, standard deviation 0.02 (as OPT starts), norm scales around 1."""
-    rng = np.random.default_rng(seed)
-
-    def make(shape: tuple[int, ...], mean: float) -> jax.Array:
-        values = rng.standard_normal(shape, dtype=np.float32)
-        values *= 0.02
-        values += mean
-        return jnp.asarray(values.astype(dtype))
-
-    return _parameter_tree(cfg, make)
+    return _parameter_tree(cfg, random(dtype, seed))
 
 
-def _parameter_tree(cfg: OPTConfig, make: Callable[[tuple[int, ...], float], Any]) -> dict[str, Any]:
-    def linear(width_in: int, width_out: int) -> dict[str, Any]:
+def _parameter_tree(cfg: OPTConfig, make: Make) -> dict[str, Any]:
+    def linear_of(width_in: int, width_out: int) -> dict[str, Any]:
         return {"w": make((width_in, width_out), 0.0), "b": make((width_out,), 0.0)}
 
     def norm() -> dict[str, Any]:
         return {"scale": make((cfg.hidden,), 1.0), "bias": make((cfg.hidden,), 0.0)}
 
     def layer() -> dict[str, Any]:
-        attention = {name: linear(cfg.hidden, cfg.hidden) for name in ("q", "k", "v", "o")}
-        feed_forward = {"up": linear(cfg.hidden, cfg.ffn), "down": linear(cfg.ffn, cfg.hidden)}
+        attention = {name: linear_of(cfg.hidden, cfg.hidden) for name in ("q", "k", "v", "o")}
+        feed_forward = {"up": linear_of(cfg.hidden, cfg.ffn), "down": linear_of(cfg.ffn, cfg.hidden)}
         return {"attention_norm": norm(), **attention, "ffn_norm": norm(), **feed_forward}
 
     tree = {
@@ -146,7 +136,7 @@ def prefill(
     def attend(q: jax.Array, k: jax.Array, v: jax.Array, index: int) -> jax.Array:
         room = [(0, 0), (0, 0), (0, max_len - length), (0, 0)]
         cache.append({"k": jnp.pad(k, room), "v": jnp.pad(v, room)})
-        return _attention(q, k, v, causal)
+        return attention(q, k, v, causal)
 
     x = _embed(cfg, params, tokens, jnp.arange(length))
     x = _decoder(cfg, params, x, attend)
@@ -173,7 +163,7 @@ def decode(
         keys = jax.lax.dynamic_update_slice(cache[index]["k"], k, start)
         values = jax.lax.dynamic_update_slice(cache[index]["v"], v, start)
         updated.append({"k": keys, "v": values})
-        return _attention(q, keys, values, visible)
+        return attention(q, keys, values, visible)
 
     x = _embed(cfg, params, token[:, None], position[None])
     x = _decoder(cfg, params, x, attend)
@@ -194,52 +184,28 @@ def _decoder(
         block = functools.partial(_self_attention, cfg, layer, functools.partial(attend, index=index))
         x = _residual(cfg, layer["attention_norm"], x, block)
         x = _residual(cfg, layer["ffn_norm"], x, functools.partial(_feed_forward, layer))
-    return _layer_norm(params["final_norm"], x) if cfg.norm_first else x
+    return layer_norm(params["final_norm"], x, NORM_EPSILON) if cfg.norm_first else x
 
 
 def _residual(
     cfg: OPTConfig, norm: dict[str, Any], x: jax.Array, block: Callable[[jax.Array], jax.Array]
 ) -> jax.Array:
     if cfg.norm_first:
-        return x + block(_layer_norm(norm, x))
-    return _layer_norm(norm, x + block(x))
+        return x + block(layer_norm(norm, x, NORM_EPSILON))
+    return layer_norm(norm, x + block(x), NORM_EPSILON)
 
 
 def _self_attention(
     cfg: OPTConfig, layer: dict[str, Any], attend: Callable[..., jax.Array], x: jax.Array
 ) -> jax.Array:
-    batch, length, _ = x.shape
-
-    def heads(y: jax.Array) -> jax.Array:
-        return y.reshape(batch, length, cfg.heads, cfg.head_dim).transpose(0, 2, 1, 3)
-
-    q = heads(_linear(layer["q"], x) * (1 / math.sqrt(cfg.head_dim)))
-    mixed = attend(q, heads(_linear(layer["k"], x)), heads(_linear(layer["v"], x)))
-    return _linear(layer["o"], mixed.transpose(0, 2, 1, 3).reshape(batch, length, cfg.hidden))
-
-
-def _attention(q: jax.Array, k: jax.Array, v: jax.Array, visible: jax.Array) -> jax.Array:
-    """[batch, heads, queries, head_dim] each; ``visible`` is bool [queries, keys]; the softmax is f32."""
-    scores = jnp.einsum("bhqd,bhkd->bhqk", q, k, preferred_element_type=jnp.float32)
-    scores = jnp.where(visible, scores, jnp.finfo(jnp.float32).min)
-    return jnp.einsum("bhqk,bhkd->bhqd", jax.nn.softmax(scores, axis=-1).astype(v.dtype), v)
+    q, k, v = (linear(layer[name], x) for name in ("q", "k", "v"))
+    q = q * (1 / math.sqrt(cfg.head_dim))
+    mixed = attend(*(split_heads(part, cfg.heads) for part in (q, k, v)))
+    return linear(layer["o"], mixed.transpose(0, 2, 1, 3).reshape(x.shape))
 
 
 def _feed_forward(layer: dict[str, Any], x: jax.Array) -> jax.Array:
-    return _linear(layer["down"], jax.nn.relu(_linear(layer["up"], x)))
-
-
-def _linear(weights: dict[str, Any], x: jax.Array) -> jax.Array:
-    return x @ weights["w"] + weights["b"]
-
-
-def _layer_norm(weights: dict[str, Any], x: jax.Array) -> jax.Array:
-    """Over the last dim, in f32, back in the type of ``x``."""
-    wide = x.astype(jnp.float32)
-    mean = wide.mean(axis=-1, keepdims=True)
-    variance = jnp.square(wide - mean).mean(axis=-1, keepdims=True)
-    normal = (wide - mean) * jax.lax.rsqrt(variance + NORM_EPSILON)
-    return (normal * weights["scale"] + weights["bias"]).astype(x.dtype)
+    return linear(layer["down"], jax.nn.relu(linear(layer["up"], x)))
 
 
 def _next_token(cfg: OPTConfig, params: dict[str, Any], x: jax.Array) -> tuple[jax.Array, jax.Array]:

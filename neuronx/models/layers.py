@@ -1,0 +1,77 @@
+"""Layers the models share, in plain JAX, and makers of their parameters: shapes only, or random numbers."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+__all__ = ["Make", "attention", "layer_norm", "linear", "random", "rms_norm", "shapes", "split_heads"]
+
+Make = Callable[[tuple[int, ...], float], Any]
+"""Makes one parameter of a shape around a mean."""
+
+
+def shapes(dtype: Any, matrix_dtype: Any = None) -> Make:
+    """Parameters as ``jax.ShapeDtypeStruct``s: no memory.
+
+    Weights of two or more dims have ``matrix_dtype`` where it is given: what a compiler that casts the
+    operands of products stores, while vectors keep the model's type.
+    """
+
+    def make(shape: tuple[int, ...], mean: float) -> jax.ShapeDtypeStruct:
+        return jax.ShapeDtypeStruct(shape, matrix_dtype if matrix_dtype and len(shape) > 1 else dtype)
+
+    return make
+
+
+def random(dtype: Any, seed: int) -> Make:
+    """Random parameters: normal, standard deviation 0.02, around their mean."""
+    rng = np.random.default_rng(seed)
+
+    def make(shape: tuple[int, ...], mean: float) -> jax.Array:
+        values = rng.standard_normal(shape, dtype=np.float32)
+        values *= 0.02
+        values += mean
+        return jnp.asarray(values.astype(dtype))
+
+    return make
+
+
+def linear(weights: dict[str, Any], x: jax.Array) -> jax.Array:
+    """``x @ w + b``, or without bias where there is none; x is cast to the type of w, the result back."""
+    y = jnp.matmul(x.astype(weights["w"].dtype), weights["w"], preferred_element_type=x.dtype)
+    return y + weights["b"] if "b" in weights else y
+
+
+def layer_norm(weights: dict[str, Any], x: jax.Array, epsilon: float) -> jax.Array:
+    """Over the last dim, in f32, back in the type of ``x``."""
+    wide = x.astype(jnp.float32)
+    mean = wide.mean(axis=-1, keepdims=True)
+    variance = jnp.square(wide - mean).mean(axis=-1, keepdims=True)
+    normal = (wide - mean) * jax.lax.rsqrt(variance + epsilon)
+    return (normal * weights["scale"] + weights["bias"]).astype(x.dtype)
+
+
+def rms_norm(scale: jax.Array, x: jax.Array, epsilon: float) -> jax.Array:
+    """Over the last dim, in f32, back in the type of ``x``."""
+    wide = x.astype(jnp.float32)
+    normal = wide * jax.lax.rsqrt(jnp.square(wide).mean(axis=-1, keepdims=True) + epsilon)
+    return normal.astype(x.dtype) * scale
+
+
+def split_heads(x: jax.Array, heads: int) -> jax.Array:
+    """[batch, length, heads * d] to [batch, heads, length, d]."""
+    batch, length, width = x.shape
+    return x.reshape(batch, length, heads, width // heads).transpose(0, 2, 1, 3)
+
+
+def attention(q: jax.Array, k: jax.Array, v: jax.Array, visible: jax.Array) -> jax.Array:
+    """[batch, heads, queries or keys, head_dim] each; ``visible`` broadcasts to bool [.., queries, keys].
+
+    The softmax is f32; q is scaled already.
+    """
+    scores = jnp.einsum("bhqd,bhkd->bhqk", q, k, preferred_element_type=jnp.float32)
+    scores = jnp.where(visible, scores, jnp.finfo(jnp.float32).min)
+    return jnp.einsum("bhqk,bhkd->bhqd", jax.nn.softmax(scores, axis=-1).astype(v.dtype), v)

@@ -1,0 +1,222 @@
+"""Llama 2 and 3 and Mistral in plain JAX: published sizes, prefill and decode with a KV cache."""
+
+import functools
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from neuronx.models.layers import Make, attention, linear, random, rms_norm, shapes, split_heads
+from neuronx.models.sizes import find
+
+__all__ = [
+    "SIZES",
+    "LlamaConfig",
+    "cache_shapes",
+    "config",
+    "decode",
+    "parameter_shapes",
+    "parameters",
+    "prefill",
+]
+
+
+@dataclass(frozen=True, kw_only=True)
+class LlamaConfig:
+    """One published size. ``kv_heads`` are fewer than ``heads`` where queries share keys and values."""
+
+    name: str
+    hidden: int
+    heads: int
+    kv_heads: int
+    layers: int
+    ffn: int
+    vocab: int = 32000
+    positions: int = 4096
+    rope_base: float = 1e4
+    norm_epsilon: float = 1e-5
+
+    @property
+    def head_dim(self) -> int:
+        return self.hidden // self.heads
+
+
+def _size(name: str, hidden: int, heads: int, kv_heads: int, layers: int, ffn: int, **other: Any) -> Any:
+    return LlamaConfig(
+        name=name, hidden=hidden, heads=heads, kv_heads=kv_heads, layers=layers, ffn=ffn, **other
+    )
+
+
+_LLAMA_3 = {"vocab": 128256, "positions": 8192, "rope_base": 5e5}
+
+# Source: config.json of each model on the Hugging Face hub.
+SIZES = {
+    size.name: size
+    for size in (
+        _size("llama-2-7b", 4096, 32, 32, 32, 11008),
+        _size("llama-2-13b", 5120, 40, 40, 40, 13824),
+        _size("llama-2-70b", 8192, 64, 8, 80, 28672),
+        _size("llama-3-8b", 4096, 32, 8, 32, 14336, **_LLAMA_3),
+        _size("llama-3-70b", 8192, 64, 8, 80, 28672, **_LLAMA_3),
+        _size("mistral-7b", 4096, 32, 8, 32, 14336, positions=32768),
+    )
+}
+
+
+def config(name: str) -> LlamaConfig:
+    """The published size called ``name``; raises CompileError for any other."""
+    return find(SIZES, name)
+
+
+def parameter_shapes(cfg: LlamaConfig, dtype: Any) -> dict[str, Any]:
+    """The parameter tree as ``jax.ShapeDtypeStruct``s: no memory."""
+    return _parameter_tree(cfg, shapes(dtype))
+
+
+def parameters(cfg: LlamaConfig, dtype: Any, seed: int) -> dict[str, Any]:
+    """Random parameters; norm scales around 1."""
+    return _parameter_tree(cfg, random(dtype, seed))
+
+
+def _parameter_tree(cfg: LlamaConfig, make: Make) -> dict[str, Any]:
+    def linear_of(width_in: int, width_out: int) -> dict[str, Any]:
+        return {"w": make((width_in, width_out), 0.0)}
+
+    def layer() -> dict[str, Any]:
+        kv_width = cfg.kv_heads * cfg.head_dim
+        return {
+            "attention_norm": make((cfg.hidden,), 1.0),
+            "q": linear_of(cfg.hidden, cfg.hidden),
+            "k": linear_of(cfg.hidden, kv_width),
+            "v": linear_of(cfg.hidden, kv_width),
+            "o": linear_of(cfg.hidden, cfg.hidden),
+            "ffn_norm": make((cfg.hidden,), 1.0),
+            "gate": linear_of(cfg.hidden, cfg.ffn),
+            "up": linear_of(cfg.hidden, cfg.ffn),
+            "down": linear_of(cfg.ffn, cfg.hidden),
+        }
+
+    return {
+        "tokens": make((cfg.vocab, cfg.hidden), 0.0),
+        "layers": [layer() for _ in range(cfg.layers)],
+        "final_norm": make((cfg.hidden,), 1.0),
+        "head": linear_of(cfg.hidden, cfg.vocab),
+    }
+
+
+def cache_shapes(cfg: LlamaConfig, batch: int, max_len: int, dtype: Any) -> list[dict[str, Any]]:
+    """The KV cache: per layer ``k`` and ``v`` of [batch, kv_heads, max_len, head_dim]."""
+    entry = jax.ShapeDtypeStruct((batch, cfg.kv_heads, max_len, cfg.head_dim), dtype)
+    return [{"k": entry, "v": entry} for _ in range(cfg.layers)]
+
+
+def prefill(
+    cfg: LlamaConfig, max_len: int, params: dict[str, Any], tokens: jax.Array
+) -> tuple[jax.Array, jax.Array, list[dict[str, jax.Array]]]:
+    """Reads the prompt, i32 [batch, length]; the cache holds ``max_len`` positions.
+
+    Returns:
+      The next token of each sequence, i32 [batch]; the f32 logits it was chosen from, [batch, vocab];
+      the KV cache, filled up to ``length``.
+    """
+    length = tokens.shape[1]
+    causal = jnp.tril(jnp.ones((length, length), bool))
+    cache = []
+
+    def attend(q: jax.Array, k: jax.Array, v: jax.Array, index: int) -> jax.Array:
+        room = [(0, 0), (0, 0), (0, max_len - length), (0, 0)]
+        cache.append({"k": jnp.pad(k, room), "v": jnp.pad(v, room)})
+        return _grouped(cfg, q, k, v, causal)
+
+    x = _decoder(cfg, params, tokens, jnp.arange(length), attend)
+    return *_next_token(cfg, params, x[:, -1]), cache
+
+
+def decode(
+    cfg: LlamaConfig,
+    params: dict[str, Any],
+    cache: list[dict[str, jax.Array]],
+    token: jax.Array,
+    position: jax.Array,
+) -> tuple[jax.Array, jax.Array, list[dict[str, jax.Array]]]:
+    """Reads one token a sequence and writes its keys and values at ``position`` (an i32 scalar) of the cache.
+
+    Returns:
+      As ``prefill``, with the updated cache (to be donated, so that it stays where it is).
+    """
+    visible = (jnp.arange(cache[0]["k"].shape[2]) <= position)[None, :]
+    updated = []
+
+    def attend(q: jax.Array, k: jax.Array, v: jax.Array, index: int) -> jax.Array:
+        start = (0, 0, position, 0)
+        keys = jax.lax.dynamic_update_slice(cache[index]["k"], k, start)
+        values = jax.lax.dynamic_update_slice(cache[index]["v"], v, start)
+        updated.append({"k": keys, "v": values})
+        return _grouped(cfg, q, keys, values, visible)
+
+    x = _decoder(cfg, params, token[:, None], position[None], attend)
+    return *_next_token(cfg, params, x[:, -1]), updated
+
+
+def _decoder(
+    cfg: LlamaConfig,
+    params: dict[str, Any],
+    tokens: jax.Array,
+    positions: jax.Array,
+    attend: Callable[..., jax.Array],
+) -> jax.Array:
+    x = jnp.take(params["tokens"], tokens, axis=0, mode="clip")
+    turn = _rotation(cfg, positions)
+    for index, layer in enumerate(params["layers"]):
+        normal = rms_norm(layer["attention_norm"], x, cfg.norm_epsilon)
+        x = x + _self_attention(cfg, layer, normal, turn, functools.partial(attend, index=index))
+        normal = rms_norm(layer["ffn_norm"], x, cfg.norm_epsilon)
+        gated = jax.nn.silu(linear(layer["gate"], normal)) * linear(layer["up"], normal)
+        x = x + linear(layer["down"], gated)
+    return rms_norm(params["final_norm"], x, cfg.norm_epsilon)
+
+
+def _self_attention(
+    cfg: LlamaConfig,
+    layer: dict[str, Any],
+    x: jax.Array,
+    turn: tuple[jax.Array, jax.Array],
+    attend: Callable[..., jax.Array],
+) -> jax.Array:
+    q = split_heads(linear(layer["q"], x), cfg.heads)
+    k, v = (split_heads(linear(layer[name], x), cfg.kv_heads) for name in ("k", "v"))
+    mixed = attend(_rotate(q, turn) * (1 / math.sqrt(cfg.head_dim)), _rotate(k, turn), v)
+    return linear(layer["o"], mixed.transpose(0, 2, 1, 3).reshape(x.shape))
+
+
+def _grouped(cfg: LlamaConfig, q: jax.Array, k: jax.Array, v: jax.Array, visible: jax.Array) -> jax.Array:
+    """Attention in which ``heads / kv_heads`` queries share a key: they stand in one row of queries."""
+    batch, heads, length, width = q.shape
+    shared = heads // cfg.kv_heads
+    if shared == 1:
+        return attention(q, k, v, visible)
+    rows = q.reshape(batch, cfg.kv_heads, shared * length, width)
+    return attention(rows, k, v, jnp.tile(visible, (shared, 1))).reshape(q.shape)
+
+
+def _rotation(cfg: LlamaConfig, positions: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Cosine and sine of every position's angles, f32 [length, head_dim / 2]."""
+    exponent = jnp.arange(0, cfg.head_dim, 2, dtype=jnp.float32) / cfg.head_dim
+    angles = positions.astype(jnp.float32)[:, None] / cfg.rope_base**exponent
+    return jnp.cos(angles), jnp.sin(angles)
+
+
+def _rotate(x: jax.Array, turn: tuple[jax.Array, jax.Array]) -> jax.Array:
+    """Rotary position embedding; the halves of a head are the two coordinates."""
+    cos, sin = (part.astype(x.dtype) for part in turn)
+    first, second = jnp.split(x, 2, axis=-1)
+    return jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1)
+
+
+def _next_token(cfg: LlamaConfig, params: dict[str, Any], x: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Greedy choice from the last hidden state, [batch, hidden]."""
+    logits = jnp.matmul(x, params["head"]["w"], preferred_element_type=jnp.float32)
+    return jnp.argmax(logits, axis=-1).astype(jnp.int32), logits

@@ -1,0 +1,105 @@
+"""ResNet-50 in plain JAX for inference: batch norms folded into the convolutions, as compilers do."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from neuronx.models.layers import Make, linear, random, shapes
+from neuronx.models.sizes import find
+
+__all__ = ["SIZES", "ResNetConfig", "classify", "config", "parameter_shapes", "parameters"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ResNetConfig:
+    """Bottleneck blocks: ``depths`` of them per stage, ``widths`` wide inside and four times that outside."""
+
+    name: str
+    depths: tuple[int, ...]
+    widths: tuple[int, ...] = (64, 128, 256, 512)
+    stem: int = 64
+    classes: int = 1000
+
+    @property
+    def expansion(self) -> int:
+        return 4
+
+
+# Source: He et al., Deep Residual Learning for Image Recognition, table 1 (strides as in torchvision:
+# on the 3 x 3 convolution).
+SIZES = {
+    size.name: size
+    for size in (
+        ResNetConfig(name="resnet50", depths=(3, 4, 6, 3)),
+        ResNetConfig(name="resnet101", depths=(3, 4, 23, 3)),
+        ResNetConfig(name="resnet152", depths=(3, 8, 36, 3)),
+    )
+}
+
+
+def config(name: str) -> ResNetConfig:
+    """The published size called ``name``; raises CompileError for any other."""
+    return find(SIZES, name)
+
+
+def parameter_shapes(cfg: ResNetConfig, dtype: Any, matrix_dtype: Any = None) -> dict[str, Any]:
+    """The parameter tree as ``jax.ShapeDtypeStruct``s; kernels may have a type of their own."""
+    return _parameter_tree(cfg, shapes(dtype, matrix_dtype))
+
+
+def parameters(cfg: ResNetConfig, dtype: Any, seed: int) -> dict[str, Any]:
+    """Random parameters."""
+    return _parameter_tree(cfg, random(dtype, seed))
+
+
+def _parameter_tree(cfg: ResNetConfig, make: Make) -> dict[str, Any]:
+    def conv(features_in: int, features_out: int, size: int) -> dict[str, Any]:
+        return {"w": make((size, size, features_in, features_out), 0.0), "b": make((features_out,), 0.0)}
+
+    features, stages = cfg.stem, []
+    for depth, width in zip(cfg.depths, cfg.widths, strict=True):
+        blocks = []
+        for _ in range(depth):
+            outside = cfg.expansion * width
+            block = {
+                "reduce": conv(features, width, 1),
+                "mix": conv(width, width, 3),
+                "expand": conv(width, outside, 1),
+            }
+            blocks.append(block if features == outside else {**block, "shortcut": conv(features, outside, 1)})
+            features = outside
+        stages.append(blocks)
+    head = {"w": make((features, cfg.classes), 0.0), "b": make((cfg.classes,), 0.0)}
+    return {"stem": conv(3, cfg.stem, 7), "stages": stages, "head": head}
+
+
+def classify(cfg: ResNetConfig, params: dict[str, Any], images: jax.Array) -> jax.Array:
+    """Logits [batch, classes] of images [batch, height, width, 3]."""
+    x = jax.nn.relu(_conv(params["stem"], images, 2))
+    window, strides = (1, 3, 3, 1), (1, 2, 2, 1)
+    padding = ((0, 0), (1, 1), (1, 1), (0, 0))
+    x = jax.lax.reduce_window(x, -jnp.inf, jax.lax.max, window, strides, padding)
+    for number, stage in enumerate(params["stages"]):
+        for index, block in enumerate(stage):
+            stride = 2 if number and not index else 1
+            y = jax.nn.relu(_conv(block["reduce"], x, 1))
+            y = jax.nn.relu(_conv(block["mix"], y, stride))
+            shortcut = _conv(block["shortcut"], x, stride) if "shortcut" in block else x
+            x = jax.nn.relu(_conv(block["expand"], y, 1) + shortcut)
+    return linear(params["head"], x.mean(axis=(1, 2)))
+
+
+def _conv(weights: dict[str, Any], x: jax.Array, stride: int) -> jax.Array:
+    kernel = weights["w"]
+    around = (kernel.shape[0] - 1) // 2
+    y = jax.lax.conv_general_dilated(
+        x.astype(kernel.dtype),
+        kernel,
+        (stride, stride),
+        [(around, around)] * 2,
+        dimension_numbers=("NHWC", "HWIO", "NHWC"),
+        preferred_element_type=x.dtype,
+    )
+    return y + weights["b"]

@@ -1,0 +1,57 @@
+"""Activations found inside kernels: the scalar engine's tables, told by what the ops compute."""
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+import neuronx
+from kernels.hardware import load_core
+
+_X = jax.ShapeDtypeStruct((128, 4096), jnp.float32)
+
+
+def _busy(function, dtype=jnp.float32) -> dict[str, float]:
+    x = jax.ShapeDtypeStruct(_X.shape, dtype)
+    return neuronx.compile(function).lower(x).compile().cost_analysis()["busy_s"]
+
+
+@pytest.mark.parametrize(
+    "function",
+    [
+        jax.nn.gelu,
+        lambda x: jax.nn.gelu(x, approximate=False),
+        lambda x: 0.5 * x * (1 + jax.lax.erf(x * 0.5**0.5)),
+        jax.nn.silu,
+        lambda x: x / (1 + jnp.exp(-x)),
+        jax.lax.erf,
+        lambda x: x * jax.nn.sigmoid(1.702 * x),
+    ],
+)
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+def test_known_functions_are_one_pass_of_the_scalar_engine(function, dtype) -> None:
+    busy = _busy(function, dtype)
+    assert "vector" not in busy
+    core = load_core()
+    assert busy["scalar"] == pytest.approx(_X.shape[1] / core.scalar.clock_hz)
+
+
+@pytest.mark.parametrize(
+    "function",
+    [lambda x: jnp.exp(x) * x, lambda x: jnp.tanh(x) * 1.1 + x, lambda x: x * x + 1, lambda x: 2 / (3 + x)],
+)
+def test_other_functions_are_not(function) -> None:
+    assert _busy(function)["vector"] > 0
+
+
+def test_what_others_read_is_still_computed() -> None:
+    def both(x: jax.Array) -> tuple[jax.Array, jax.Array]:
+        inner = 1 + jax.lax.erf(x * 0.5**0.5)
+        return 0.5 * x * inner, inner
+
+    assert _busy(both)["vector"] > 0
+
+
+def test_flops_stay_those_of_the_ops() -> None:
+    costs = neuronx.compile(jax.nn.gelu).lower(_X).compile().cost_analysis()
+    expected = jax.jit(jax.nn.gelu).lower(_X).cost_analysis()
+    assert costs["flops"] == pytest.approx(expected["flops"], rel=0.3)
