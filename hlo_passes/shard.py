@@ -8,12 +8,13 @@ from distributed.mesh import Mesh
 from hlo_passes.ir import func, ir, main, run_mlir_passes, sdy, walk
 from hlo_passes.sharding.classes import DimClasses
 from hlo_passes.sharding.handlers import HANDLERS
-from hlo_passes.sharding.partition import Partitioner, Targets, shape_of
-from hlo_passes.sharding.plan import PlanRates, make_plan
+from hlo_passes.sharding.partition import Choice, Partitioner, Targets, shape_of
+from hlo_passes.sharding.plan import make_plan
+from hlo_passes.sharding.prices import Prices
 from hlo_passes.sharding.rules import RULE, attach_rules
 from hlo_passes.sharding.spec import MeshReader, Sharding, blocks
 from kernels.errors import CompileError
-from kernels.hardware import load_core, load_instance, load_links
+from kernels.hardware import load_instance
 
 __all__ = ["Options", "run"]
 
@@ -97,7 +98,7 @@ def _stablehlo_constant(op: ir.Operation) -> ir.Operation:
 def _plan(function: func.FuncOp, options: Options) -> tuple[Targets, tuple[str, ...]]:
     """Shards whole classes of dims over one axis, as the plan says."""
     classes = DimClasses(function.operation)
-    plan = make_plan(function.operation, classes, options.tp, _rates(options))
+    plan = make_plan(function.operation, classes, options.tp, Prices(options.instance, options.tp))
 
     def wanted(value: ir.Value) -> Sharding:
         shape = shape_of(value)
@@ -109,18 +110,16 @@ def _plan(function: func.FuncOp, options: Options) -> tuple[Targets, tuple[str, 
         ]
         return Sharding(axes=tuple((AXIS,) if cut else () for cut in sharded), local=tuple(local))
 
+    def chosen(op: ir.Operation) -> Choice:
+        choice, rule = Choice(), classes.rules[op]
+        for factor, name in classes.factor_classes(op):
+            if name in plan.sharded and factor not in rule.blocked:
+                choice.axes[factor] = (AXIS,)
+                choice.local[factor] = blocks(rule.sizes[factor], classes.tiles(name), options.tp)
+        return choice
+
     mesh = Mesh(axes=((AXIS, options.tp),))
-    return _targets(function, mesh, classes, wanted, {}, lambda attr: ()), plan.notes
-
-
-def _rates(options: Options) -> PlanRates:
-    core, links = load_core(), load_links()
-    return PlanRates(
-        flops_per_s=core.pe.peak_flop_per_s,
-        hbm_bytes_per_s=core.dma.engines * core.dma.engine_bytes_per_s,
-        link_bytes_per_s=links.chip_link_bytes_per_s,
-        collective_latency_s=(options.tp - 1) * links.hop_latency_s,
-    )
+    return _targets(function, mesh, classes, wanted, {}, lambda attr: (), chosen), plan.notes
 
 
 def _user_targets(
@@ -151,7 +150,7 @@ def _user_targets(
         given = _result_annotation(function, number)
         if given is not None:
             demanded[number] = place(value, reader.axes(given))
-    return _targets(function, mesh, classes, wanted, demanded, reader.axes), ()
+    return _targets(function, mesh, classes, wanted, demanded, reader.axes, None), ()
 
 
 def _targets(
@@ -161,10 +160,11 @@ def _targets(
     wanted: Callable[[ir.Value], Sharding | None],
     demanded: dict[int, Sharding],
     axes_of: Callable[[ir.Attribute], tuple[tuple[str, ...], ...]],
+    chosen: Callable[[ir.Operation], Choice] | None,
 ) -> Targets:
     count = len(function.type.results)
     return Targets(
-        mesh=mesh, rules=classes.rules, wanted=wanted, axes_of=axes_of,
+        mesh=mesh, rules=classes.rules, wanted=wanted, axes_of=axes_of, chosen=chosen,
         demanded=tuple(demanded.get(number) for number in range(count)),
     )  # fmt: skip
 

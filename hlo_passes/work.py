@@ -155,9 +155,7 @@ def op_work(op: ir.Operation, repeats: int = 1, shapes: Sequence[tuple[int, ...]
     tensors = [tensor(value.type) for value in (*op.operands, *op.results)]
     if shapes is not None:
         tensors = [replace(old, shape=shape) for old, shape in zip(tensors, shapes, strict=True)]
-    work = OpWork(
-        kind=name, operands=tuple(tensors[:count]), results=tuple(tensors[count:]), repeats=repeats
-    )
+    work = OpWork(kind=name, operands=tuple(tensors[:count]), results=tuple(tensors[count:]), repeats=repeats)
     return _DETAILS[name](op, work) if name in _DETAILS else work
 
 

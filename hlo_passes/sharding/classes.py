@@ -1,73 +1,107 @@
 """Which dims of which values must be sharded alike: union-find over the factors of a whole program."""
 
 import math
-from collections.abc import Iterator
+from collections.abc import Hashable, Iterator
+from dataclasses import dataclass
 
 from hlo_passes.ir import ir
 from hlo_passes.sharding.rules import OpRule, rule_of
+from hlo_passes.trip_count import trip_count
 
-__all__ = ["DimClasses"]
+__all__ = ["PRODUCTS", "Class", "DimClasses", "View", "origin"]
 
+PRODUCTS = ("stablehlo.dot_general", "stablehlo.convolution")
 # Ops that hand values through to and from the blocks inside them.
 _LOOP = "stablehlo.while"
 _CHOICES = ("stablehlo.case", "stablehlo.if")
+# Ops a weight may pass through on its way to the product that makes it one.
+_RELAYOUTS = {"stablehlo.transpose", "stablehlo.reshape", "stablehlo.convert", "stablehlo.broadcast_in_dim"}
+
+Node = tuple[Hashable, int]
+Class = Node
+
+
+@dataclass(frozen=True, kw_only=True)
+class View:
+    """Operand ``number`` of a product as the product takes it.
+
+    It may be sharded otherwise than the value it is made of, at the price of moving it there: products
+    are where that can pay.
+    """
+
+    op: ir.Operation
+    number: int
+
+    @property
+    def value(self) -> ir.Value:
+        return self.op.operands[self.number]
 
 
 class DimClasses:
     """Dims of all values in ``main``, grouped so that a group is sharded as one.
 
     Two dims are in one class where an op hands a factor from one to the other; sharding a class needs
-    no communication except at reductions over it and at ops that block it.
+    no communication except at reductions over it, at ops that block it, and between a value and the
+    ``views`` products have of it.
 
     A class has ``tiles``: the number of equal pieces all its dims can be cut into (a 7168-wide dim that
     elsewhere is 56 heads of 128 has 56), so that shards of all of them correspond, even uneven ones.
+    Views have the tiles of their values, so that moving between them is free where both are sharded.
     """
 
     def __init__(self, function: ir.Operation) -> None:
-        self._parent: dict[tuple[ir.Value, int], tuple[ir.Value, int]] = {}
-        self._tiles: dict[tuple[ir.Value, int], int] = {}
+        self._parent: dict[Node, Node] = {}
+        self._tile_parent: dict[Node, Node] = {}
+        self._tiles: dict[Node, int] = {}
         self.rules: dict[ir.Operation, OpRule | None] = {}
         self.ops: list[ir.Operation] = []
-        for block in function.regions[0].blocks:
-            self._add_block(block)
+        self.repeats: dict[ir.Operation, int] = {}
+        self.views: list[View] = []
+        entry = function.regions[0].blocks[0]
+        self._arguments = frozenset(entry.arguments)
+        self._add_block(entry, 1)
 
-    def class_of(self, value: ir.Value, dim: int) -> tuple[ir.Value, int]:
+    def class_of(self, source: ir.Value | View, dim: int) -> Class:
         """The class of one dim, named by its representative."""
-        node = (value, dim)
+        node = (source, dim)
         if node not in self._parent:
-            self._parent[node] = node
+            self._parent[node] = self._tile_parent[node] = node
+            value = source.value if isinstance(source, View) else source
             self._tiles[node] = value.type.shape[dim]
-        while self._parent[node] != node:
-            self._parent[node] = self._parent[self._parent[node]]
-            node = self._parent[node]
-        return node
+        return _find(self._parent, node)
 
-    def tiles(self, name: tuple[ir.Value, int]) -> int:
-        return self._tiles[name]
+    def tiles(self, name: Class) -> int:
+        return self._tiles[_find(self._tile_parent, name)]
 
-    def factor_classes(self, op: ir.Operation) -> Iterator[tuple[int, tuple[ir.Value, int]]]:
+    def sources(self, op: ir.Operation) -> Iterator[ir.Value | View]:
+        """The operands of ``op`` as it takes them, then its results."""
+        for number, value in enumerate(op.operands):
+            yield View(op=op, number=number) if self._is_viewed(op, value) else value
+        yield from op.results
+
+    def factor_classes(self, op: ir.Operation) -> Iterator[tuple[int, Class]]:
         """(factor, class) for every factor of ``op`` that heads some dim."""
         rule = self.rules[op]
         if rule is None:
             return
         seen = set()
-        for value, dims in zip((*op.operands, *op.results), rule.tensors, strict=True):
+        for source, dims in zip(self.sources(op), rule.tensors, strict=True):
             for dim, factors in enumerate(dims):
-                if factors and (factors[0], self.class_of(value, dim)) not in seen:
-                    seen.add((factors[0], self.class_of(value, dim)))
-                    yield factors[0], self.class_of(value, dim)
+                if factors and (factors[0], self.class_of(source, dim)) not in seen:
+                    seen.add((factors[0], self.class_of(source, dim)))
+                    yield factors[0], self.class_of(source, dim)
 
-    def _add_block(self, block: ir.Block) -> None:
+    def _add_block(self, block: ir.Block, repeats: int) -> None:
         for view in block.operations:
             op = view.operation
             self.ops.append(op)
-            self.rules[op] = rule_of(op)
+            self.rules[op], self.repeats[op] = rule_of(op), repeats
             if op.name == _LOOP:
-                self._add_loop(op)
+                self._add_loop(op, repeats)
             elif op.name in _CHOICES:
-                self._add_choice(op)
+                self._add_choice(op, repeats)
             elif op.name == "sdy.manual_computation":
-                self._add_block(op.regions[0].blocks[0])
+                self._add_block(op.regions[0].blocks[0], repeats)
             elif self.rules[op] is not None:
                 self._add_op(op, self.rules[op])
             elif op.name == "stablehlo.optimization_barrier":
@@ -75,32 +109,43 @@ class DimClasses:
                     self._unite_values(operand, result)
 
     def _add_op(self, op: ir.Operation, rule: OpRule) -> None:
-        homes: dict[int, tuple[ir.Value, int]] = {}
-        for value, dims in zip((*op.operands, *op.results), rule.tensors, strict=True):
+        homes: dict[int, Node] = {}
+        for source, dims in zip(self.sources(op), rule.tensors, strict=True):
+            if isinstance(source, View):
+                self._add_view(source)
             for dim, factors in enumerate(dims):
-                node = self.class_of(value, dim)
+                node = self.class_of(source, dim)
                 if not factors:
-                    self._tiles[node] = 1  # corresponds to nothing: a convolution's window, say
+                    self._limit_tiles(node, 1)  # corresponds to nothing: a convolution's window, say
                 if not factors or factors[0] in rule.blocked:
                     continue
                 factor = factors[0]
-                self._tiles[node] = math.gcd(self._tiles[node], rule.sizes[factor])
+                self._limit_tiles(node, rule.sizes[factor])
                 homes[factor] = self._unite(homes[factor], node) if factor in homes else node
 
-    def _add_loop(self, op: ir.Operation) -> None:
+    def _is_viewed(self, op: ir.Operation, value: ir.Value) -> bool:
+        """Products view what is computed; an argument is placed once, so it may as well lie as it is taken."""
+        return op.name in PRODUCTS and origin(value) not in self._arguments
+
+    def _add_view(self, view: View) -> None:
+        self.views.append(view)
+        for dim in range(view.value.type.rank):
+            self._unite_tiles(self.class_of(view, dim), self.class_of(view.value, dim))
+
+    def _add_loop(self, op: ir.Operation, repeats: int) -> None:
+        # A loop of unknown length counts once: more would be a guess.
         for region in op.regions:
-            self._add_block(region.blocks[0])
+            self._add_block(region.blocks[0], repeats * (trip_count(op) or 1))
         condition, body = (region.blocks[0] for region in op.regions)
         returned = list(body.operations)[-1].operands
-        for values in zip(
-            op.operands, condition.arguments, body.arguments, returned, op.results, strict=True
-        ):
+        rows = (op.operands, condition.arguments, body.arguments, returned, op.results)
+        for values in zip(*rows, strict=True):
             for other in values[1:]:
                 self._unite_values(values[0], other)
 
-    def _add_choice(self, op: ir.Operation) -> None:
+    def _add_choice(self, op: ir.Operation, repeats: int) -> None:
         for region in op.regions:
-            self._add_block(region.blocks[0])
+            self._add_block(region.blocks[0], repeats)
             for inner, result in zip(list(region.blocks[0].operations)[-1].operands, op.results, strict=True):
                 self._unite_values(inner, result)
 
@@ -109,9 +154,43 @@ class DimClasses:
             for dim in range(left.type.rank):
                 self._unite(self.class_of(left, dim), self.class_of(right, dim))
 
-    def _unite(self, left: tuple[ir.Value, int], right: tuple[ir.Value, int]) -> tuple[ir.Value, int]:
-        left, right = self.class_of(*left), self.class_of(*right)
-        if left != right:
-            self._parent[right] = left
-            self._tiles[left] = math.gcd(self._tiles[left], self._tiles[right])
+    def _unite(self, left: Node, right: Node) -> Node:
+        left, right = _find(self._parent, left), _find(self._parent, right)
+        self._parent[right] = left
+        self._unite_tiles(left, right)
         return left
+
+    def _unite_tiles(self, left: Node, right: Node) -> None:
+        left, right = _find(self._tile_parent, left), _find(self._tile_parent, right)
+        self._tile_parent[right] = left
+        self._tiles[left] = math.gcd(self._tiles[left], self._tiles[right])
+
+    def _limit_tiles(self, node: Node, tiles: int) -> None:
+        node = _find(self._tile_parent, node)
+        self._tiles[node] = math.gcd(self._tiles[node], tiles)
+
+
+def origin(value: ir.Value) -> ir.Value:
+    """The value that ``value`` is a relayout of; through loops to what is carried in unchanged."""
+    while True:
+        if isinstance(value, ir.BlockArgument):
+            loop = value.owner.owner.operation
+            if loop.name != _LOOP or not _is_invariant(loop, value.arg_number):
+                return value
+            value = loop.operands[value.arg_number]
+        elif value.owner.name in _RELAYOUTS:
+            value = value.owner.operands[0]
+        else:
+            return value
+
+
+def _is_invariant(loop: ir.Operation, number: int) -> bool:
+    body = loop.regions[1].blocks[0]
+    return list(body.operations)[-1].operands[number] == body.arguments[number]
+
+
+def _find(parent: dict[Node, Node], node: Node) -> Node:
+    while parent[node] != node:
+        parent[node] = parent[parent[node]]
+        node = parent[node]
+    return node

@@ -1,7 +1,7 @@
 """Rewrites a global program as the program of one core: one algorithm over factors for every op."""
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from distributed.mesh import Mesh
@@ -12,7 +12,7 @@ from hlo_passes.sharding.reshard import reshard
 from hlo_passes.sharding.rules import RULE, OpRule
 from hlo_passes.sharding.spec import Sharding, layout_attributes, mesh_attribute
 
-__all__ = ["Choice", "Handlers", "Partitioner", "Targets", "local_type", "shape_of"]
+__all__ = ["Choice", "Handlers", "Partitioner", "Targets", "local_bytes", "local_type", "shape_of"]
 
 _KEPT_ARGUMENT_ATTRIBUTES = ("tf.aliasing_output", "jax.buffer_donor")
 _DROPPED = ("sdy.sharding", RULE, "channel_handle", "use_global_device_ids")
@@ -23,7 +23,8 @@ class Targets:
     """What the plan or the user wants.
 
     ``wanted`` gives the sharding of a value, None for no opinion; ``demanded`` those of main's results,
-    None where any will do; ``axes_of`` reads the axes per dim of an ``sdy.sharding`` attribute.
+    None where any will do; ``chosen`` gives
+    the factors of an op where a plan settles them; ``axes_of`` reads the axes per dim of an ``sdy.sharding`` attribute.
     """
 
     mesh: Mesh
@@ -31,6 +32,7 @@ class Targets:
     wanted: Callable[[ir.Value], Sharding | None]
     demanded: tuple[Sharding | None, ...]
     axes_of: Callable[[ir.Attribute], tuple[tuple[str, ...], ...]]
+    chosen: Callable[[ir.Operation], "Choice"] | None = None
 
 
 @dataclass(kw_only=True)
@@ -65,7 +67,7 @@ class Partitioner:
         self.notes: list[str] = []
         self.manual_depth = 0
         self._handlers = handlers
-        self._done: set[ir.Operation] = set()
+        self.done: set[ir.Operation] = set()
 
     def run(self) -> None:
         """Replaces the global function by the local one and describes the layouts in attributes."""
@@ -88,7 +90,7 @@ class Partitioner:
         """Partitions the ops of ``block`` at the emitter's point; returns what its terminator hands out."""
         operations = [view.operation for view in block.operations]
         for op in operations[:-1]:
-            if op not in self._done:
+            if op not in self.done:
                 self.emit.location = op.location
                 self._handlers.get(op.name, Partitioner.generic)(self, op)
         self.emit.location = operations[-1].location
@@ -113,13 +115,19 @@ class Partitioner:
             return
         choice = self.choose(op, rule)
         if op.name == "stablehlo.reduce" and all_reducer(op) is None:
-            self._drop(choice, rule.reductions)
+            self.drop(choice, rule.reductions)
+        self.by_rule(op, rule, choice)
+
+    def by_rule(self, op: ir.Operation, rule: OpRule, choice: Choice) -> None:
+        """The op as ``choice`` says, which may be whole on every core."""
         if not choice.axes:
             self._note_whole(op, rule.why_blocked)
         self.emit_with(op, rule, choice)
 
     def choose(self, op: ir.Operation, rule: OpRule) -> Choice:
         """Axes per factor: what is wanted of the results first, then as the largest operands lie."""
+        if self.targets.chosen is not None:
+            return self.targets.chosen(op)
         choice = Choice()
         sources = [(self.wanted(v), dims) for v, dims in zip(op.results, rule.results, strict=True)]
         operands = zip(op.operands, rule.operands, strict=True)
@@ -141,28 +149,40 @@ class Partitioner:
             return
         choice.axes[factors[0]], choice.local[factors[0]] = axes, rows
 
-    def _drop(self, choice: Choice, factors: frozenset[int]) -> None:
-        for factor in factors & choice.axes.keys():
+    def drop(self, choice: Choice, factors: Iterable[int]) -> None:
+        """Gives up sharding these factors."""
+        for factor in set(factors) & choice.axes.keys():
             del choice.axes[factor], choice.local[factor]
 
-    def emit_with(self, op: ir.Operation, rule: OpRule, choice: Choice) -> None:
-        """Reshards the operands as ``choice`` says, emits the local op and finishes its reductions."""
+    def emit_with(
+        self, op: ir.Operation, rule: OpRule, choice: Choice, *,
+        operand: Callable[[int, ir.Value, Sharding], ir.Value] | None = None,
+        result: Callable[[Sharding], Sharding] = lambda sharding: sharding,
+        localize: Callable[[ir.Operation], None] = lambda op: None,
+    ) -> None:  # fmt: skip
+        """Reshards the operands as ``choice`` says, emits the local op and finishes its reductions.
+
+        Handlers may bring an operand about in their own way, shard a result further than the choice
+        does, and mend the attributes of the local op.
+        """
         operands = []
         for number, (value, dims) in enumerate(zip(op.operands, rule.operands, strict=True)):
             sharding = choice.sharding(shape_of(value), dims, rule)
-            local = self.use(value, sharding)
+            local = operand(number, value, sharding) if operand else self.use(value, sharding)
             for dim, factors in enumerate(dims):
                 if factors and factors[0] in rule.reductions and sharding.axes[dim]:
                     local = self._mask(op, number, local, dim, sharding)
             operands.append(local)
         shardings = [
-            choice.sharding(shape_of(v), d, rule) for v, d in zip(op.results, rule.results, strict=True)
+            result(choice.sharding(shape_of(v), d, rule))
+            for v, d in zip(op.results, rule.results, strict=True)
         ]
         new = self.emit_op(op, operands, shardings)
+        localize(new)
         reduced = tuple(a for f in sorted(rule.reductions & choice.axes.keys()) for a in choice.axes[f])
         if reduced:
             narrowed = combine_parts(self.emit, self.env, op, new, reduced)
-            self._done |= {narrowed} if narrowed else set()
+            self.done |= {narrowed} if narrowed else set()
 
     def _mask(self, op: ir.Operation, number: int, local: ir.Value, dim: int, sharding: Sharding) -> ir.Value:
         """Fills the padding of a reduced dim of operand ``number`` with what the reduction ignores."""
@@ -204,6 +224,11 @@ class Partitioner:
                         if value in self.env:
                             view.operation.operands[number] = self.whole(value)
                     self._remap_captures(view.operation)
+
+    def note_gather(self, op: ir.Operation, moved_bytes: int, why: str, fix: str) -> None:
+        """Says that every core receives ``moved_bytes`` because an op reads more than its shard."""
+        line = source_line(op) or "unknown line"
+        self.notes.append(f"{op.name} at {line} gathers {moved_bytes} B to each core: {why}; {fix}")
 
     def _note_whole(self, op: ir.Operation, why: str) -> None:
         """Says that an op with a sharded operand is computed whole on every core."""
@@ -271,6 +296,17 @@ Handlers = Mapping[str, Callable[[Partitioner, ir.Operation], None]]
 def shape_of(value: ir.Value) -> tuple[int, ...]:
     """The shape of a tensor; () for tokens and the like."""
     return tuple(value.type.shape) if isinstance(value.type, ir.RankedTensorType) else ()
+
+
+def local_bytes(value: ir.Value) -> int:
+    """The size of a local tensor."""
+    return math.prod(value.type.shape) * _bits(value.type.element_type) // 8
+
+
+def _bits(element: ir.Type) -> int:
+    if isinstance(element, ir.ComplexType):
+        return 2 * _bits(element.element_type)
+    return max(8, element.width) if isinstance(element, ir.IntegerType | ir.FloatType) else 8
 
 
 def local_type(value: ir.Value, sharding: Sharding) -> ir.Type:

@@ -1,43 +1,30 @@
 """The plan where the user gave none: which classes of dims to shard over the tensor-parallel axis.
 
 Each class is either sharded over the whole axis or not at all. Two classes that meet in one op cannot
-both be (the axis would be used twice), so a plan is a set of classes no two of which meet, and the best
-one is a small integer program. Weights are sharded first (that is what a tensor-parallel degree asks
-for); among plans that shard the same weights the one with the least time wins. Column- then row-wise
-sharding of a transformer block is the outcome, not a pattern that is looked for.
+both be (the axis would be used twice). Between a value and a product's view of it a plan may move data.
+So the best plan is an integer program: one variable a class, one a view that is gathered, the objective
+the seconds saved on the machine model, the constraint what HBM holds. Column- then row-wise sharding of
+a transformer block is its outcome, not a pattern that is looked for.
 """
 
-import math
 from collections import Counter, defaultdict
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Set
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
 from hlo_passes.ir import ir, source_line
-from hlo_passes.sharding.classes import DimClasses
-from kernels.dtypes import dtype as find_dtype
+from hlo_passes.ops import tensor
+from hlo_passes.sharding.classes import PRODUCTS, Class, DimClasses, origin
+from hlo_passes.sharding.prices import Prices
+from hlo_passes.sharding.rules import OpRule
+from hlo_passes.sharding.spec import blocks
 
-__all__ = ["Plan", "PlanRates", "make_plan"]
+__all__ = ["Plan", "make_plan"]
 
-_PRODUCTS = ("stablehlo.dot_general", "stablehlo.convolution")
-# Ops a weight may pass through on its way to the product that makes it one.
-_RELAYOUTS = {"stablehlo.transpose", "stablehlo.reshape", "stablehlo.convert", "stablehlo.broadcast_in_dim"}
-
-# A sharded weight is worth as much as this many of the program's dearest collectives, beyond the time
-# it saves: who asks for a tensor-parallel degree wants the weights sharded even where they are small.
-_WEIGHT_IN_COLLECTIVES = 32
-
-Class = tuple[ir.Value, int]
-
-
-@dataclass(frozen=True, kw_only=True)
-class PlanRates:
-    """What the plan must know of the machine, in SI units."""
-
-    flops_per_s: float
-    hbm_bytes_per_s: float
-    link_bytes_per_s: float
-    collective_latency_s: float
+# A sharded weight is worth as much as this many of the program's dearest all-reduces, beyond the time it
+# saves: who asks for a tensor-parallel degree wants the weights sharded even where they are small.
+_WEIGHT_IN_ALL_REDUCES = 32
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,159 +35,194 @@ class Plan:
     notes: tuple[str, ...]
 
 
-def make_plan(function: ir.Operation, classes: DimClasses, shards: int, rates: PlanRates) -> Plan:
+@dataclass(kw_only=True)
+class _Problem:
+    """``gain_s`` of sharding a class, pairs that exclude each other, and the ``cuts``: (value's class,
+    view's class) -> seconds to gather the value where it is sharded and the view is not;
+    ``freed_bytes`` of HBM a core, of which ``must_free_bytes`` are needed."""
+
+    gain_s: dict[Class, float] = field(default_factory=lambda: defaultdict(float))
+    meets: dict[Class, set[Class]] = field(default_factory=lambda: defaultdict(set))
+    cuts: dict[tuple[Class, Class], float] = field(default_factory=lambda: defaultdict(float))
+    freed_bytes: dict[Class, int] = field(default_factory=lambda: defaultdict(int))
+    must_free_bytes: int = 0
+
+
+def make_plan(function: ir.Operation, classes: DimClasses, shards: int, prices: Prices) -> Plan:
     """Chooses the classes of dims to shard ``shards`` ways."""
-    weights = _find_weights(function, classes)
-    meets, saved_s = _weigh(classes, shards, rates)
-    bonus_s = _WEIGHT_IN_COLLECTIVES * _dearest_collective_s(classes, shards, rates)
-    gain = {}
+    if shards == 1:
+        return Plan(sharded=frozenset(), notes=())
+    arguments = [
+        v for v in function.regions[0].blocks[0].arguments if isinstance(v.type, ir.RankedTensorType)
+    ]
+    weights = _find_weights(arguments, classes)
+    problem = _pose(function, classes, shards, prices)
+    dearest_s = max((prices.collective_s("all_reduce", op.results) for op in _products(classes)), default=0.0)
     for name, count in _weights_in(weights, classes).items():
-        if classes.tiles(name) > 1 and name not in meets[name]:
-            gain[name] = count * bonus_s + saved_s[name]
-    chosen = _best_set({name: value for name, value in gain.items() if value > 0}, meets)
+        problem.gain_s[name] += count * dearest_s * _WEIGHT_IN_ALL_REDUCES
+    candidates = [
+        name for name in problem.gain_s if 1 < classes.tiles(name) and name not in problem.meets[name]
+    ]
+    problem.must_free_bytes = sum(tensor(v.type).size_bytes for v in arguments) - prices.hbm_bytes
+    for value in arguments:
+        for name in {classes.class_of(value, dim) for dim in range(value.type.rank)}:
+            problem.freed_bytes[name] += _freed_bytes(value, classes.tiles(name), shards)
+    chosen = _solve(candidates, problem)
     return Plan(sharded=frozenset(chosen), notes=tuple(_notes(weights, classes, chosen, shards)))
 
 
-def _find_weights(function: ir.Operation, classes: DimClasses) -> dict[ir.Value, int]:
+def _products(classes: DimClasses) -> Iterable[ir.Operation]:
+    return (op for op in classes.ops if op.name in PRODUCTS)
+
+
+def _freed_bytes(value: ir.Value, tiles: int, shards: int) -> int:
+    """What the fullest core no longer holds of an argument when a dim of ``tiles`` pieces is sharded."""
+    size_bytes = tensor(value.type).size_bytes
+    return size_bytes - blocks(size_bytes, tiles, shards) if tiles else 0
+
+
+def _find_weights(arguments: Iterable[ir.Value], classes: DimClasses) -> dict[ir.Value, int]:
     """Arguments that a product takes as they come, up to layout, with their size in bytes."""
-    arguments = set(function.regions[0].blocks[0].arguments)
-    weights = {}
-    for op in classes.ops:
-        if op.name in _PRODUCTS:
-            left, right = (_origin(value) for value in op.operands)
-            weight = right if right in arguments else left
-            if weight in arguments and weight.type.rank >= 2:
-                weights[weight] = _bytes(weight)
+    arguments, weights = set(arguments), {}
+    for op in _products(classes):
+        left, right = (origin(value) for value in op.operands)
+        weight = right if right in arguments else left
+        if weight in arguments and weight.type.rank >= 2:
+            weights[weight] = tensor(weight.type).size_bytes
     return weights
 
 
-def _origin(value: ir.Value) -> ir.Value:
-    """The value that ``value`` is a relayout of; through loops to what is carried in unchanged."""
-    while True:
-        owner = value.owner
-        if isinstance(owner, ir.Block):
-            outer = owner.owner.operation
-            if outer.name != "stablehlo.while":
-                return value
-            value = outer.operands[ir.BlockArgument(value).arg_number]
-        elif owner.name in _RELAYOUTS:
-            value = owner.operands[0]
-        else:
-            return value
-
-
-def _bytes(value: ir.Value) -> int:
-    return math.prod(value.type.shape) * find_dtype(str(value.type.element_type)).bits // 8
-
-
-def _weights_in(weights: dict[ir.Value, int], classes: DimClasses) -> Counter[Class]:
+def _weights_in(weights: Mapping[ir.Value, int], classes: DimClasses) -> Counter[Class]:
     """How many weights each class has a dim of."""
     return Counter(
         name for weight in weights for name in {classes.class_of(weight, d) for d in range(weight.type.rank)}
     )
 
 
-def _dearest_collective_s(classes: DimClasses, shards: int, rates: PlanRates) -> float:
-    products = (op for op in classes.ops if op.name in _PRODUCTS)
-    return max((2 * _collective_s(_bytes(op.results[0]), shards, rates) for op in products), default=0.0)
+def _results(function: ir.Operation) -> list[ir.Value]:
+    operations = function.regions[0].blocks[0].operations
+    returned = operations[len(operations) - 1].operands
+    return [value for value in returned if isinstance(value.type, ir.RankedTensorType)]
 
 
-def _weigh(
-    classes: DimClasses, shards: int, rates: PlanRates
-) -> tuple[dict[Class, set[Class]], dict[Class, float]]:
-    """Which classes meet in some op, and the seconds each saves if it is sharded (collectives deducted)."""
-    meets: dict[Class, set[Class]] = defaultdict(set)
-    saved_s: dict[Class, float] = defaultdict(float)
+def _pose(function: ir.Operation, classes: DimClasses, shards: int, prices: Prices) -> _Problem:
+    problem = _Problem()
     for op in classes.ops:
+        rule, repeats = classes.rules[op], classes.repeats[op]
         pairs = list(classes.factor_classes(op))
+        busy_s = prices.busy_s(op) if pairs else 0.0
         for factor, name in pairs:
-            meets[name] |= {other for f, other in pairs if f != factor}
-            saved_s[name] += _op_gain_s(op, factor, name, classes, shards, rates)
-        for value in (*op.operands, *op.results) if classes.rules[op] is None else ():
-            _meet_in_value(value, classes, meets)
-    return meets, saved_s
+            problem.meets[name] |= {other for f, other in pairs if f != factor}
+            if classes.tiles(name) < 2:
+                continue
+            if factor in rule.blocked:
+                problem.gain_s[name] -= repeats * _gather_s(op, factor, rule, prices)
+                continue
+            local = _local_shapes(op, factor, rule, blocks(rule.sizes[factor], classes.tiles(name), shards))
+            problem.gain_s[name] += repeats * (busy_s - prices.busy_s(op, local))
+            if factor in rule.reductions:
+                problem.gain_s[name] -= repeats * prices.collective_s("all_reduce", op.results)
+        for value in (*op.operands, *op.results) if rule is None else ():
+            _meet_in_value(value, classes, problem)
+    for value in _results(function):
+        for name in {classes.class_of(value, dim) for dim in range(value.type.rank)}:
+            problem.gain_s[name] -= prices.result_s()
+    for view in classes.views:
+        gather_s = prices.collective_s("all_gather", [view.value]) * classes.repeats[view.op]
+        for dim in range(view.value.type.rank):
+            value, seen = classes.class_of(view.value, dim), classes.class_of(view, dim)
+            if value != seen:
+                problem.cuts[value, seen] += gather_s
+    return problem
 
 
-def _meet_in_value(value: ir.Value, classes: DimClasses, meets: dict[Class, set[Class]]) -> None:
+def _gather_s(op: ir.Operation, factor: int, rule: OpRule, prices: Prices) -> float:
+    """Seconds to gather the operands of an op that needs ``factor`` whole."""
+    operands = zip(op.operands, rule.operands, strict=True)
+    return sum(
+        prices.collective_s("all_gather", [v]) for v, dims in operands if _at(dims, factor) is not None
+    )
+
+
+def _local_shapes(op: ir.Operation, factor: int, rule: OpRule, rows: int) -> list[tuple[int, ...]]:
+    """Shapes of operands and results where ``rows`` of ``factor`` are left on a core."""
+    shapes = []
+    for value, dims in zip((*op.operands, *op.results), rule.tensors, strict=True):
+        shape, at = list(value.type.shape), _at(dims, factor)
+        if at is not None:
+            shape[at] = shape[at] // rule.sizes[factor] * rows
+        shapes.append(tuple(shape))
+    return shapes
+
+
+def _at(dims: tuple[tuple[int, ...], ...], factor: int) -> int | None:
+    """The dim that ``factor`` heads."""
+    return next((d for d, factors in enumerate(dims) if factors[:1] == (factor,)), None)
+
+
+def _meet_in_value(value: ir.Value, classes: DimClasses, problem: _Problem) -> None:
     """Dims of one value cannot share an axis, whether or not an op relates them."""
     if isinstance(value.type, ir.RankedTensorType):
         names = [classes.class_of(value, dim) for dim in range(value.type.rank)]
         for dim, name in enumerate(names):
-            meets[name].update(names[:dim] + names[dim + 1 :])
+            problem.meets[name].update(names[:dim] + names[dim + 1 :])
 
 
-def _op_gain_s(
-    op: ir.Operation, factor: int, name: Class, classes: DimClasses, shards: int, rates: PlanRates
-) -> float:
-    """Seconds saved at one op by sharding one of its factors; negative where it costs a collective."""
-    rule = classes.rules[op]
-    if factor in rule.blocked:
-        gathered = [v for v, dims in zip(op.operands, rule.operands, strict=True) if _holds(dims, factor)]
-        return -sum(_collective_s(_bytes(v), shards, rates) for v in gathered)
-    gain = 0.0
-    if op.name in _PRODUCTS:
-        tiles = max(classes.tiles(name), 1)
-        fraction = math.ceil(tiles / shards) / tiles
-        read = sum(_bytes(v) for v in op.operands if isinstance(_origin(v).owner, ir.Block))
-        gain = (1 - fraction) * max(_flops(op, rule.sizes) / rates.flops_per_s, read / rates.hbm_bytes_per_s)
-    if factor in rule.reductions:
-        gain -= sum(2 * _collective_s(_bytes(v), shards, rates) for v in op.results)
-    return gain
-
-
-def _holds(dims: tuple[tuple[int, ...], ...], factor: int) -> bool:
-    return any(factors and factors[0] == factor for factors in dims)
-
-
-def _flops(op: ir.Operation, sizes: tuple[int, ...]) -> float:
-    """Multiply-adds times two; a convolution's window is its kernel's elements over channels."""
-    if op.name == "stablehlo.dot_general":
-        return 2.0 * math.prod(sizes)
-    kernel, result = op.operands[1].type.shape, op.results[0].type.shape
-    return 2.0 * math.prod(kernel) * math.prod(result) / max(result)
-
-
-def _collective_s(size_bytes: int, shards: int, rates: PlanRates) -> float:
-    """One pass of a ring over ``size_bytes``: what an all-gather takes, half of an all-reduce."""
-    moved = size_bytes * (shards - 1) / shards
-    return moved / rates.link_bytes_per_s + rates.collective_latency_s
-
-
-def _best_set(gain: dict[Class, float], meets: dict[Class, set[Class]]) -> set[Class]:
-    """The set of largest total gain in which no two classes meet (exact, by HiGHS)."""
-    if not gain:
-        return set()
+def _solve(candidates: list[Class], problem: _Problem) -> set[Class]:
+    """The candidates of largest total gain of which no two meet (exact, by HiGHS)."""
     from scipy.optimize import Bounds, LinearConstraint, milp
     from scipy.sparse import coo_array
 
-    names = list(gain)
-    number = {name: i for i, name in enumerate(names)}
-    pairs = sorted({tuple(sorted((number[a], number[b]))) for a in names for b in meets[a] if b in number})
-    constraints = []
-    if pairs:
-        rows = np.repeat(np.arange(len(pairs)), 2)
-        matrix = coo_array((np.ones(2 * len(pairs)), (rows, np.ravel(pairs))), shape=(len(pairs), len(names)))
-        constraints.append(LinearConstraint(matrix.tocsr(), ub=1))
-    scale = max(gain.values())
-    objective = -np.array([gain[name] / scale for name in names])
+    number = {name: i for i, name in enumerate(candidates)}
+    cuts = [(pair, price) for pair, price in problem.cuts.items() if pair[0] in number]
+    if not candidates:
+        return set()
+    count = len(candidates) + len(cuts)
+    entries: list[tuple[int, int, float]] = []
+    limits: list[float] = []
+    pairs = {(number[a], number[b]) for a in candidates for b in problem.meets[a] if b in number}
+    for a, b in sorted(pair for pair in pairs if pair[0] < pair[1]):
+        entries += [(len(limits), a, 1.0), (len(limits), b, 1.0)]
+        limits.append(1.0)
+    for at, ((value, view), _) in enumerate(cuts, start=len(candidates)):
+        # sharded(value) - sharded(view) <= gathered
+        entries += [(len(limits), number[value], 1.0), (len(limits), at, -1.0)]
+        entries += [(len(limits), number[view], -1.0)] if view in number else []
+        limits.append(0.0)
+    if 0 < problem.must_free_bytes <= sum(problem.freed_bytes[name] for name in candidates):
+        # In shares of what is needed, so that all rows are of like size.
+        entries += [
+            (len(limits), number[name], -problem.freed_bytes[name] / problem.must_free_bytes)
+            for name in candidates
+        ]
+        limits.append(-1.0)
+    gains = [problem.gain_s[name] for name in candidates] + [-price for _, price in cuts]
+    objective = -np.array(gains) / max(map(abs, gains))
+    rows, columns, values = zip(*entries, strict=True) if entries else ((), (), ())
+    matrix = coo_array((values, (rows, columns)), shape=(len(limits), count)).tocsr()
+    integral = np.arange(count) < len(candidates)
     found = milp(
-        objective, integrality=np.ones(len(names)), bounds=Bounds(0, 1), constraints=constraints,
+        objective,
+        integrality=integral.astype(int),
+        bounds=Bounds(0, 1),
+        constraints=[LinearConstraint(matrix, ub=limits)] if limits else [],
         options={"mip_rel_gap": 1e-9},
-    )  # fmt: skip
-    assert found.success, found.message
-    return {name for name, x in zip(names, found.x, strict=True) if x > 0.5}
+    )
+    if not found.success:  # no plan frees enough: the check of what fits says so with a table
+        return _solve(candidates, replace(problem, must_free_bytes=0))
+    return {name for name, x in zip(candidates, found.x, strict=False) if x > 0.5}
 
 
-def _notes(weights: dict[ir.Value, int], classes: DimClasses, chosen: set[Class], shards: int) -> list[str]:
+def _notes(
+    weights: Mapping[ir.Value, int], classes: DimClasses, chosen: Set[Class], shards: int
+) -> Iterable[str]:
     """One line per weight that stays whole on every core."""
-    notes = []
     for weight, size in weights.items():
-        names = [classes.class_of(weight, dim) for dim in range(weight.type.rank)]
-        if shards > 1 and not chosen & set(names):
+        names = {classes.class_of(weight, dim) for dim in range(weight.type.rank)}
+        if not chosen & names:
             number = ir.BlockArgument(weight).arg_number
             line = next((source_line(use.owner) for use in weight.uses), "")
-            notes.append(
+            yield (
                 f"weight argument {number} {weight.type} is replicated on {shards} cores ({size} B each): "
-                f"no dim of it can be sharded without using the axis twice; used at {line or 'unknown line'}"
+                f"sharding it would cost more than it saves; used at {line or 'unknown line'}"
             )
-    return notes

@@ -116,4 +116,4 @@ def layout_attributes(global_type: ir.Type, sharding: Sharding) -> dict[str, ir.
 
 def blocks(size: int, tiles: int, shards: int) -> int:
     """Rows per core when ``size`` rows in ``tiles`` equal tiles go to ``shards`` cores, whole tiles each."""
-    return size // tiles * math.ceil(tiles / shards)
+    return size // tiles * math.ceil(tiles / shards) if tiles else 0

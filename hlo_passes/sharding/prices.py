@@ -1,0 +1,72 @@
+"""What the plan pays for ops and collectives, from the machine model: seconds an op keeps a core busy."""
+
+import functools
+from collections.abc import Iterable, Sequence
+
+from distributed.collective_cost import collective_cost
+from distributed.program import Collective
+from distributed.topology import topology
+from hlo_passes.ir import ir
+from hlo_passes.ops import kind, tensor
+from hlo_passes.sharding.classes import PRODUCTS, origin
+from hlo_passes.work import op_work
+from kernels.cost import cost
+from kernels.hardware import Core, load_core, load_instance, load_links
+from kernels.ops import OPS
+from kernels.work import KernelWork, OpWork, Tensor
+
+__all__ = ["Prices"]
+
+# Breaks ties: of two plans that move the same bytes in the same steps the one with fewer collectives.
+_EACH_S = 1e-8
+_CONTROL = ("stablehlo.while", "stablehlo.case", "stablehlo.if")
+
+
+class Prices:
+    """The machine model's prices for ``shards`` cores of ``instance``."""
+
+    def __init__(self, instance: str, shards: int) -> None:
+        self._core, self._links = load_core(), load_links()
+        self._topology = topology(load_instance(instance))
+        self._group = tuple(range(shards))
+        self.hbm_bytes = self._core.hbm.capacity_bytes - self._core.hbm.microcode_bytes
+
+    def busy_s(self, op: ir.Operation, shapes: Sequence[tuple[int, ...]] | None = None) -> float:
+        """Seconds the busiest engine works on ``op``; what fixed latencies add, sharding cannot save.
+
+        A product reads its weights from HBM; whatever else it takes is still in SBUF, as after fusion.
+
+        Args:
+          op: an op of the global program.
+          shapes: of its operands and results on one core; by default whole.
+        """
+        if op.name in _CONTROL or kind(op) not in OPS:
+            return 0.0
+        work = op_work(op, shapes=shapes)
+        operands = zip(op.operands, work.operands, strict=True) if op.name in PRODUCTS else ()
+        stored = tuple(part for value, part in operands if isinstance(origin(value), ir.BlockArgument))
+        return _busy_s(work, stored, self._core)
+
+    def collective_s(self, kind: str, values: Iterable[ir.Value]) -> float:
+        """Seconds of one collective over all cores; an all-gather is priced by the gathered bytes."""
+        size_bytes = sum(tensor(v.type).size_bytes for v in values)
+        if kind == "all_gather":
+            size_bytes //= len(self._group)
+        return self._collective_s(kind, size_bytes)
+
+    def result_s(self) -> float:
+        """What a sharded result costs the host: one transfer a core instead of one."""
+        return (len(self._group) - 1) * self._core.dma.latency_s
+
+    @functools.cache  # noqa: B019 (lives as long as one plan)
+    def _collective_s(self, kind: str, size_bytes: int) -> float:
+        collective = Collective(
+            kind=kind, operands=(), results=(), groups=(self._group,), reducer="add", dim=0
+        )
+        return collective_cost(collective, size_bytes, self._topology, self._links).seconds + _EACH_S
+
+
+@functools.lru_cache(maxsize=4096)
+def _busy_s(work: OpWork, stored: tuple[Tensor, ...], core: Core) -> float:
+    kernel = KernelWork(name="plan", ops=(work,), reads=stored, writes=())
+    return max(cost(kernel, core).engine_s.values())
