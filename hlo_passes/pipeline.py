@@ -8,7 +8,17 @@ from typing import Any
 
 from distributed.program import Program
 from distributed.program_text import program_text
-from hlo_passes import autocast, canonicalize, combine_collectives, fuse, plan_memory, schedule, shard
+from hlo_passes import (
+    autocast,
+    canonicalize,
+    combine_collectives,
+    fuse,
+    plan_memory,
+    reassociate,
+    scatter_reductions,
+    schedule,
+    shard,
+)
 from hlo_passes.ir import ir
 from hlo_passes.levels import check_level
 from hlo_passes.spec import parse_options, split_spec, unknown
@@ -33,7 +43,11 @@ PASSES: tuple[Pass, ...] = (
     Pass(name="autocast", code=autocast, leaves="global"),
     # Everything after this sees one core's shapes, and the collectives it owes the others.
     Pass(name="shard", code=shard, leaves="local"),
-    # After shard has placed them, before fuse puts kernels between them.
+    # First of the passes over collectives: a sum of reductions must be one reduction for the next to see it.
+    Pass(name="reassociate", code=reassociate, leaves="local"),
+    # Before anything is moved or joined: what becomes smaller or goes need not be.
+    Pass(name="scatter_reductions", code=scatter_reductions, leaves="local"),
+    # What is left of them, before fuse puts kernels between.
     Pass(name="combine_collectives", code=combine_collectives, leaves="local"),
     # After the collectives are final, for they are where kernels must end.
     Pass(name="fuse", code=fuse, leaves="fused"),
