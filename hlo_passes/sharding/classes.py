@@ -124,7 +124,7 @@ class DimClasses:
                 homes[factor] = self._unite(homes[factor], node) if factor in homes else node
 
     def _is_viewed(self, op: ir.Operation, value: ir.Value) -> bool:
-        """Products view what is computed; an argument is placed once, so it may as well lie as it is taken."""
+        """Products view what is computed; an argument is placed once, and may lie as it is taken."""
         return op.name in PRODUCTS and origin(value) not in self._arguments
 
     def _add_view(self, view: View) -> None:

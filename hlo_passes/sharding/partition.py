@@ -23,8 +23,8 @@ class Targets:
     """What the plan or the user wants.
 
     ``wanted`` gives the sharding of a value, None for no opinion; ``demanded`` those of main's results,
-    None where any will do; ``chosen`` gives
-    the factors of an op where a plan settles them; ``axes_of`` reads the axes per dim of an ``sdy.sharding`` attribute.
+    None where any will do; ``chosen`` the factors of an op, where a plan settles them; ``axes_of`` reads
+    the axes per dim of an ``sdy.sharding`` attribute.
     """
 
     mesh: Mesh

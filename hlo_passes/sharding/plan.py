@@ -61,7 +61,7 @@ def make_plan(function: ir.Operation, classes: DimClasses, shards: int, prices: 
     for name, count in _weights_in(weights, classes).items():
         problem.gain_s[name] += count * dearest_s * _WEIGHT_IN_ALL_REDUCES
     candidates = [
-        name for name in problem.gain_s if 1 < classes.tiles(name) and name not in problem.meets[name]
+        name for name in problem.gain_s if classes.tiles(name) > 1 and name not in problem.meets[name]
     ]
     problem.must_free_bytes = sum(tensor(v.type).size_bytes for v in arguments) - prices.hbm_bytes
     for value in arguments:
