@@ -13,6 +13,7 @@ from hlo_passes import (
     canonicalize,
     combine_collectives,
     fuse,
+    hoist,
     plan_memory,
     reassociate,
     scatter_reductions,
@@ -47,6 +48,8 @@ PASSES: tuple[Pass, ...] = (
     Pass(name="reassociate", code=reassociate, leaves="local"),
     # Before anything is moved or joined: what becomes smaller or goes need not be.
     Pass(name="scatter_reductions", code=scatter_reductions, leaves="local"),
+    # A sum of several reductions leaves its loop only as one, and what came to be local needs no way out.
+    Pass(name="hoist", code=hoist, leaves="local"),
     # What is left of them, before fuse puts kernels between.
     Pass(name="combine_collectives", code=combine_collectives, leaves="local"),
     # After the collectives are final, for they are where kernels must end.
