@@ -38,6 +38,8 @@ class MeshReader:
     """Reads ``sdy`` meshes and shardings; sub-axes are cut into axes of their own.
 
     An axis "tp" of 8 of which some sharding uses ``"tp":(1)2`` becomes the axes "tp:(1)2" and "tp:(2)4".
+    The propagation may cut an axis of 6 into 2 x 3 here and 3 x 2 there; no one mesh has both, and what
+    does not fit the cuts taken counts as not sharded.
     """
 
     def __init__(self, module: ir.Module) -> None:
@@ -70,10 +72,18 @@ class MeshReader:
         return Mesh(axes=tuple(parts), device_ids=tuple(attr.device_ids))
 
     def _parts(self, name: str, size: int) -> list[tuple[str, int]]:
-        cuts = sorted(self._cuts.get(name, set()) | {1, size})
+        cuts = self._chain(name, size)
         if len(cuts) == 2:
             return [(name, size)]
         return [(f"{name}:({low}){high // low}", high // low) for low, high in itertools.pairwise(cuts)]
+
+    def _chain(self, name: str, size: int) -> list[int]:
+        """The cuts of an axis, each a multiple of the one before."""
+        chain = [1]
+        for cut in sorted(self._cuts.get(name, set())):
+            if cut > chain[-1] and cut % chain[-1] == 0:
+                chain.append(cut)
+        return chain if chain[-1] == size else [*chain, size]
 
     def axes(self, attr: ir.Attribute) -> tuple[tuple[str, ...], ...]:
         """Axes per dim of an ``sdy.sharding`` attribute."""
@@ -81,7 +91,8 @@ class MeshReader:
         result = []
         for dim in sharding.dimension_shardings:
             refs = [sdy.AxisRefAttr(axis) for axis in sdy.DimensionShardingAttr(dim).axes]
-            result.append(tuple(name for ref in refs for name in self._names(ref)))
+            known = itertools.takewhile(bool, map(self._names, refs))
+            result.append(tuple(itertools.chain.from_iterable(known)))
         return tuple(result)
 
     def _names(self, ref: sdy.AxisRefAttr) -> list[str]:
@@ -90,6 +101,8 @@ class MeshReader:
         if ref.sub_axis_info is not None:
             sub = sdy.SubAxisInfoAttr(ref.sub_axis_info)
             low, high = sub.pre_size, sub.pre_size * sub.size
+        if not {low, high} <= set(self._chain(ref.name, sizes[ref.name])):
+            return []
         names, at = [], 1
         for name, size in self._parts(ref.name, sizes[ref.name]):
             if low <= at < high:
