@@ -1,5 +1,6 @@
 """Builds the ops of the LOCAL level: which shard am I, masks over padding, slices, collectives."""
 
+import itertools
 from collections.abc import Sequence
 
 import numpy as np
@@ -126,19 +127,19 @@ class Emitter:
         shape[dim] = size
         return self.cut(value, zeros, shape) if more else value
 
-    def pad(self, value: ir.Value, low: Sequence[int], high: Sequence[int]) -> ir.Value:
-        """Zero-pads each dim at its beginning and end."""
-        shape = [a + size + b for a, size, b in zip(low, value.type.shape, high, strict=True)]
+    def pad(
+        self, value: ir.Value, low: Sequence[int], high: Sequence[int], inner: Sequence[int] = (),
+        fill: ir.Value | None = None,
+    ) -> ir.Value:  # fmt: skip
+        """Pads each dim at its beginning and end, and between its rows, with scalar ``fill`` (default 0)."""
+        inner = inner or [0] * len(low)
+        sizes = zip(low, value.type.shape, inner, high, strict=True)
+        shape = [a + size + max(size - 1, 0) * gap + b for a, size, gap, b in sizes]
         element = value.type.element_type
         return self.value(
-            "stablehlo.pad",
-            [value, self.zero(element)],
-            shape,
-            element,
-            edge_padding_low=_dims(low),
-            edge_padding_high=_dims(high),
-            interior_padding=_dims([0] * len(shape)),
-        )
+            "stablehlo.pad", [value, self.zero(element) if fill is None else fill], shape, element,
+            edge_padding_low=_dims(low), edge_padding_high=_dims(high), interior_padding=_dims(inner),
+        )  # fmt: skip
 
     def cut(self, value: ir.Value, start: Sequence[int], end: Sequence[int]) -> ir.Value:
         """The rows from ``start`` to before ``end`` of each dim."""
@@ -166,6 +167,84 @@ class Emitter:
             value.type.element_type,
             slice_sizes=_dims(shape),
         )
+
+    def compare(self, left: ir.Value, right: ir.Value, direction: str) -> ir.Value:
+        """Elementwise comparison, for example ``LT``."""
+        text = f"#stablehlo<comparison_direction {direction}>"
+        bit = ir.IntegerType.get_signless(1)
+        return self.value("stablehlo.compare", [left, right], left.type.shape, bit, comparison_direction=text)
+
+    def binary(self, name: str, left: ir.Value, right: ir.Value) -> ir.Value:
+        """An elementwise op of two operands of one type, by its short name."""
+        return self.value(f"stablehlo.{name}", [left, right], left.type.shape, left.type.element_type)
+
+    def select(self, mask: ir.Value, yes: ir.Value, no: ir.Value) -> ir.Value:
+        return self.value("stablehlo.select", [mask, yes, no], yes.type.shape, yes.type.element_type)
+
+    def convert(self, value: ir.Value, element: ir.Type) -> ir.Value:
+        if value.type.element_type == element:
+            return value
+        return self.value("stablehlo.convert", [value], value.type.shape, element)
+
+    def clamp(self, number: ir.Value, low: int, high: int) -> ir.Value:
+        """A tensor<i32> held in ``[low, high]``."""
+        return self.value("stablehlo.clamp", [self.scalar(low), number, self.scalar(high)], [], self._i32())
+
+    def spread(self, value: ir.Value, shape: Sequence[int], dims: Sequence[int]) -> ir.Value:
+        """``broadcast_in_dim``: dim i of ``value`` becomes dim ``dims[i]`` of ``shape``."""
+        element = value.type.element_type
+        return self.value(
+            "stablehlo.broadcast_in_dim", [value], shape, element, broadcast_dimensions=_dims(dims)
+        )
+
+    def concatenate(self, values: Sequence[ir.Value], dim: int) -> ir.Value:
+        if len(values) == 1:
+            return values[0]
+        shape = list(values[0].type.shape)
+        shape[dim] = sum(value.type.shape[dim] for value in values)
+        element = values[0].type.element_type
+        return self.value("stablehlo.concatenate", values, shape, element, dimension=f"{dim} : i64")
+
+    def slice_at(self, value: ir.Value, dim: int, start: ir.Value, rows: int) -> ir.Value:
+        """``rows`` rows of one dim from scalar ``start`` on, which is clamped to what there is."""
+        shape = list(value.type.shape)
+        shape[dim] = rows
+        starts = [start if d == dim else self._zero_like(start) for d in range(len(shape))]
+        return self.value(
+            "stablehlo.dynamic_slice", [value, *starts], shape, value.type.element_type,
+            slice_sizes=_dims(shape),
+        )  # fmt: skip
+
+    def _zero_like(self, scalar: ir.Value) -> ir.Value:
+        return self.zero(scalar.type.element_type)
+
+    def per_core(self, axes: tuple[str, ...], numbers: Sequence[int]) -> ir.Value:
+        """The number of this core as tensor<i32>: ``numbers`` holds one per shard along ``axes``."""
+        steps = {b - a for a, b in itertools.pairwise(numbers)} or {0}
+        if steps == {0}:
+            return self.scalar(numbers[0])
+        if len(steps) == 1:
+            scaled = self.binary("multiply", self.index(axes), self.scalar(steps.pop()))
+            return self.binary("add", scaled, self.scalar(numbers[0])) if numbers[0] else scaled
+        table = self.constant(ir.DenseElementsAttr.get(np.array(numbers, np.int32)))
+        one = self.slice_at(table, 0, self.index(axes), 1)
+        return self.value("stablehlo.reshape", [one], [], self._i32())
+
+    def permute(self, value: ir.Value, axes: tuple[str, ...], pairs: Sequence[tuple[int, int]]) -> ir.Value:
+        """Sends from shard to shard along ``axes``; what nobody sends to receives zeros."""
+        return self.permute_ranks(value, [(g[a], g[b]) for g in self.mesh.groups(axes) for a, b in pairs])
+
+    def permute_ranks(self, value: ir.Value, pairs: Sequence[tuple[int, int]]) -> ir.Value:
+        text = ", ".join(f"[{a}, {b}]" for a, b in pairs)
+        return self.value(
+            "stablehlo.collective_permute", [value], value.type.shape, value.type.element_type,
+            source_target_pairs=f"dense<[{text}]> : tensor<{len(pairs)}x2xi64>",
+        )  # fmt: skip
+
+    def sum_parts(self, value: ir.Value, axes: tuple[str, ...]) -> ir.Value:
+        """All-reduce of parts of which at most one is not zero at every place."""
+        is_bit = str(value.type.element_type) == "i1"
+        return self.all_reduce(value, axes, "stablehlo.or" if is_bit else "stablehlo.add")
 
     def all_gather(self, value: ir.Value, dim: int, axes: tuple[str, ...]) -> ir.Value:
         shape = list(value.type.shape)
@@ -196,12 +275,28 @@ class Emitter:
             "stablehlo.all_reduce", results=[value.type], operands=[value], regions=1, loc=self.location,
             ip=self.point, attributes={"replica_groups": ir.Attribute.parse(self.groups(axes))},
         )  # fmt: skip
-        scalar = ir.RankedTensorType.get([], value.type.element_type)
+        self._fill_reducer(op, value.type.element_type, reducer)
+        return op.results[0]
+
+    def reduce(
+        self, value: ir.Value, init: ir.Value, dim: int, shape: Sequence[int], reducer: str
+    ) -> ir.Value:
+        """Reduces one dim, which leaves ``shape``, with the scalar op ``reducer``."""
+        element = value.type.element_type
+        op = ir.Operation.create(
+            "stablehlo.reduce", results=[ir.RankedTensorType.get(shape, element)], operands=[value, init],
+            attributes={"dimensions": ir.DenseI64ArrayAttr.get([dim])}, regions=1, loc=self.location,
+            ip=self.point,
+        )  # fmt: skip
+        self._fill_reducer(op, element, reducer)
+        return op.results[0]
+
+    def _fill_reducer(self, op: ir.Operation, element: ir.Type, reducer: str) -> None:
+        scalar = ir.RankedTensorType.get([], element)
         block = op.regions[0].blocks.append(scalar, scalar, arg_locs=[self.location] * 2)
         with ir.InsertionPoint(block), self.location:
             both = ir.Operation.create(reducer, results=[scalar], operands=list(block.arguments))
             ir.Operation.create("stablehlo.return", operands=[both.results[0]])
-        return op.results[0]
 
     def groups(self, axes: tuple[str, ...]) -> str:
         rows = self.mesh.groups(axes)

@@ -4,7 +4,7 @@ from hlo_passes.ir import ir
 from hlo_passes.sharding.emit import Emitter
 from hlo_passes.sharding.spec import Sharding
 
-__all__ = ["all_reducer", "combine_parts", "padding_fill"]
+__all__ = ["all_reducer", "combine_parts", "padding_fill", "simple_reducer"]
 
 Env = dict[ir.Value, tuple[ir.Value, Sharding]]
 
@@ -21,6 +21,21 @@ _GENERAL = "general"
 _INFINITIES = dict.fromkeys(
     ("0x7F80", "0x7C00", "0x7F800000", "0x7FF0000000000000"), float("inf")
 ) | dict.fromkeys(("0xFF80", "0xFC00", "0xFF800000", "0xFFF0000000000000"), float("-inf"))
+
+
+# Reducers of two scalars that are one op, which a collective may have or not.
+_SIMPLE = {*_IDENTITIES, "stablehlo.and", "stablehlo.or", "stablehlo.xor"}
+
+
+def simple_reducer(region: ir.Region) -> str | None:
+    """The name of the op if ``region`` does nothing but one commutative op on its two arguments."""
+    block = region.blocks[0]
+    body = [view.operation for view in block.operations]
+    if len(body) != 2 or body[0].name not in _SIMPLE or len(block.arguments) != 2:
+        return None
+    if len(body[0].operands) != 2 or set(body[0].operands) != set(block.arguments):
+        return None
+    return body[0].name if list(body[1].operands) == [body[0].results[0]] else None
 
 
 def all_reducer(op: ir.Operation) -> str | None:

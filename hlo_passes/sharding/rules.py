@@ -5,6 +5,8 @@ import re
 from dataclasses import dataclass
 
 from hlo_passes.ir import ir, run_mlir_passes, sdy
+from hlo_passes.sharding.indexing import scatter_numbers
+from hlo_passes.sharding.reductions import simple_reducer
 
 __all__ = ["OpRule", "attach_rules", "rule_of"]
 
@@ -120,29 +122,34 @@ def _factors(tensor: tuple[tuple[int, ...], ...]) -> set[int]:
 
 
 def _scatter_blocked(op: ir.Operation, rule: OpRule) -> frozenset[int]:
-    """A scatter is local only along its window dims; indexed dims and the updates' batch stay whole."""
-    numbers = str(op.attributes["scatter_dimension_numbers"])
-    indexed = _dims(numbers, "scatter_dims_to_operand_dims")
-    count = (len(rule.operands) - 1) // 2
-    blocked = set(rule.reductions) | _factors(rule.operands[count])
-    batching = {f for d in _dims(numbers, "input_batching_dims") for f in rule.operands[0][d]}
-    blocked |= {f for d in indexed for f in rule.operands[0][d]}
-    return frozenset(blocked - batching)
+    """What a scatter cannot shard: dims of which windows take a part, and updates it cannot combine.
+
+    An indexed dim can be where each update writes one row of it, see the scatter handler.
+    """
+    numbers, count = scatter_numbers(op), len(op.results)
+    target, update = op.operands[0].type.shape, op.operands[count + 1].type.shape
+    shown = [d for d in range(len(target)) if d not in (*numbers.removed, *numbers.batching)]
+    partial = [
+        d
+        for d, w in zip(shown, numbers.window, strict=True)
+        if target[d] != update[w] or d in numbers.indexed
+    ]
+    partial += [d for d in numbers.removed if d not in numbers.indexed]
+    blocked = {f for d in partial for f in rule.operands[0][d]}
+    batch = _factors(rule.operands[count]) - {f for d in numbers.batching for f in rule.operands[0][d]}
+    element = op.operands[count].type.element_type
+    if count > 1 or simple_reducer(op.regions[0]) is None or not numbers.indexed or element.is_unsigned:
+        return frozenset(blocked | batch | rule.reductions)
+    return frozenset(blocked | (batch - rule.reductions))
 
 
 def _gather_blocked(op: ir.Operation, rule: OpRule) -> frozenset[int]:
-    """An indexed dim may be sharded only alone, with slices of one row: see the gather handler."""
-    numbers = str(op.attributes["dimension_numbers"])
-    rows = _dims(numbers, "start_index_map")
-    collapsed = _dims(numbers, "collapsed_slice_dims")
+    """An indexed dim may be sharded where slices take one row of it, see the gather handler."""
     taken = list(ir.DenseI64ArrayAttr(op.attributes["slice_sizes"]))
     whole = list(ir.RankedTensorType(op.operands[0].type).shape)
-    alone = len(rows) == 1 and rows[0] in collapsed
-    blocked = set(rule.reductions)
-    for dim in rows:
-        if not alone and taken[dim] != whole[dim]:
-            blocked |= set(rule.operands[0][dim])
-    return frozenset(blocked - ({f for f in rule.operands[0][rows[0]]} if alone else set()))
+    rows = {f for d, dim in enumerate(rule.operands[0]) for f in dim[:1] if taken[d] == 1}
+    blocked = {f for d, dim in enumerate(rule.operands[0]) for f in dim if 1 < taken[d] < whole[d]}
+    return frozenset(blocked | (rule.reductions - rows))
 
 
 def _conv_blocked(op: ir.Operation, rule: OpRule) -> frozenset[int]:
@@ -159,9 +166,3 @@ def _conv_blocked(op: ir.Operation, rule: OpRule) -> frozenset[int]:
         if role.isdigit()
         for factor in dim
     )
-
-
-def _dims(numbers: str, field: str) -> list[int]:
-    """A list of dims by its name in the text of a gather's or scatter's dimension numbers."""
-    _, found, rest = numbers.partition(f"{field} = [")
-    return [int(d) for d in rest.split("]")[0].split(",")] if found and rest[0] != "]" else []

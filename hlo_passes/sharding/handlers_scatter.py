@@ -1,0 +1,121 @@
+"""Scatter into a sharded tensor, and of sharded updates: each core writes what it holds."""
+
+import math
+
+from hlo_passes.ir import ir
+from hlo_passes.sharding.indexing import IndexNumbers, local_indices, scatter_numbers, wide
+from hlo_passes.sharding.partition import Choice, Handlers, Partitioner, local_bytes, shape_of
+from hlo_passes.sharding.reductions import simple_reducer
+from hlo_passes.sharding.rules import OpRule
+
+__all__ = ["HANDLERS"]
+
+# What a core that does not hold the old value starts from; the other reducers may count it twice.
+_NEUTRAL = {"stablehlo.add": 0, "stablehlo.multiply": 1, "stablehlo.xor": 0}
+
+
+def _scatter(part: Partitioner, op: ir.Operation) -> None:
+    """Indices count from the core's own block, where those of others fall outside and are dropped.
+
+    Sharded updates leave partial results, which are reduced with the scatter's own reducer.
+    """
+    rule = part.targets.rules[op]
+    if rule is None or any(0 in shape_of(v) for v in op.operands):
+        part.generic(op)
+        return
+    choice, numbers = part.choose(op, rule), scatter_numbers(op)
+    count = len(op.results)
+    _weigh(part, op, rule, choice)
+    begins = _begins(part, op, rule, choice, numbers)
+    summed = tuple(a for f in sorted(rule.reductions & choice.axes.keys()) for a in choice.axes[f])
+    if not begins and not summed:
+        part.by_rule(op, rule, choice)
+        return
+    emit = part.emit
+    local = [
+        part.use(value, choice.sharding(shape_of(value), dims, rule))
+        for value, dims in zip(op.operands, rule.operands, strict=True)
+    ]
+    indices = local[count] = wide(emit, local[count])
+    if begins:
+        offsets = {c: emit.offset(axes, local[0].type.shape[dim]) for c, (axes, dim) in begins.items()}
+        indices = local_indices(emit, indices, numbers, offsets)
+    if summed:
+        indices = _drop_padding(part, op, rule, choice, indices)
+        local[0] = _on_first(part, op, local[0], summed)
+    local[count] = indices
+    shardings = [choice.sharding(shape_of(v), d, rule) for v, d in zip(op.results, rule.results, strict=True)]
+    new = part.emit_op(op, local, shardings)
+    if summed:
+        total = emit.all_reduce(new.results[0], summed, simple_reducer(op.regions[0]))
+        part.env[op.results[0]] = (total, shardings[0])
+
+
+def _begins(
+    part: Partitioner, op: ir.Operation, rule: OpRule, choice: Choice, numbers: IndexNumbers
+) -> dict[int, tuple[tuple[str, ...], int]]:
+    """Axes and dim of the components of an index that point into a sharded dim."""
+    found = {
+        c: (choice.axes[rule.operands[0][dim][0]], dim)
+        for c, dim in enumerate(numbers.indexed)
+        if rule.operands[0][dim] and rule.operands[0][dim][0] in choice.axes and dim in numbers.removed
+    }
+    block = part.use(op.operands[0], choice.sharding(shape_of(op.operands[0]), rule.operands[0], rule))
+    if found and not isinstance(block.owner, ir.Block) and block.owner.name == "stablehlo.dynamic_slice":
+        # The old value is whole and would be cut here. XLA expands a scatter into slices at clamped
+        # indices and merges them with a slice below as if they did not clamp: a dropped update would
+        # write rows of another core. So all cores scatter into all of it.
+        part.drop(choice, [rule.operands[0][dim][0] for _, dim in found.values()])
+        return {}
+    return found
+
+
+def _weigh(part: Partitioner, op: ir.Operation, rule: OpRule, choice: Choice) -> None:
+    """Gives up sharded updates where gathering them moves less than reducing the result."""
+    factors = rule.reductions & choice.axes.keys()
+    if not factors:
+        return
+    cores = part.targets.mesh.size(tuple(a for f in factors for a in choice.axes[f]))
+    values = [part.env[op.operands[0]][0]], [part.env[v][0] for v in op.operands[1:]]
+    reduced = 2 * local_bytes(values[0][0])
+    gathered = sum(map(local_bytes, values[1])) * cores
+    if gathered < reduced:
+        part.drop(choice, factors)
+        part.note_gather(
+            op, gathered, f"its sharded updates are smaller than its result of {reduced // 2} B, which "
+            "would be reduced instead", "shard the result instead of the updates",
+        )  # fmt: skip
+
+
+def _drop_padding(
+    part: Partitioner, op: ir.Operation, rule: OpRule, choice: Choice, indices: ir.Value
+) -> ir.Value:
+    """Indices of updates that are padding point outside, where a scatter drops them."""
+    emit, element = part.emit, indices.type.element_type
+    value, dims = op.operands[len(op.results)], rule.operands[len(op.results)]
+    outside = emit.constant(ir.Attribute.parse(
+        f"dense<{math.prod(shape_of(op.operands[0])) if element.is_unsigned else -1}> : tensor<{element}>"
+    ))  # fmt: skip
+    for dim, factors in enumerate(dims):
+        if factors and factors[0] in rule.reductions & choice.axes.keys():
+            axes, size = choice.axes[factors[0]], shape_of(value)[dim]
+            if indices.type.shape[dim] * part.targets.mesh.size(axes) != size:
+                indices = emit.fill_padding(indices, dim, axes, size, outside)
+    return indices
+
+
+def _on_first(part: Partitioner, op: ir.Operation, local: ir.Value, axes: tuple[str, ...]) -> ir.Value:
+    """The old value on the first core along ``axes``, what the reducer ignores on the others."""
+    reducer = simple_reducer(op.regions[0])
+    if reducer not in _NEUTRAL:
+        return local
+    emit, element, shape = part.emit, local.type.element_type, local.type.shape
+    neutral = emit.zero(element)
+    if _NEUTRAL[reducer]:
+        one = emit.constant(ir.Attribute.parse("dense<1> : tensor<i32>"))
+        neutral = emit.convert(one, element)
+    first = emit.compare(emit.index(axes), emit.scalar(0), "EQ")
+    return emit.select(emit.broadcast(first, shape), local, emit.broadcast(neutral, shape))
+
+
+HANDLERS: Handlers = {"stablehlo.scatter": _scatter}

@@ -1,0 +1,125 @@
+"""Sort along a sharded dim: of what is cut to its first rows afterwards, only candidates are gathered."""
+
+from collections.abc import Sequence
+
+from hlo_passes.ir import ir
+from hlo_passes.sharding.emit import Emitter
+from hlo_passes.sharding.partition import Handlers, Partitioner, local_bytes, shape_of
+from hlo_passes.sharding.spec import Sharding
+
+__all__ = ["HANDLERS"]
+
+
+def _sort(part: Partitioner, op: ir.Operation) -> None:
+    """Top-k: each core sorts its block, the first rows of all blocks are gathered and sorted once more."""
+    rule = part.targets.rules[op]
+    dim, size = _dim(op), shape_of(op.operands[0])
+    have = max((part.env[v][1] for v in op.operands), key=lambda s: (len(s.axes[dim]), -s.local[dim]))
+    axes, local = have.axes[dim], have.local[dim]
+    cuts, shards = _first_rows(op, dim), part.targets.mesh.size(axes)
+    if rule is None or not axes or 0 in size:
+        part.generic(op)
+        return
+    choice = part.choose(op, rule)
+    used = {axis for names in choice.axes.values() for axis in names}
+    rows = max((shape_of(cut.results[0])[dim] for cut in cuts), default=size[dim])
+    if used & set(axes) or 2 * min(rows, local) > local:
+        if not used & set(axes):
+            moved = sum(local_bytes(part.env[v][0]) for v in op.operands) * (shards - 1)
+            part.note_gather(
+                op,
+                moved,
+                f"all of sharded dim {dim} is sorted, not its first few rows",
+                f"do not shard dim {dim}",
+            )
+        part.generic(op)
+        return
+    emit = part.emit
+    whole = [choice.sharding(size, dims, rule) for dims in rule.operands]
+    blocks = [part.use(v, _with(s, dim, axes, local)) for v, s in zip(op.operands, whole, strict=True)]
+    flags = _flags(emit, blocks[0].type.shape, dim, axes, size[dim])
+    first = _flagged_sort(part, op, [*blocks, flags])
+    candidates = [emit.all_gather(_head(emit, v, dim, rows), dim, axes) for v in first]
+    best = _flagged_sort(part, op, candidates)[:-1]
+    for cut in cuts:
+        number = next(n for n, result in enumerate(op.results) if result == cut.operands[0])
+        value = _head(emit, best[number], dim, shape_of(cut.results[0])[dim])
+        part.env[cut.results[0]] = (value, _with(whole[number], dim, (), value.type.shape[dim]))
+        part.done.add(cut)
+
+
+def _dim(op: ir.Operation) -> int:
+    rank = len(shape_of(op.operands[0]))
+    return (
+        ir.IntegerAttr(op.attributes["dimension"]).value % rank if "dimension" in op.attributes else rank - 1
+    )
+
+
+def _first_rows(op: ir.Operation, dim: int) -> list[ir.Operation]:
+    """The slices of the first rows of ``dim`` that are all the results are used for; none if they are not."""
+    users = [use.owner.operation for result in op.results for use in result.uses]
+    for user in users:
+        if user.name != "stablehlo.slice" or user.block != op.block:
+            return []
+        starts, strides = (
+            list(ir.DenseI64ArrayAttr(user.attributes[k])) for k in ("start_indices", "strides")
+        )
+        whole, taken = shape_of(user.operands[0]), shape_of(user.results[0])
+        others = [d for d in range(len(whole)) if d != dim and whole[d] != taken[d]]
+        if others or any(starts) or strides[dim] != 1:
+            return []
+    return users
+
+
+def _with(sharding: Sharding, dim: int, axes: tuple[str, ...], rows: int) -> Sharding:
+    return Sharding(
+        axes=tuple(axes if d == dim else a for d, a in enumerate(sharding.axes)),
+        local=tuple(rows if d == dim else n for d, n in enumerate(sharding.local)),
+    )
+
+
+def _head(emit: Emitter, value: ir.Value, dim: int, rows: int) -> ir.Value:
+    return emit.resize(value, dim, min(rows, value.type.shape[dim]))
+
+
+def _flags(emit: Emitter, shape: Sequence[int], dim: int, axes: tuple[str, ...], size: int) -> ir.Value:
+    """0 where a row is of the tensor, 1 where it is padding, which sorts last."""
+    zeros = emit.broadcast(emit.scalar(0), shape)
+    one = emit.constant(ir.Attribute.parse("dense<1> : tensor<i32>"))
+    return emit.fill_padding(zeros, dim, axes, size, one)
+
+
+def _flagged_sort(part: Partitioner, op: ir.Operation, values: list[ir.Value]) -> list[ir.Value]:
+    """Sorts by the flags, the last of ``values``, then as ``op`` compares; equal rows keep their order."""
+    emit = part.emit
+    new = ir.Operation.create(
+        "stablehlo.sort", results=[v.type for v in values], operands=values, regions=1, loc=emit.location,
+        ip=emit.point,
+        attributes={
+            "dimension": ir.Attribute.parse(f"{_dim(op)} : i64"), "is_stable": ir.BoolAttr.get(True),
+        },
+    )  # fmt: skip
+    old = op.regions[0].blocks[0]
+    flag = ir.RankedTensorType.get([], ir.IntegerType.get_signless(32))
+    types = [argument.type for argument in old.arguments]
+    block = new.regions[0].blocks.append(*types, flag, flag, arg_locs=[emit.location] * (len(types) + 2))
+    mapping = dict(zip(old.arguments, block.arguments, strict=False))
+    outer, emit.point = emit.point, ir.InsertionPoint(block)
+    for view in old.operations:
+        inner = view.operation
+        operands = [mapping[v] if v in mapping else part.whole(v) for v in inner.operands]
+        if inner.name == "stablehlo.return":
+            break
+        copy = inner.clone(ip=emit.point).operation
+        for number, value in enumerate(operands):
+            copy.operands[number] = value
+        mapping |= dict(zip(inner.results, copy.results, strict=True))
+    left, right = list(block.arguments)[-2:]
+    earlier, same = emit.compare(left, right, "LT"), emit.compare(left, right, "EQ")
+    less = emit.binary("or", earlier, emit.binary("and", same, operands[0]))
+    emit.op("stablehlo.return", [less], [])
+    emit.point = outer
+    return list(new.results)
+
+
+HANDLERS: Handlers = {"stablehlo.sort": _sort}

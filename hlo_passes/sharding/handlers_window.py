@@ -1,0 +1,223 @@
+"""Ops that move windows over a sharded dim: slice, pad, reverse, reduce_window, convolution, concatenate."""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from hlo_passes.ir import ir
+from hlo_passes.sharding.cumulative import is_cumulative, scan_blocks
+from hlo_passes.sharding.emit import Emitter
+from hlo_passes.sharding.partition import Choice, Handlers, Partitioner, local_bytes, shape_of
+from hlo_passes.sharding.rows import Need, fetch, fill_outside, moved_rows, own_rows, owned_rows, result_need
+from hlo_passes.sharding.spec import Sharding
+from hlo_passes.sharding.windows import WINDOWS, Window
+
+__all__ = ["HANDLERS", "replaced", "rows_of"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Cut:
+    """A window along a sharded dim. ``axes`` are those of the result, which holds ``local`` rows a core.
+
+    ``summed`` are the axes of an operand of which so few rows are read that all cores get all of them.
+    """
+
+    window: Window
+    axes: tuple[str, ...]
+    local: int
+    need: Need
+    summed: tuple[str, ...] = ()
+
+
+def _windowed(part: Partitioner, op: ir.Operation) -> None:
+    """Each core fetches the rows that its block of the result reads, and does the op on them."""
+    rule, row = part.targets.rules[op], WINDOWS[op.name]
+    if rule is None or 0 in (*shape_of(op.results[0]), *shape_of(op.operands[0])):
+        part.generic(op)
+        return
+    choice = part.choose(op, rule)
+    cuts = _cuts(part, op, choice)
+    if not cuts:
+        part.by_rule(op, rule, choice)
+        return
+    if len(cuts) == 1 and is_cumulative(part, op, cuts[0].window):
+        scan_blocks(part, op, choice, cuts[0].window, cuts[0].axes)
+        return
+    count, first_fill = row.data(op), row.fill(op)
+
+    def operand(number: int, value: ir.Value, sharding: Sharding) -> ir.Value:
+        if number >= count:
+            return part.use(value, sharding)
+        fill = None if first_fill is None else part.whole(op.operands[first_fill + number])
+        return _operand(part, op, value, sharding, cuts, fill)
+
+    def result(sharding: Sharding) -> Sharding:
+        return replaced(sharding, {c.window.result_dim: (c.axes, c.local) for c in cuts})
+
+    def localize(new: ir.Operation) -> None:
+        for cut in cuts:
+            row.localize(new, cut.window, cut.need.count)
+
+    part.emit_with(op, rule, choice, operand=operand, result=result, localize=localize)
+
+
+def _cuts(part: Partitioner, op: ir.Operation, choice: Choice) -> list[_Cut]:
+    """The windows along dims that are sharded, or shall be."""
+    source, target = op.operands[0], op.results[0]
+    wanted, have = part.wanted(target), part.env[source][1]
+    used = {axis for axes in choice.axes.values() for axis in axes}
+    cuts = []
+    for window in WINDOWS[op.name].windows(op):
+        here, there = have.axes[window.operand_dim], wanted.axes[window.result_dim]
+        axes = next((a for a in (there, here) if a and not used & set(a)), None)
+        size, rows = source.type.shape[window.operand_dim], target.type.shape[window.result_dim]
+        if axes is None or (window.is_plain and size == rows):
+            continue
+        shards = part.targets.mesh.size(axes)
+        extent = (rows - 1) * window.stride + 1
+        used |= set(axes)
+        if op.name == "stablehlo.slice" and rows < shards and 2 * extent <= size:
+            need = Need(starts=(window.start,), counts=(extent,), count=extent)
+            cuts.append(_Cut(window=window, axes=(), local=rows, need=need, summed=axes))
+            continue
+        local = wanted.local[window.result_dim] if axes == there else math.ceil(rows / shards)
+        cuts.append(_Cut(window=window, axes=axes, local=local, need=_need(window, rows, local, shards)))
+    return cuts
+
+
+def _need(window: Window, rows: int, local: int, shards: int) -> Need:
+    if not window.is_reversed:
+        return result_need(
+            rows, local, shards, start=window.start, stride=window.stride, extent=window.extent
+        )
+    counts = tuple(local if i * local < rows else 0 for i in range(shards))
+    return Need(starts=tuple(rows - (i + 1) * local for i in range(shards)), counts=counts, count=local)
+
+
+def _operand(
+    part: Partitioner, op: ir.Operation, value: ir.Value, sharding: Sharding, cuts: list[_Cut],
+    fill: ir.Value | None,
+) -> ir.Value:  # fmt: skip
+    """The rows of ``value`` that the cuts need; its other dims lie as in ``sharding``."""
+    have, size = part.env[value][1], shape_of(value)
+    # Axes along a cut dim that stay; others are gathered by the reshard.
+    kept = {c.window.operand_dim: (c.summed or c.axes) for c in cuts}
+    kept = {d: (axes, have.local[d]) for d, axes in kept.items() if have.axes[d] == axes}
+    local = part.use(value, replaced(sharding, kept))
+    fill = part.emit.zero(value.type.element_type) if fill is None else fill
+    for cut in cuts:
+        dim = cut.window.operand_dim
+        if cut.summed:
+            start = part.emit.scalar(cut.window.start)
+            local = owned_rows(part.emit, local, dim, cut.summed, start, cut.need.count)
+            local = part.emit.sum_parts(local, cut.summed)
+            continue
+        local = _dilated(part, op, local, cut, size[dim], fill, dim in kept)
+    return local
+
+
+def _dilated(
+    part: Partitioner, op: ir.Operation, local: ir.Value, cut: _Cut, size: int, fill: ir.Value, sharded: bool
+) -> ir.Value:
+    """Rows of the dilated operand: those of the operand itself, with filling between."""
+    emit, dim, gap, need = part.emit, cut.window.operand_dim, cut.window.dilation, cut.need
+    if gap == 1:
+        local = rows_of(part, op, local, dim, cut.axes, size, need, sharded)
+        return fill_outside(emit, local, dim, cut.axes, size, need, fill)
+    first = tuple(start // gap for start in need.starts)
+    last = tuple((s + c - 1) // gap for s, c in zip(need.starts, need.counts, strict=True))
+    plain = Need(
+        starts=first, count=(need.count + gap - 2) // gap + 1,
+        counts=tuple(b - a + 1 if c else 0 for a, b, c in zip(first, last, need.counts, strict=True)),
+    )  # fmt: skip
+    local = rows_of(part, op, local, dim, cut.axes, size, plain, sharded)
+    local = fill_outside(emit, local, dim, cut.axes, size, plain, fill)
+    zeros = [0] * local.type.rank
+    inner, high = list(zeros), list(zeros)
+    inner[dim], high[dim] = gap - 1, 2 * gap
+    local = emit.pad(local, zeros, high, inner, fill)
+    return own_rows(emit, local, dim, cut.axes, need, [a * gap for a in first])
+
+
+def rows_of(
+    part: Partitioner, op: ir.Operation, local: ir.Value, dim: int, axes: tuple[str, ...], size: int,
+    need: Need, sharded: bool,
+) -> ir.Value:  # fmt: skip
+    """The rows each core needs of a dim that is sharded over ``axes`` or whole; says so if it gathers."""
+    if not sharded:
+        return own_rows(part.emit, local, dim, axes, need, [0] * len(need.starts))
+    permuted, gathered = moved_rows(need, local.type.shape[dim], size)
+    if permuted > gathered:
+        moved = local_bytes(local) * (len(need.starts) - 1)
+        part.note_gather(
+            op, moved, f"its windows along dim {dim} reach beyond the neighbours' blocks",
+            f"shard another dim than {dim}, or over fewer cores",
+        )  # fmt: skip
+    return fetch(part.emit, local, dim, axes, size, need)
+
+
+def replaced(sharding: Sharding, dims: Mapping[int, tuple[tuple[str, ...], int]]) -> Sharding:
+    """``sharding`` with other axes and rows per core along some dims; no axis is used twice."""
+    axes, local = list(sharding.axes), list(sharding.local)
+    for dim, (names, rows) in dims.items():
+        axes[dim], local[dim] = names, rows
+    return Sharding(axes=tuple(axes), local=tuple(local))
+
+
+def _concatenate(part: Partitioner, op: ir.Operation) -> None:
+    """Each core fetches from every operand what falls into its block of the result."""
+    rule, result = part.targets.rules[op], op.results[0]
+    dim = ir.IntegerAttr(op.attributes["dimension"]).value
+    choice = part.choose(op, rule)
+    axes, local = _concatenated(part, op, choice, dim)
+    if not axes or 0 in shape_of(result):
+        part.generic(op)
+        return
+    emit, size = part.emit, shape_of(result)[dim]
+    shards, begin, whole = part.targets.mesh.size(axes), 0, None
+    for value, dims in zip(op.operands, rule.operands, strict=True):
+        rows, have = shape_of(value)[dim], part.env[value][1]
+        sharding = choice.sharding(shape_of(value), dims, rule)
+        sharded = have.axes[dim] == axes
+        if sharded:
+            sharding = replaced(sharding, {dim: (axes, have.local[dim])})
+        need = _inside(result_need(size, local, shards, start=-begin), rows)
+        piece = rows_of(part, op, part.use(value, sharding), dim, axes, rows, need, sharded)
+        whole = piece if whole is None else _after(emit, whole, piece, dim, axes, begin, local)
+        begin += rows
+    sharding = choice.sharding(shape_of(result), rule.results[0], rule)
+    part.env[result] = (whole, replaced(sharding, {dim: (axes, local)}))
+
+
+def _concatenated(
+    part: Partitioner, op: ir.Operation, choice: Choice, dim: int
+) -> tuple[tuple[str, ...], int]:
+    """Axes and rows per core of the joined dim: as wanted, else as the longest sharded operand lies."""
+    size, wanted = shape_of(op.results[0])[dim], part.wanted(op.results[0])
+    used = {axis for axes in choice.axes.values() for axis in axes}
+    lying = sorted(op.operands, key=lambda value: -shape_of(value)[dim])
+    for axes in (wanted.axes[dim], *(part.env[value][1].axes[dim] for value in lying)):
+        shards = part.targets.mesh.size(axes)
+        if axes and not used & set(axes) and (axes == wanted.axes[dim] or size >= shards):
+            return axes, wanted.local[dim] if axes == wanted.axes[dim] else math.ceil(size / shards)
+    return (), size
+
+
+def _inside(need: Need, size: int) -> Need:
+    """``need`` without counts for cores that read nothing of the ``size`` rows there are."""
+    counts = tuple(c if s < size and s + c > 0 else 0 for s, c in zip(need.starts, need.counts, strict=True))
+    return Need(starts=need.starts, counts=counts, count=need.count)
+
+
+def _after(
+    emit: Emitter, first: ir.Value, second: ir.Value, dim: int, axes: tuple[str, ...], begin: int, local: int
+) -> ir.Value:
+    """``first`` in the global rows before ``begin``, ``second`` from there on."""
+    i32 = ir.IntegerType.get_signless(32)
+    rows = emit.value("stablehlo.iota", [], [local], i32, iota_dimension="0 : i64")
+    rows = emit.binary("add", rows, emit.broadcast(emit.offset(axes, local), [local]))
+    mask = emit.compare(rows, emit.broadcast(emit.scalar(begin), [local]), "GE")
+    return emit.select(emit.spread(mask, first.type.shape, [dim]), second, first)
+
+
+HANDLERS: Handlers = dict.fromkeys(WINDOWS, _windowed) | {"stablehlo.concatenate": _concatenate}
