@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.sharding import AbstractMesh, NamedSharding, PartitionSpec
 
 import neuronx
 from neuronx.models import opt
@@ -19,8 +20,8 @@ import third_party  # noqa: E402 - it needs what is checked for above
 
 DEGREES = [1, 2, 3]
 
-# Degree 3 is legal in the simulator, and says that the vendor's runtime may refuse it.
-pytestmark = pytest.mark.filterwarnings("ignore:tp_degree 3 runs here:UserWarning")
+# Degrees 3 and 6 are legal in the simulator, which says that the vendor's runtime may refuse them.
+pytestmark = pytest.mark.filterwarnings("ignore:tp_degree [36] runs here:UserWarning")
 
 _HALF_ULP = 2.0**-24
 
@@ -47,24 +48,71 @@ def assert_same(got, want, terms, depth):
     np.testing.assert_allclose(got, want, rtol=1e-5, atol=atol)
 
 
-def assert_runs_as_jitted(model, tp_degree):
-    got = neuronx.compile(model.fn, tp_degree=tp_degree)(model.params, model.inputs)
+def assert_runs_as_jitted(model, **options):
+    got = neuronx.compile(model.fn, **options)(model.params, model.inputs)
     want = jax.jit(model.fn)(model.params, model.inputs)
     assert jax.tree.structure(got) == jax.tree.structure(want)
     for ours, theirs in zip(jax.tree.leaves(got), jax.tree.leaves(want), strict=True):
         assert_same(ours, theirs, model.terms, model.depth)
 
 
+def assert_same_gradients(model, **options):
+    """The gradient of a loss over all results; each weight's is measured against the largest of all, for
+    that of a key's bias is zero but for roundings (the softmax does not see it)."""
+
+    def loss(params, inputs):
+        results = jax.tree.leaves(model.fn(params, inputs))
+        # Weighted, for the norms leave the plain mean of squares the same whatever the weights are.
+        return sum(jnp.mean(jnp.square(x) * jnp.arange(x.shape[-1])) / x.shape[-1] for x in results)
+
+    got = jax.tree.leaves(neuronx.compile(jax.grad(loss), **options)(model.params, model.inputs))
+    want = jax.tree.leaves(jax.jit(jax.grad(loss))(model.params, model.inputs))
+    assert len(got) == len(want)
+    joined = [np.concatenate([np.ravel(leaf) for leaf in leaves]) for leaves in (got, want)]
+    # The way back has as many sums as the way there; a weight's own runs over all tokens as well.
+    assert_same(*joined, max(model.terms, model.inputs.size), 2 * model.depth)
+
+
 @pytest.mark.parametrize("tp_degree", DEGREES)
 @pytest.mark.parametrize("name", third_party.MODELS)
 def test_a_third_party_model_runs_as_jitted(name, tp_degree, rng):
-    assert_runs_as_jitted(third_party.MODELS[name](rng), tp_degree)
+    assert_runs_as_jitted(third_party.MODELS[name](rng), tp_degree=tp_degree)
+
+
+@pytest.mark.parametrize("tp_degree", [2, 3])
+def test_a_gradient_of_bert_is_that_of_jit(tp_degree, rng):
+    model = third_party.MODELS["bert"](rng)
+    assert_same_gradients(model, tp_degree=tp_degree)
+
+
+# The usual annotation of a layer by hand: columns of what opens a block, rows of what closes it.
+COLUMNS = {"query", "key", "value", "intermediate"}
+ROWS = {"output"}
+
+
+def test_data_and_tensor_parallel_shardings_of_the_users_own(rng):
+    """BERT on 2 x 3 cores: sentences over one axis, weights over the other, forwards and backwards."""
+    model = third_party.MODELS["bert"](rng)
+    mesh = AbstractMesh((2, 3), ("data", "model"))
+
+    def sharding(path, leaf):
+        names = {key.key for key in path}
+        if names & ROWS and leaf.ndim == 2:
+            return NamedSharding(mesh, PartitionSpec("model", None))
+        if names & COLUMNS:
+            return NamedSharding(mesh, PartitionSpec(*[None] * (leaf.ndim - 1), "model"))
+        return NamedSharding(mesh, PartitionSpec())
+
+    weights = jax.tree_util.tree_map_with_path(sharding, model.params)
+    asked = (weights, NamedSharding(mesh, PartitionSpec("data", None)))
+    assert_runs_as_jitted(model, in_shardings=asked)
+    assert_same_gradients(model, in_shardings=asked)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("tp_degree", DEGREES)
 def test_a_full_resnet50_runs_as_jitted(tp_degree, rng):
-    assert_runs_as_jitted(third_party.resnet50(rng), tp_degree)
+    assert_runs_as_jitted(third_party.resnet50(rng), tp_degree=tp_degree)
 
 
 # Two a layer, after the attention and after the feed-forward. OPT's token table is its output matrix too
