@@ -1,8 +1,11 @@
-"""Joins small independent all-reduces into one, for each costs the latency of a whole ring."""
+"""Joins small independent collectives of a kind into one, for each costs the latency of a whole ring."""
 
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
-from hlo_passes.ir import ir, main, stablehlo
+from hlo_passes.collective_ops import lines, reducer
+from hlo_passes.ir import ir, main
+from hlo_passes.notes import add_notes
 from hlo_passes.ops import captures, kind, replica_groups, tensor
 
 __all__ = ["Options", "run"]
@@ -10,24 +13,27 @@ __all__ = ["Options", "run"]
 
 @dataclass(frozen=True, kw_only=True)
 class Options:
-    """``threshold_bytes``: what one combined all-reduce moves at most; larger ones gain little."""
+    """``threshold_bytes``: what one combined collective hands out at most; larger ones gain little."""
 
     threshold_bytes: int = 4 * 2**20
 
 
 def run(module: ir.Module, options: Options) -> None:
-    """Replaces all-reduces of the same groups, reducer and type by one, where none waits for another.
+    """Replaces all-reduces (or all-gathers) of one type by one, where none waits for another.
 
-    The ops that wait for the first of them move behind the last; all else keeps its order. Nothing moves
-    across another collective, control flow, or an op with side effects.
+    They must have the same groups and the same reducer (the same dim). The ops that wait for the first of
+    them move behind the last; all else keeps its order. Nothing moves across another collective, control
+    flow, or an op with side effects.
     """
+    notes: list[str] = []
     with module.context, ir.Location.unknown():
-        _combine_block(main(module).entry_block, options)
+        _combine_block(main(module).entry_block, options, notes)
+    add_notes(module, notes)
 
 
 @dataclass(kw_only=True)
 class _Group:
-    """All-reduces that may become one, and the ops that wait for them, in program order."""
+    """Collectives that may become one, and the ops that wait for them, in program order."""
 
     key: tuple
     members: list[ir.Operation] = field(default_factory=list)
@@ -45,42 +51,47 @@ class _Group:
         self.made.update(op.results)
 
 
-def _combine_block(block: ir.Block, options: Options) -> None:
+def _combine_block(block: ir.Block, options: Options, notes: list[str]) -> None:
     group: _Group | None = None
     for view in list(block.operations):
         op = view.operation
         key = _key(op, options)
         for region in op.regions if key is None else ():
             for inner in region.blocks:
-                _combine_block(inner, options)
+                _combine_block(inner, options, notes)
         depends = group is not None and not group.made.isdisjoint((*op.operands, *captures(op)))
         if key is not None and group is not None and not depends and _fits(group, key, op, options):
             group.add(op)
         elif key is not None:
-            _finish(group)
+            _finish(group, notes)
             group = _Group(key=key)
             group.add(op)
         elif group is not None and _fixed(op):
-            _finish(group)
+            _finish(group, notes)
             group = None
         elif depends:
             group.defer(op)
 
 
 def _key(op: ir.Operation, options: Options) -> tuple | None:
-    """What all-reduces must share to become one; None for what is no small all-reduce of one type."""
-    if kind(op) != "all_reduce" or _size_bytes(op) > options.threshold_bytes:
+    """What collectives must share to become one; None for what is no small collective of one type."""
+    if kind(op) not in _KEYS or _size_bytes(op) > options.threshold_bytes:
         return None
-    reducer = op.regions[0].blocks[0]
-    names = [kind(inner) for inner in reducer.operations]
     types = {tensor(value.type).dtype for value in op.operands}
-    if len(names) != 2 or len(types) != 1:
+    shared = _KEYS[kind(op)](op)
+    if len(types) != 1 or shared is None:
         return None
-    return replica_groups(op), names[0], types.pop()
+    return kind(op), replica_groups(op), shared, types.pop()
+
+
+_KEYS: Mapping[str, Callable[[ir.Operation], str | int | None]] = {
+    "all_reduce": reducer,
+    "all_gather": lambda op: op.attributes["all_gather_dim"].value,
+}
 
 
 def _size_bytes(op: ir.Operation) -> int:
-    return sum(tensor(value.type).size_bytes for value in op.operands)
+    return sum(tensor(value.type).size_bytes for value in op.results)
 
 
 def _fits(group: _Group, key: tuple, op: ir.Operation, options: Options) -> bool:
@@ -110,18 +121,27 @@ def _fixed(op: ir.Operation) -> bool:
     return kind(op) in _PINNED
 
 
-def _finish(group: _Group | None) -> None:
-    """Puts one all-reduce in the place of the last member, what waited behind it."""
+def _finish(group: _Group | None, notes: list[str]) -> None:
+    """Puts one collective in the place of the last member, what waited behind it."""
     if group is None or len(group.members) < 2:
         return
-    last = group.members[-1]
-    operands = [value for op in group.members for value in op.operands]
-    with ir.InsertionPoint(last), _location(group.members):
-        combined = stablehlo.AllReduceOp(
-            [value.type for value in operands], operands, last.attributes["replica_groups"]
-        ).operation
-    group.members[0].regions[0].blocks[0].append_to(combined.regions[0])
+    first, last = group.members[0], group.members[-1]
     results = [result for op in group.members for result in op.results]
+    notes.append(
+        f"combine_collectives: {len(group.members)} {kind(first)} became one ({group.size_bytes} B): "
+        f"{lines(group.members)}"
+    )
+    combined = ir.Operation.create(
+        first.name,
+        results=[result.type for result in results],
+        operands=[value for op in group.members for value in op.operands],
+        attributes={name: first.attributes[name] for name in first.attributes},
+        regions=len(first.regions),
+        loc=_location(group.members),
+        ip=ir.InsertionPoint(last),
+    )
+    for source, target in zip(first.regions, combined.regions, strict=True):
+        source.blocks[0].append_to(target)
     anchor = combined
     for op in _before(group.waiting, last):
         op.move_after(anchor)

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 from hlo_passes.clusters import Clusters
-from hlo_passes.graph import Graph
+from hlo_passes.graph import Graph, Node
 from hlo_passes.ir import ir, main, source_line
 from hlo_passes.ops import CONTROL, holds_collective, is_scalar, kind
 from hlo_passes.outline import Outliner
@@ -114,10 +114,25 @@ def _grow(graph: Graph, varying: Varying, options: Options) -> tuple[Clusters, d
         regions[number] = region_of(node.op, node.group, differs)
         if not options.epilogues:
             continue
+        received = _receives(graph, node)
         makers = {clusters.of[before] for before in predecessors[number]}
         for producer in sorted(makers, key=clusters.position, reverse=True):
+            if received and producer in regions and regions[producer].group in _PRODUCTS:
+                continue
             _try_merge(graph, clusters, regions, producer, number)
     return clusters, regions
+
+
+# A product is not held up by what its epilogue waits for from another core: that is what overlaps them.
+_PRODUCTS = frozenset({"matmul", "convolution"})
+
+
+def _receives(graph: Graph, node: Node) -> bool:
+    """Whether an op reads what a collective_permute brings."""
+    makers = (graph.maker.get(value) for value in node.reads)
+    return any(
+        number is not None and kind(graph.nodes[number].op) == "collective_permute" for number in makers
+    )
 
 
 def _try_merge(

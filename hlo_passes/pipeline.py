@@ -14,6 +14,7 @@ from hlo_passes import (
     combine_collectives,
     fuse,
     hoist,
+    overlap,
     plan_memory,
     reassociate,
     scatter_reductions,
@@ -50,6 +51,8 @@ PASSES: tuple[Pass, ...] = (
     Pass(name="scatter_reductions", code=scatter_reductions, leaves="local"),
     # A sum of several reductions leaves its loop only as one, and what came to be local needs no way out.
     Pass(name="hoist", code=hoist, leaves="local"),
+    # Before the small ones are joined: a joined collective no longer stands next to one product.
+    Pass(name="overlap", code=overlap, leaves="local"),
     # What is left of them, before fuse puts kernels between.
     Pass(name="combine_collectives", code=combine_collectives, leaves="local"),
     # After the collectives are final, for they are where kernels must end.

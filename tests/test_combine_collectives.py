@@ -1,4 +1,6 @@
-"""Small independent all-reduces become one; meaning and order stay."""
+"""Small independent collectives become one; meaning and order stay."""
+
+import re
 
 import jax.numpy as jnp
 import local_programs
@@ -9,6 +11,7 @@ from local_programs import all_reduce
 
 from hlo_passes import combine_collectives
 from hlo_passes.ir import parse
+from hlo_passes.notes import notes
 
 
 def _three(x, w, v):
@@ -31,7 +34,10 @@ def _run(text: str, **options) -> str:
 
 
 def test_golden(golden):
-    golden("combine_collectives.mlir", _run(_text()))
+    golden(
+        "combine_collectives.mlir",
+        re.sub(r"/[^ ]*/local_programs.py:\d+", "local_programs.py", _run(_text())),
+    )
 
 
 def test_independent_ones_join_and_a_dependent_one_does_not(rng):
@@ -67,3 +73,35 @@ def test_another_type_does_not_join():
 def test_inside_a_loop():
     text = local_programs.loops()
     assert _run(text).count("stablehlo.all_reduce") == text.count("stablehlo.all_reduce")
+
+
+GATHERS = """module attributes {mhlo.num_replicas = 4 : i32, mhlo.num_partitions = 1 : i32,
+    neuron.mesh = {axes = [["tp", 4 : i64]], device_ids = array<i64>}} {
+  func.func @main(%x: tensor<2x3xf32> {neuron.global_type = tensor<8x3xf32>, neuron.dim_axes = [["tp"], []]},
+                  %y: tensor<1x5xf32> {neuron.global_type = tensor<4x5xf32>, neuron.dim_axes = [["tp"], []]})
+      -> (tensor<8x3xf32> {neuron.global_type = tensor<8x3xf32>},
+          tensor<4x5xf32> {neuron.global_type = tensor<4x5xf32>},
+          tensor<2x12xf32> {neuron.global_type = tensor<2x12xf32>}) {
+    %a = "stablehlo.all_gather"(%x) <{all_gather_dim = 0 : i64,
+      replica_groups = dense<[[0, 1, 2, 3]]> : tensor<1x4xi64>}> : (tensor<2x3xf32>) -> tensor<8x3xf32>
+    %s = stablehlo.tanh %a : tensor<8x3xf32>
+    %b = "stablehlo.all_gather"(%y) <{all_gather_dim = 0 : i64,
+      replica_groups = dense<[[0, 1, 2, 3]]> : tensor<1x4xi64>}> : (tensor<1x5xf32>) -> tensor<4x5xf32>
+    %c = "stablehlo.all_gather"(%x) <{all_gather_dim = 1 : i64,
+      replica_groups = dense<[[0, 1, 2, 3]]> : tensor<1x4xi64>}> : (tensor<2x3xf32>) -> tensor<2x12xf32>
+    return %s, %b, %c : tensor<8x3xf32>, tensor<4x5xf32>, tensor<2x12xf32>
+  }
+}"""
+
+
+def test_gathers_along_one_dim_join(rng):
+    after = _run(GATHERS)
+    assert after.count("stablehlo.all_gather") == 2
+    assert "2 all_gather became one (176 B)" in notes(parse(after))[0]
+    assert _run(after) == after
+    inputs = local_programs.per_rank(GATHERS, int(rng.integers(1 << 30)))
+    for before, now in zip(
+        oracles.run_local_on_xla(GATHERS, inputs), oracles.run_local_on_xla(after, inputs), strict=True
+    ):
+        for left, right in zip(before, now, strict=True):
+            np.testing.assert_array_equal(left, right)

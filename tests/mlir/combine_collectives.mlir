@@ -1,4 +1,4 @@
-module @jit__three attributes {mhlo.num_partitions = 1 : i32, mhlo.num_replicas = 4 : i32, neuron.mesh = {axes = [["tp", 4]], device_ids = array<i64>}} {
+module @jit__three attributes {mhlo.num_partitions = 1 : i32, mhlo.num_replicas = 4 : i32, neuron.mesh = {axes = [["tp", 4]], device_ids = array<i64>}, neuron.notes = ["combine_collectives: 3 all_reduce became one (288 B): local_programs.py"]} {
   func.func public @main(%arg0: tensor<4x8xf32> {neuron.global_type = tensor<4x8xf32>}, %arg1: tensor<8x8xf32> {neuron.dim_axes = [["tp"], []], neuron.global_type = tensor<32x8xf32>}, %arg2: tensor<8x8xf32> {neuron.dim_axes = [["tp"], []], neuron.global_type = tensor<32x8xf32>}) -> (tensor<4x8xf32> {neuron.global_type = tensor<4x8xf32>}, tensor<8xf32> {neuron.global_type = tensor<8xf32>}, tensor<4x8xf32> {neuron.global_type = tensor<4x8xf32>}) {
     %cst = stablehlo.constant dense<2.000000e+00> : tensor<f32>
     %cst_0 = stablehlo.constant dense<0.000000e+00> : tensor<f32>
