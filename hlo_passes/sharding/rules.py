@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from hlo_passes.ir import ir, run_mlir_passes, sdy
 from hlo_passes.sharding.indexing import scatter_numbers
 from hlo_passes.sharding.reductions import simple_reducer
+from hlo_passes.sharding.windows import WINDOWS
 
 __all__ = ["OpRule", "attach_rules", "rule_of"]
 
@@ -104,6 +105,8 @@ def _op_blocked(op: ir.Operation, rule: OpRule) -> tuple[frozenset[int], str]:
         return _gather_blocked(op, rule), "indices may point to any shard"
     if op.name == "stablehlo.convolution":
         return _conv_blocked(op, rule), "its windows or channel groups would be cut"
+    if op.name == "stablehlo.pad":
+        return _pad_blocked(op, rule), rule.why_blocked
     if op.name not in _REDUCES and rule.reductions:
         return rule.reductions | _one_sided(op, rule), "its partial results cannot be added"
     return _one_sided(op, rule), rule.why_blocked
@@ -115,6 +118,12 @@ def _one_sided(op: ir.Operation, rule: OpRule) -> frozenset[int]:
     written = {f for tensor in rule.results for f in _factors(tensor)}
     made = set() if op.name == "stablehlo.broadcast_in_dim" else written - read
     return frozenset((read - written - rule.reductions) | made)
+
+
+def _pad_blocked(op: ir.Operation, rule: OpRule) -> frozenset[int]:
+    """Dims whose rows move: the rule calls a dim that is cut as much as it is padded one and the same."""
+    moved = [w.operand_dim for w in WINDOWS[op.name].windows(op) if not w.is_plain]
+    return _one_sided(op, rule) | {f for dim in moved for f in rule.operands[0][dim]}
 
 
 def _factors(tensor: tuple[tuple[int, ...], ...]) -> set[int]:

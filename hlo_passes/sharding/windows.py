@@ -97,7 +97,7 @@ def _pad_windows(op: ir.Operation) -> list[Window]:
     whole, shape = op.operands[0].type.shape, op.results[0].type.shape
     return [
         Window(operand_dim=d, result_dim=d, start=-low[d], dilation=inner[d] + 1)
-        if shape[d] != whole[d] or low[d] else Window(operand_dim=d, result_dim=d)
+        if shape[d] != whole[d] or low[d] or inner[d] else Window(operand_dim=d, result_dim=d)
         for d in range(len(shape))
     ]  # fmt: skip
 
