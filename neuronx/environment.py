@@ -10,7 +10,7 @@ __all__ = ["VARIABLES", "Environment", "environment"]
 
 VARIABLES = {
     "NEURONX_DEBUG": "1: check after every pass that the module is legal, poison padding (default 0)",
-    "NEURONX_DUMP": "a directory: write the module after every pass, numbered and runnable, and the program as text",
+    "NEURONX_DUMP": "a directory: write the module after every pass, runnable, and the program as text",
 }
 
 
