@@ -84,6 +84,6 @@ def assemble(shards: Sequence[np.ndarray], layout: Layout) -> np.ndarray:
 
 
 def collectives(module: ir.Module) -> dict[str, int]:
-    """How many collectives of each kind the text holds, without kinds that do not occur."""
-    counts = Counter(re.findall(r"stablehlo\.(\w+)", str(module)))
+    """How many collectives of each kind there are, without kinds that do not occur."""
+    counts = Counter(re.findall(r'"stablehlo\.(\w+)"\(', str(module)))
     return {kind: counts[kind] for kind in _KINDS if counts[kind]}

@@ -1,6 +1,7 @@
 """Builds the ops of the LOCAL level: which shard am I, masks over padding, slices, collectives."""
 
 import itertools
+import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -12,10 +13,14 @@ __all__ = ["Emitter"]
 
 
 class Emitter:
-    """Inserts ops at ``point`` with ``location``; ``mesh`` says how ranks map to shards."""
+    """Inserts ops at ``point`` with ``location``; ``mesh`` says how ranks map to shards.
+
+    ``gathered_elements`` counts the elements each core has received in all-gathers so far.
+    """
 
     def __init__(self, mesh: Mesh, entry: ir.Block) -> None:
         self.mesh = mesh
+        self.gathered_elements = 0
         self._entry = entry
         self._index: dict[tuple[str, ...], ir.Value] = {}
         self.location = ir.Location.unknown(entry.owner.context)
@@ -247,8 +252,9 @@ class Emitter:
         return self.all_reduce(value, axes, "stablehlo.or" if is_bit else "stablehlo.add")
 
     def all_gather(self, value: ir.Value, dim: int, axes: tuple[str, ...]) -> ir.Value:
-        shape = list(value.type.shape)
-        shape[dim] *= self.mesh.size(axes)
+        shape, shards = list(value.type.shape), self.mesh.size(axes)
+        self.gathered_elements += math.prod(shape) * (shards - 1)
+        shape[dim] *= shards
         return self.value(
             "stablehlo.all_gather", [value], shape, value.type.element_type,
             all_gather_dim=f"{dim} : i64", replica_groups=self.groups(axes),

@@ -82,15 +82,27 @@ def _two_views(
 
 
 def _collective(part: Partitioner, op: ir.Operation) -> None:
-    """Collectives the user wrote inside ``shard_map`` stay as they are."""
+    """Collectives the user wrote inside ``shard_map`` stay as they are, each core with its part of them."""
     if not part.manual_depth:
         raise CompileError(
             "a collective outside shard_map has no meaning in a program for all cores",
             op=op.name, location=source_line(op), fix="write it inside jax.shard_map over a mesh",
         )  # fmt: skip
-    part.emit_op(op, [part.whole(v) for v in op.operands], [Sharding.whole(shape_of(v)) for v in op.results])
+    named = [ir.IntegerAttr(op.attributes[k]).value for k in _COLLECTIVE_DIMS if k in op.attributes]
+    operands, shardings = [], []
+    for value, result in zip(op.operands, op.results, strict=True):
+        lying, shape = part.env[value][1], shape_of(value)
+        free = [d not in named for d in range(len(shape))]
+        axes = tuple(a if f else () for a, f in zip(lying.axes, free, strict=True))
+        operand = tuple(n if f else m for n, m, f in zip(lying.local, shape, free, strict=True))
+        local = tuple(n if f else m for n, m, f in zip(lying.local, shape_of(result), free, strict=True))
+        operands.append(part.use(value, Sharding(axes=axes, local=operand)))
+        shardings.append(Sharding(axes=axes, local=local))
+    part.emit_op(op, operands, shardings)
 
 
+# The dims a collective cuts or joins; along the others it may be sharded over axes that are not manual.
+_COLLECTIVE_DIMS = ("all_gather_dim", "scatter_dimension", "split_dimension", "concat_dimension")
 _COLLECTIVES = (
     "all_reduce", "all_gather", "all_to_all", "reduce_scatter", "collective_permute", "collective_broadcast",
 )  # fmt: skip

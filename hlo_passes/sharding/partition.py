@@ -5,8 +5,9 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from distributed.mesh import Mesh
-from hlo_passes.ir import func, ir, source_line
+from hlo_passes.ir import func, ir
 from hlo_passes.sharding.emit import Emitter
+from hlo_passes.sharding.notes import element_bytes, gather_note, reshard_note, whole_note
 from hlo_passes.sharding.reductions import all_reducer, combine_parts, padding_fill
 from hlo_passes.sharding.reshard import reshard
 from hlo_passes.sharding.rules import RULE, OpRule
@@ -66,6 +67,8 @@ class Partitioner:
         self.env: dict[ir.Value, tuple[ir.Value, Sharding]] = {}
         self.notes: list[str] = []
         self.manual_depth = 0
+        self._reader: ir.Operation | None = None
+        self._reader_is_noted = False
         self._handlers = handlers
         self.done: set[ir.Operation] = set()
 
@@ -91,15 +94,20 @@ class Partitioner:
         operations = [view.operation for view in block.operations]
         for op in operations[:-1]:
             if op not in self.done:
-                self.emit.location = op.location
+                self._reader, self._reader_is_noted, self.emit.location = op, False, op.location
                 self._handlers.get(op.name, Partitioner.generic)(self, op)
-        self.emit.location = operations[-1].location
+        self._reader, self._reader_is_noted, self.emit.location = None, False, operations[-1].location
         return list(operations[-1].operands)
 
     def use(self, value: ir.Value, sharding: Sharding) -> ir.Value:
         """The local form of a global value under ``sharding``."""
         local, have = self.env[value]
-        return reshard(self.emit, local, shape_of(value), have, sharding)
+        before = self.emit.gathered_elements
+        moved = reshard(self.emit, local, shape_of(value), have, sharding)
+        gathered = self.emit.gathered_elements - before
+        if gathered and not self._reader_is_noted:
+            self.notes.append(reshard_note(self._reader, value, gathered, have, sharding))
+        return moved
 
     def whole(self, value: ir.Value) -> ir.Value:
         return self.use(value, Sharding.whole(shape_of(value)))
@@ -227,18 +235,16 @@ class Partitioner:
 
     def note_gather(self, op: ir.Operation, moved_bytes: int, why: str, fix: str) -> None:
         """Says that every core receives ``moved_bytes`` because an op reads more than its shard."""
-        line = source_line(op) or "unknown line"
-        self.notes.append(f"{op.name} at {line} gathers {moved_bytes} B to each core: {why}; {fix}")
+        self.notes.append(gather_note(op, moved_bytes, why, fix))
 
     def _note_whole(self, op: ir.Operation, why: str) -> None:
         """Says that an op with a sharded operand is computed whole on every core."""
-        sharded = [v for v in op.operands if not self.env[v][1].is_whole]
+        sharded = [(v, self.env[v][1]) for v in op.operands if not self.env[v][1].is_whole]
         if sharded:
-            shapes = ", ".join(str(v.type) for v in sharded)
-            line = source_line(op) or "unknown line"
-            self.notes.append(
-                f"{op.name} at {line} is computed whole on every core, gathering {shapes}: {why}"
-            )
+            size = self.targets.mesh.size
+            values = [(v, s, size(tuple(a for axes in s.axes for a in axes))) for v, s in sharded]
+            self.notes.append(whole_note(op, values, why))
+            self._reader_is_noted = True
 
     def _new_function(self, old: ir.Block, shardings: Sequence[Sharding]) -> func.FuncOp:
         types = [local_type(v, s) for v, s in zip(old.arguments, shardings, strict=True)]
@@ -300,13 +306,7 @@ def shape_of(value: ir.Value) -> tuple[int, ...]:
 
 def local_bytes(value: ir.Value) -> int:
     """The size of a local tensor."""
-    return math.prod(value.type.shape) * _bits(value.type.element_type) // 8
-
-
-def _bits(element: ir.Type) -> int:
-    if isinstance(element, ir.ComplexType):
-        return 2 * _bits(element.element_type)
-    return max(8, element.width) if isinstance(element, ir.IntegerType | ir.FloatType) else 8
+    return element_bytes(value.type, math.prod(value.type.shape))
 
 
 def local_type(value: ir.Value, sharding: Sharding) -> ir.Type:

@@ -1,56 +1,134 @@
-"""Moves a value from one sharding to another: slices where that suffices, else all-to-all or all-gather."""
+"""Moves a value from one sharding to another: slices, then permutes, all-to-alls and last all-gathers."""
+
+from collections.abc import Sequence
 
 from hlo_passes.ir import ir
 from hlo_passes.sharding.emit import Emitter
+from hlo_passes.sharding.rows import fetch, result_need
 from hlo_passes.sharding.spec import Sharding
 
 __all__ = ["reshard"]
 
+Axes = tuple[str, ...]
+
 
 def reshard(emit: Emitter, value: ir.Value, shape: tuple[int, ...], old: Sharding, new: Sharding) -> ir.Value:
-    """``value``, the block of a tensor of global ``shape`` under ``old``, as its block under ``new``."""
+    """``value``, the block of a tensor of global ``shape`` under ``old``, as its block under ``new``.
+
+    What makes blocks smaller comes first, so that every later step moves less.
+    """
     if old == new:
         return value
-    moved = _exchange(emit, value, shape, old, new)
-    if moved is not None:
-        return moved
-    # Cut first: every later gather then moves less.
-    for dim in range(len(shape)):
-        if old.axes[dim] != new.axes[dim] and not old.axes[dim] and not set(new.axes[dim]) & old.used():
-            value = emit.take_block(value, dim, new.axes[dim], new.local[dim])
-            old = _with_dim(old, dim, new)
-    for dim, size in enumerate(shape):
-        if (old.axes[dim], old.local[dim]) != (new.axes[dim], new.local[dim]):
-            value = _gather_dim(emit, value, dim, size, old)
-            old = _with_dim(old, dim, Sharding.whole(shape))
-    for dim in range(len(shape)):
-        if old.axes[dim] != new.axes[dim]:
-            value = emit.take_block(value, dim, new.axes[dim], new.local[dim])
-    return value
+    if 0 in shape:
+        return emit.broadcast(emit.zero(value.type.element_type), new.local)
+    mover = _Mover(emit, value, shape, old)
+    for step in (_slice, _permute, _exchange, _gather, _slice, _refit):
+        step(mover, new)
+    assert mover.at == new, f"resharding {old} to {new} ended at {mover.at}"
+    return mover.value
 
 
-def _with_dim(sharding: Sharding, dim: int, other: Sharding) -> Sharding:
-    axes, local = list(sharding.axes), list(sharding.local)
-    axes[dim], local[dim] = other.axes[dim], other.local[dim]
-    return Sharding(axes=tuple(axes), local=tuple(local))
+class _Mover:
+    """A value on its way; ``at`` is how it lies now."""
+
+    def __init__(self, emit: Emitter, value: ir.Value, shape: tuple[int, ...], at: Sharding) -> None:
+        self.emit, self.value, self.shape, self.at = emit, value, shape, at
+
+    def place(self, dim: int, axes: Axes, rows: int) -> None:
+        names, local = list(self.at.axes), list(self.at.local)
+        names[dim], local[dim] = axes, rows
+        self.at = Sharding(axes=tuple(names), local=tuple(local))
+
+    def refit(self, dim: int, rows: int) -> None:
+        """Blocks of ``rows`` rows instead, over the same axes: cores exchange the edges of their blocks."""
+        axes, size = self.at.axes[dim], self.shape[dim]
+        if self.at.local[dim] == rows:
+            return
+        if axes:
+            need = result_need(size, rows, self.emit.mesh.size(axes))
+            self.value = fetch(self.emit, self.value, dim, axes, size, need)
+        else:
+            self.value = self.emit.resize(self.value, dim, rows)
+        self.place(dim, axes, rows)
 
 
-def _gather_dim(emit: Emitter, value: ir.Value, dim: int, size: int, old: Sharding) -> ir.Value:
-    if not old.axes[dim]:
-        return value
-    return emit.resize(emit.all_gather(value, dim, old.axes[dim]), dim, size)
+def _slice(mover: _Mover, new: Sharding) -> None:
+    """Dims that only gain axes which nothing else uses: each core keeps a part of what it has."""
+    for dim, (have, want) in enumerate(zip(mover.at.axes, new.axes, strict=True)):
+        more = want[len(have) :]
+        if want[: len(have)] == have and more and not set(more) & mover.at.used():
+            mover.refit(dim, new.local[dim] * mover.emit.mesh.size(more))
+            mover.value = mover.emit.take_block(mover.value, dim, more, new.local[dim])
+            mover.place(dim, want, new.local[dim])
 
 
-def _exchange(
-    emit: Emitter, value: ir.Value, shape: tuple[int, ...], old: Sharding, new: Sharding
-) -> ir.Value | None:
-    """All axes of one dim move to another that had none: an all-to-all carries 1/N of an all-gather."""
-    differ = [d for d in range(len(shape)) if old.axes[d] != new.axes[d] or old.local[d] != new.local[d]]
-    if len(differ) != 2:
-        return None
-    source, target = differ if old.axes[differ[0]] else differ[::-1]
-    axes = old.axes[source]
-    if not axes or new.axes[source] or old.axes[target] or new.axes[target] != axes:
-        return None
-    value = emit.resize(value, target, new.local[target] * emit.mesh.size(axes))
-    return emit.resize(emit.all_to_all(value, target, source, axes), source, shape[source])
+def _permute(mover: _Mover, new: Sharding) -> None:
+    """As many blocks of the same shape on other cores: every block travels once."""
+    at, mesh = mover.at, mover.emit.mesh
+    if at.axes == new.axes or at.local != new.local or mesh.size(_all(at)) != mesh.size(_all(new)):
+        return
+    holders: dict[tuple[int, ...], list[int]] = {}
+    for rank in range(mesh.num_ranks):
+        holders.setdefault(tuple(mesh.index(rank, axes) for axes in at.axes), []).append(rank)
+    wants = [tuple(mesh.index(rank, axes) for axes in new.axes) for rank in range(mesh.num_ranks)]
+    if any(len(holders.get(block, [])) != wants.count(block) for block in wants):
+        return  # blocks that only one of the two shardings has: padding beyond the last row
+    free = {block: set(ranks) - {r for r in ranks if wants[r] == block} for block, ranks in holders.items()}
+    pairs = [
+        (rank if rank in holders[block] else free[block].pop(), rank) for rank, block in enumerate(wants)
+    ]
+    mover.value = mover.emit.permute_ranks(mover.value, pairs)
+    mover.at = new
+
+
+def _all(sharding: Sharding) -> Axes:
+    return tuple(axis for axes in sharding.axes for axis in axes)
+
+
+def _exchange(mover: _Mover, new: Sharding) -> None:
+    """The last axes of one dim move to the end of another: an all-to-all carries 1/N of an all-gather."""
+    for source in range(len(mover.shape)):
+        for target in range(len(mover.shape)):
+            axes = _moving(mover.at, new, source, target)
+            if not axes:
+                continue
+            shards, rows = mover.emit.mesh.size(axes), new.local[target]
+            mover.refit(target, rows * shards)
+            mover.value = mover.emit.all_to_all(mover.value, target, source, axes)
+            mover.place(source, mover.at.axes[source][: -len(axes)], mover.at.local[source] * shards)
+            mover.place(target, mover.at.axes[target] + axes, rows)
+
+
+def _moving(at: Sharding, new: Sharding, source: int, target: int) -> Axes:
+    """The axes that ``source`` has last and does not keep, and ``target`` shall have next, to its end."""
+    have, want = at.axes[target], new.axes[target]
+    axes = want[len(have) :]
+    ends = at.axes[source][len(at.axes[source]) - len(axes) :] == axes
+    keeps = len(_common(at.axes[source], new.axes[source]))
+    if source == target or not axes or want[: len(have)] != have or not ends:
+        return ()
+    return axes if len(at.axes[source]) - len(axes) >= keeps else ()
+
+
+def _common(left: Sequence[str], right: Sequence[str]) -> Axes:
+    """The longest common beginning."""
+    count = next((i for i, (a, b) in enumerate(zip(left, right, strict=False)) if a != b), None)
+    return tuple(left[: min(len(left), len(right)) if count is None else count])
+
+
+def _gather(mover: _Mover, new: Sharding) -> None:
+    """The axes a dim does not keep are gathered."""
+    for dim, (have, want) in enumerate(zip(mover.at.axes, new.axes, strict=True)):
+        kept = _common(have, want)
+        if kept == have:
+            continue
+        gone = have[len(kept) :]
+        mover.value = mover.emit.all_gather(mover.value, dim, gone)
+        mover.place(dim, kept, mover.at.local[dim] * mover.emit.mesh.size(gone))
+        if not kept:
+            mover.refit(dim, mover.shape[dim])
+
+
+def _refit(mover: _Mover, new: Sharding) -> None:
+    for dim, rows in enumerate(new.local):
+        mover.refit(dim, rows)
