@@ -67,11 +67,11 @@ def _merge_equal(block: ir.Block) -> list[str]:
     first: dict[tuple, ir.Operation] = {}
     said = []
     for op in operations(block):
-        if kind(op) not in COLLECTIVES:
+        combine = reducer(op) if kind(op) in COLLECTIVES and len(op.regions) else None
+        if kind(op) not in COLLECTIVES or (len(op.regions) and combine is None):
             continue
         attributes = tuple(sorted((name, str(op.attributes[name])) for name in op.attributes))
-        body = tuple(str(inner) for region in op.regions for inner in region.blocks[0].operations)
-        key = (kind(op), tuple(op.operands), attributes, body)
+        key = (kind(op), tuple(op.operands), attributes, combine)
         if key not in first:
             first[key] = op
             continue
