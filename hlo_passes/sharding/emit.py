@@ -23,6 +23,7 @@ class Emitter:
         self.gathered_elements = 0
         self._entry = entry
         self._index: dict[tuple[str, ...], ir.Value] = {}
+        self._inside: set[ir.Operation] = set()  # dynamic slices whose starts need no clamping
         self.location = ir.Location.unknown(entry.owner.context)
         self.point = ir.InsertionPoint(entry)
 
@@ -161,17 +162,35 @@ class Emitter:
     def take_block(self, value: ir.Value, dim: int, axes: tuple[str, ...], local: int) -> ir.Value:
         """This core's block of ``local`` rows of a value that is whole along ``dim``."""
         value = self.resize(value, dim, local * self.mesh.size(axes))
+        self._clamp_starts(value)
         shape = list(value.type.shape)
         shape[dim] = local
         zero, start = self.scalar(0), self.offset(axes, local)
         starts = [start if d == dim else zero for d in range(len(shape))]
-        return self.value(
-            "stablehlo.dynamic_slice",
-            [value, *starts],
-            shape,
-            value.type.element_type,
+        block = self.value(
+            "stablehlo.dynamic_slice", [value, *starts], shape, value.type.element_type,
             slice_sizes=_dims(shape),
-        )
+        )  # fmt: skip
+        self._inside.add(block.owner.operation)
+        return block
+
+    def _clamp_starts(self, value: ir.Value) -> None:
+        """Where a slice is sliced again, XLA adds the two starts before it clamps: clamp the first here."""
+        if isinstance(value.owner, ir.Block):
+            return
+        op = value.owner.operation
+        if op.name != "stablehlo.dynamic_slice" or op in self._inside:
+            return
+        self._inside.add(op)
+        source, taken = op.operands[0].type.shape, value.type.shape
+        point, self.point = self.point, ir.InsertionPoint(op)
+        for dim, (size, count) in enumerate(zip(source, taken, strict=True)):
+            start = op.operands[dim + 1]
+            element = start.type.element_type
+            limits = [f"dense<{n}> : tensor<{element}>" for n in (0, size - count)]
+            low, high = (self.constant(ir.Attribute.parse(text)) for text in limits)
+            op.operands[dim + 1] = self.value("stablehlo.clamp", [low, start, high], [], element)
+        self.point = point
 
     def compare(self, left: ir.Value, right: ir.Value, direction: str) -> ir.Value:
         """Elementwise comparison, for example ``LT``."""
@@ -212,6 +231,7 @@ class Emitter:
 
     def slice_at(self, value: ir.Value, dim: int, start: ir.Value, rows: int) -> ir.Value:
         """``rows`` rows of one dim from scalar ``start`` on, which is clamped to what there is."""
+        self._clamp_starts(value)
         shape = list(value.type.shape)
         shape[dim] = rows
         starts = [start if d == dim else self._zero_like(start) for d in range(len(shape))]
