@@ -1,5 +1,6 @@
 """What passes tell the user: sentences in the module attribute ``neuron.notes``, in order."""
 
+from collections import Counter
 from collections.abc import Sequence
 
 from hlo_passes.ir import ir
@@ -16,11 +17,11 @@ def notes(module: ir.Module) -> tuple[str, ...]:
 
 
 def add_notes(module: ir.Module, texts: Sequence[str]) -> None:
-    """Appends ``texts``; what is there already is not said twice."""
-    said = notes(module)
-    if set(texts) <= set(said):
+    """Appends ``texts``: equal ones once, with how often; what is there already is not said again."""
+    if not texts:
         return
-    every = dict.fromkeys((*said, *texts))
+    counted = [f"{text} ({n} times)" if n > 1 else text for text, n in Counter(texts).items()]
+    every = dict.fromkeys((*notes(module), *counted))
     with module.context:
         strings = [ir.StringAttr.get(text) for text in every]
         module.operation.attributes[_NAME] = ir.ArrayAttr.get(strings)

@@ -1,11 +1,13 @@
 """The runtime on hand-written programs, against NumPy and XLA:CPU with one replica per rank."""
 
 import jax
+import ml_dtypes
 import numpy as np
 import oracles
 import pytest
 from ring_programs import Builder
 
+from distributed import collectives
 from distributed.executor import Executor
 from distributed.layout import Layout
 from distributed.mesh import Mesh
@@ -334,3 +336,16 @@ def test_executor_rounds_where_the_program_rounds(executor, rng):
     [result] = executor.load(text)([executor.to_device(a), executor.to_device(b)])
     expected = ((a + b).astype(np.float32) - a.astype(np.float32)).astype(jax.numpy.bfloat16)
     np.testing.assert_array_equal(executor.to_host(result), expected)
+
+
+@pytest.mark.parametrize("algorithm", collectives.ORDERS)
+def test_sums_follow_the_algorithm_of_the_program(algorithm, executor, rng):
+    """bf16 rounds where the algorithm writes, so the bits tell in what order the ranks were added."""
+    b = Builder(5)
+    x = b.global_buffer((5, 64), "bf16", dim_axes=(("tp",), ()))
+    total = b.global_buffer((1, 64), "bf16")
+    step = b.collective("all_reduce", x, total, reducer="add", algorithm=algorithm)
+    array = rng.standard_normal((5, 64)).astype(ml_dtypes.bfloat16)
+    (got,) = run(b.program([x], [step], [total]), executor, array)
+    [wanted] = collectives.run(step, [np.split(array, 5)])
+    np.testing.assert_array_equal(got, wanted[0])

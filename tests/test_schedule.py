@@ -8,12 +8,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from distributed.executor import Executor
-from distributed.program import Launch, Loop, Program
+from distributed.program import Collective, Launch, Loop, Program
 from distributed.program_text import program_text
 from distributed.runtime import Runtime
 from hlo_passes import combine_collectives, fuse, plan_memory, schedule
 from hlo_passes.ir import ir, parse
 from kernels.errors import CompileError
+from kernels.hardware import SCOPES, AlgorithmSpec
 
 PROGRAMS = {
     "mlp": local_programs.mlp_block,
@@ -109,6 +110,19 @@ def test_caches_are_donated_and_aliased():
     }
     assert donated == set(program.main.arguments[2:6])
     assert sum(text.count("tf.aliasing_output") for text in program.segments.values()) > 0
+
+
+def test_the_algorithm_is_part_of_the_program(monkeypatch, rng):
+    """By default the ring; where the table lists another, what the model says, in text and in numbers."""
+    text = local_programs.mlp_block()
+    _, program = _program(text)
+    assert {step.algorithm for step in program.main.steps if isinstance(step, Collective)} == {"ring"}
+    everywhere = dict.fromkeys(("ring", "pair_exchange", "bidirectional_ring", "mesh"), SCOPES)
+    monkeypatch.setattr(schedule, "load_algorithms", lambda: AlgorithmSpec(**everywhere))
+    _, program = _program(text)
+    assert {step.algorithm for step in program.main.steps if isinstance(step, Collective)} == {"mesh"}
+    assert "reducer add by mesh" in program_text(program)
+    _check(text, int(rng.integers(1 << 30)))
 
 
 def test_a_scan_is_a_loop_with_its_trip_count():
