@@ -12,6 +12,7 @@ from hlo_passes.sharding.partition import Choice, Partitioner, Targets, shape_of
 from hlo_passes.sharding.plan import make_plan
 from hlo_passes.sharding.prices import Prices
 from hlo_passes.sharding.rules import RULE, attach_rules
+from hlo_passes.sharding.shardy_ops import constrain_collectives
 from hlo_passes.sharding.spec import MeshReader, Sharding, blocks
 from kernels.errors import CompileError
 from kernels.hardware import load_instance
@@ -47,6 +48,7 @@ def run(module: ir.Module, options: Options) -> None:
     with module.context, ir.Location.unknown():
         annotated = _is_annotated(module)
         if annotated:
+            constrain_collectives(module)
             run_mlir_passes(module, "sdy-propagation-pipeline")
             _undo_propagation_ops(module)
         attach_rules(module)
@@ -98,7 +100,7 @@ def _stablehlo_constant(op: ir.Operation) -> ir.Operation:
 def _plan(function: func.FuncOp, options: Options) -> tuple[Targets, tuple[str, ...]]:
     """Shards whole classes of dims over one axis, as the plan says."""
     classes = DimClasses(function.operation)
-    plan = make_plan(function.operation, classes, options.tp, Prices(options.instance, options.tp))
+    plan = make_plan(function, classes, options.tp, Prices(options.instance, options.tp))
 
     def wanted(value: ir.Value) -> Sharding:
         shape = shape_of(value)
