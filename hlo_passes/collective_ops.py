@@ -24,6 +24,7 @@ __all__ = [
     "sole_user",
     "take_partial",
     "terminator",
+    "zeros",
 ]
 
 
@@ -66,6 +67,16 @@ def size_bytes(values: Sequence[ir.Value]) -> int:
 def lines(ops: Sequence[ir.Operation]) -> str:
     """The user's lines of several ops, each once."""
     return ", ".join(dict.fromkeys(source_line(op) or "unknown line" for op in ops))
+
+
+def zeros(type_: ir.Type) -> ir.Attribute:
+    """A tensor type's zeros as a constant."""
+    dtype = tensor(type_).dtype
+    whole = dtype.startswith(("i", "ui"))
+    number = (
+        "(0.0,0.0)" if dtype.startswith("complex") else "false" if dtype == "i1" else "0" if whole else "0.0"
+    )
+    return ir.Attribute.parse(f"dense<{number}> : {type_}")
 
 
 def groups_attribute(groups: Sequence[Sequence[int]]) -> ir.Attribute:
@@ -178,8 +189,7 @@ def _pads_with_zero(op: ir.Operation, operand: int) -> bool:
     fill = op.operands[1].owner
     if isinstance(fill, ir.Block) or kind(fill) != "constant":
         return False
-    elements = ir.DenseElementsAttr(fill.operation.attributes["value"])
-    return elements.is_splat and not np.any(np.array(elements))
+    return fill.operation.attributes["value"] == zeros(op.operands[1].type)
 
 
 _LAYOUT: dict[str, Callable[[ir.Operation, int], bool]] = {"reshape": _moves, "transpose": _moves}

@@ -15,10 +15,11 @@ from hlo_passes.collective_ops import (
     sole_user,
     take_partial,
     terminator,
+    zeros,
 )
 from hlo_passes.ir import ir, main
 from hlo_passes.notes import add_notes
-from hlo_passes.ops import COLLECTIVES, captures, kind, tensor
+from hlo_passes.ops import COLLECTIVES, captures, kind
 from hlo_passes.trip_count import trip_count
 
 __all__ = ["Options", "run"]
@@ -148,7 +149,10 @@ def _reduce_behind(loop: ir.Operation, number: int, found: Partial) -> None:
     groups, location = found.reduce.attributes["replica_groups"], found.reduce.location
     take_partial(found)
     with ir.InsertionPoint(loop), loop.location:
-        loop.operands[number] = _zeros(start.type)
+        nothing = ir.Operation.create(
+            "stablehlo.constant", results=[start.type], attributes={"value": zeros(start.type)}
+        )
+    loop.operands[number] = nothing.results[0]
     uses = [(use.owner, use.operand_number) for use in result.uses]
     behind = _next(loop)
     reduced = all_reduce(result, "add", groups, location, behind)
@@ -156,13 +160,6 @@ def _reduce_behind(loop: ir.Operation, number: int, found: Partial) -> None:
         total = ir.Operation.create("stablehlo.add", results=[start.type], operands=[start, reduced])
     for user, operand in uses:
         user.operands[operand] = total.results[0]
-
-
-def _zeros(type_: ir.Type) -> ir.Value:
-    dtype = tensor(type_).dtype
-    zero = "(0.0,0.0)" if dtype.startswith("complex") else "0" if dtype.lstrip("u")[0] == "i" else "0.0"
-    value = ir.Attribute.parse(f"dense<{zero}> : {type_}")
-    return ir.Operation.create("stablehlo.constant", results=[type_], attributes={"value": value}).results[0]
 
 
 def _next(op: ir.Operation) -> ir.Operation:

@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from hlo_passes.collective_ops import groups_attribute
+from hlo_passes.collective_ops import groups_attribute, zeros
 from hlo_passes.ir import ir, main, stablehlo
 from hlo_passes.ops import kind, tensor
 from hlo_passes.work import op_work
@@ -134,8 +134,7 @@ class Ring:
         return self.constant(ir.DenseElementsAttr.get(np.array(value, np.int32)))
 
     def zeros(self, type_: ir.Type) -> ir.Value:
-        zero = "0.0" if tensor(type_).dtype[0] in "bf" else "0"
-        return self.constant(ir.Attribute.parse(f"dense<{zero}> : {type_}"))
+        return self.constant(zeros(type_))
 
     def start(self, ahead: int, rows: int) -> ir.Value:
         """The first row of the block that is ``ahead`` positions from this core's, blocks being ``rows``."""
