@@ -18,6 +18,11 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         help="directory with the StableHLO and Shardy test programs; without it, what needs it skips",
     )
     parser.addoption(
+        "--all-shardings",
+        action="store_true",
+        help="each StableHLO program under all twelve random shardings",
+    )
+    parser.addoption(
         "--update-golden", action="store_true", help="rewrite the expected texts under tests/mlir"
     )
 

@@ -1,5 +1,12 @@
-"""StableHLO's own test programs through ``neuronx run --check``: nearly all pass."""
+"""StableHLO's own test programs through ``neuronx run --check``: nearly all pass, sharded at random too.
 
+``--all-shardings`` runs every program under each of the twelve random shardings; else each program under
+one, another one each day.
+"""
+
+import contextlib
+import datetime
+import io
 import re
 from pathlib import Path
 
@@ -10,8 +17,14 @@ from neuronx.cli import main as cli
 pytestmark = pytest.mark.slow
 
 
-def _check(files: list[Path], capfd: pytest.CaptureFixture[str], degree: int) -> tuple[set[str], int]:
-    arguments = ["run", "--check", "--tp-degree", str(degree), *map(str, files)]
+DEGREES, SEEDS = (2, 3, 4, 8), (1, 2, 3)
+SHARDINGS = [(degree, seed) for degree in DEGREES for seed in SEEDS]
+
+
+def _check(
+    files: list[Path], capfd: pytest.CaptureFixture[str], degree: int, *options: str
+) -> tuple[set[str], int]:
+    arguments = ["run", "--check", "--tp-degree", str(degree), *options, *map(str, files)]
     cli.main(cli.parse_arguments(["neuronx", *arguments]))
     *failing, count = capfd.readouterr().out.strip().splitlines()
     passed, total = map(int, re.fullmatch(r"passed (\d+) of (\d+)", count).groups())
@@ -28,6 +41,31 @@ def test_static_programs(conformance: Path, capfd: pytest.CaptureFixture[str], d
     # Two miss an absolute tolerance by one unit in the last place of XLA:CPU's own code, which differs from
     # processor to processor; one expects each partial sum rounded to bf16, where the device keeps f32.
     assert len(failing) <= total // 100, failing
+
+
+@pytest.fixture(scope="module")
+def fails_unsharded(conformance: Path) -> set[str]:
+    """The programs that do not pass on one core; no sharding is asked to mend them."""
+    files = sorted((conformance / "stablehlo" / "testdata").glob("*.mlir"))
+    output = io.StringIO()
+    with contextlib.redirect_stdout(output):
+        cli.main(cli.parse_arguments(["neuronx", "run", "--check", *map(str, files)]))
+    return {Path(line.split(": ")[0]).name for line in output.getvalue().strip().splitlines()[:-1]}
+
+
+@pytest.mark.filterwarnings("ignore:tp_degree 3 runs here:UserWarning")
+@pytest.mark.parametrize("number", range(len(SHARDINGS)), ids=[f"tp{n}-random{s}" for n, s in SHARDINGS])
+def test_random_shardings(
+    conformance: Path, capfd: pytest.CaptureFixture[str], request: pytest.FixtureRequest,
+    fails_unsharded: set[str], number: int,
+) -> None:  # fmt: skip
+    degree, seed = SHARDINGS[number]
+    files = sorted((conformance / "stablehlo" / "testdata").glob("*.mlir"))
+    if not request.config.getoption("--all-shardings"):
+        files = files[(number + datetime.date.today().toordinal()) % len(SHARDINGS) :: len(SHARDINGS)]
+    failing, total = _check(files, capfd, degree, "--shard", f"random:{seed}")
+    print(f"{total - len(failing)} of {total} pass on {degree} cores with random:{seed}")
+    assert failing <= fails_unsharded, failing - fails_unsharded
 
 
 def test_quantized_programs(conformance: Path, capfd: pytest.CaptureFixture[str]) -> None:

@@ -1,8 +1,6 @@
 """Random programs under random shardings: a few new ones in each run, two thousand in the slow suite."""
 
-import datetime
 import os
-from collections import Counter
 
 import pytest
 from fuzz_sharding import RUNTIME_SHARE, command, run_many, run_one
@@ -39,11 +37,10 @@ def test_programs_cover_every_number_of_cores_and_both_kinds() -> None:
 
 @pytest.mark.slow
 def test_two_thousand_random_programs() -> None:
-    """Other programs each day; one in five through the whole pipeline and our runtime."""
-    begin = datetime.date.today().toordinal() * _SLOW_COUNT
-    outcomes = list(run_many(range(begin, begin + _SLOW_COUNT), workers=os.cpu_count() or 1))
+    """At least one in five through the whole pipeline and our runtime, the others on replicas of XLA:CPU."""
+    outcomes = list(run_many(range(_SLOW_COUNT), workers=os.cpu_count() or 1))
     failed = [f"{command(outcome)}  # {outcome.failure}" for outcome in outcomes if outcome.failure]
-    assert len(outcomes) == _SLOW_COUNT
-    assert sum(outcome.seed % RUNTIME_SHARE == 0 for outcome in outcomes) == _SLOW_COUNT // RUNTIME_SHARE
-    assert set(Counter(outcome.cores for outcome in outcomes)) == set(CORES)
     assert not failed, "\n".join(failed)
+    assert {outcome.seed for outcome in outcomes} == set(range(_SLOW_COUNT))
+    assert sum(outcome.runtime for outcome in outcomes) >= _SLOW_COUNT // RUNTIME_SHARE
+    assert {outcome.cores for outcome in outcomes} == set(CORES)

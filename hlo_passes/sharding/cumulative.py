@@ -2,21 +2,34 @@
 
 from hlo_passes.ir import ir
 from hlo_passes.sharding.partition import Choice, Partitioner, shape_of
-from hlo_passes.sharding.reductions import simple_reducer
+from hlo_passes.sharding.reductions import all_reducer, simple_reducer
 from hlo_passes.sharding.spec import Sharding
-from hlo_passes.sharding.windows import Window
+from hlo_passes.sharding.windows import WINDOWS, Window
 
 __all__ = ["is_cumulative", "scan_blocks"]
 
 
 def is_cumulative(part: Partitioner, op: ir.Operation, window: Window) -> bool:
-    """Whether a reduce_window of one operand reads all rows up to its own (or all from its own on)."""
+    """Whether a reduce_window of one operand reads all rows up to its own (or all from its own on).
+
+    It must do nothing along the other dims, and its initial value must be neutral, for each core begins
+    with it.
+    """
     if op.name != "stablehlo.reduce_window" or len(op.results) != 1 or simple_reducer(op.regions[0]) is None:
         return False
+    others = [w for w in WINDOWS[op.name].windows(op) if w.operand_dim != window.operand_dim]
+    if all_reducer(op) is None or not all(other.is_plain for other in others) or _skips_rows(op):
+        return False
     size = shape_of(op.operands[0])[window.operand_dim]
-    same = shape_of(op.results[0])[window.result_dim] == size == window.extent
+    same = shape_of(op.results[0]) == shape_of(op.operands[0]) and size == window.extent
     covers = size > 1 and window.stride == window.dilation == 1 and window.start in (0, 1 - size)
     return same and covers and bool(part.env[op.operands[0]][1].axes[window.operand_dim])
+
+
+def _skips_rows(op: ir.Operation) -> bool:
+    if "window_dilations" not in op.attributes:
+        return False
+    return any(number != 1 for number in ir.DenseI64ArrayAttr(op.attributes["window_dilations"]))
 
 
 def scan_blocks(
