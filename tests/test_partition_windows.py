@@ -125,3 +125,58 @@ def test_two_dims_of_an_image_over_two_axes():
 def test_sum_of_squares_of_a_sharded_image_and_its_gradient():
     function = jax.grad(lambda x, k: (conv(x, k) ** 2).sum(), (0, 1))
     check_counts(function, (normal(2, 12, 5, 3), normal(3, 3, 3, 4)), (P(None, "tp"), P()), 4, rtol=1e-4)
+
+
+def pool_gradient(window, stride, padding):
+    return jax.grad(lambda x: (max_pool(x, window, stride, padding) ** 2).sum())
+
+
+@pytest.mark.parametrize("cores", CORES)
+def test_gradient_of_aligned_pooling_is_local(cores):
+    counts, _ = check_counts(pool_gradient(2, 2, "VALID"), (normal(1, 48, 6, 2),), (P(None, "tp"),), cores)
+    assert counts == {}
+
+
+@pytest.mark.parametrize(("window", "stride", "padding"), [(3, 2, "SAME"), (2, 3, "VALID"), (5, 2, "VALID")])
+@pytest.mark.parametrize("cores", [2, 3, 8])
+def test_gradient_of_pooling_over_edges(window, stride, padding, cores):
+    function = pool_gradient(window, stride, padding)
+    _, notes = check_counts(function, (normal(1, 25, 7, 2),), (P(None, "tp"),), cores)
+    assert not any("select_and_scatter" in note for note in notes)
+
+
+@pytest.mark.parametrize("cores", [2, 3, 4])
+@pytest.mark.parametrize("rows", [24, 25])
+def test_gradient_of_a_kernel_is_one_all_reduce(cores, rows):
+    loss = lambda x, k: (conv(x, k, (2, 1)) ** 2).sum()  # noqa: E731
+    function = lambda x, k: jax.grad(loss, 1)(jnp.sin(x), k)  # noqa: E731
+    arguments = (normal(2, rows, 9, 4), normal(3, 3, 4, 5))
+    counts, _ = check_counts(function, arguments, (P(None, "tp"), P()), cores, rtol=1e-4)
+    assert counts["all_reduce"] == 1
+    assert "all_gather" not in counts
+
+
+@pytest.mark.parametrize("cores", CORES)
+def test_channels_in_groups_stay_on_their_cores(cores):
+    function = lambda x, k: conv(x, k, feature_group_count=24)  # noqa: E731
+    specs = (P(None, None, None, "tp"), P(None, None, None, "tp"))
+    counts, _ = check_counts(function, (normal(2, 5, 5, 48), normal(3, 3, 2, 24)), specs, cores)
+    assert counts == {}
+
+
+@pytest.mark.parametrize("cores", CORES)
+@pytest.mark.parametrize("groups", [{"feature_group_count": 5}, {"batch_group_count": 5}])
+def test_uneven_groups(cores, groups):
+    function = lambda x, k: conv(jnp.sin(x), jnp.sin(k), **groups)  # noqa: E731
+    is_feature = "feature_group_count" in groups
+    shapes = ((2, 3, 3, 10), (3, 3, 2, 15)) if is_feature else ((10, 3, 3, 4), (3, 3, 4, 15))
+    specs = (P(None, None, None, "tp") if is_feature else P("tp"), P(None, None, None, "tp"))
+    check_counts(function, [normal(*shape) for shape in shapes], specs, cores)
+
+
+@pytest.mark.parametrize("cores", CORES)
+def test_a_batch_takes_the_axes_of_a_dim_that_must_be_whole(cores):
+    for function in (lambda x: jnp.sort(jnp.sin(x), -1), lambda x: jnp.abs(jnp.fft.rfft(jnp.sin(x)))):
+        counts, _ = check_counts(function, (normal(16, 24),), (P(None, "tp"),), cores)
+        assert counts["all_to_all"] >= 1
+        assert "all_gather" not in counts

@@ -1,8 +1,10 @@
 """The ops that need more than their factor rule, one table: how each is made local."""
 
 from hlo_passes.sharding import (
+    handlers_concatenate,
     handlers_control,
     handlers_gather,
+    handlers_pool,
     handlers_scatter,
     handlers_simple,
     handlers_slices,
@@ -20,5 +22,7 @@ HANDLERS: Handlers = {
     **handlers_scatter.HANDLERS,
     **handlers_slices.HANDLERS,
     **handlers_window.HANDLERS,
+    **handlers_pool.HANDLERS,
+    **handlers_concatenate.HANDLERS,
     **handlers_sort.HANDLERS,
 }

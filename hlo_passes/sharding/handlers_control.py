@@ -47,11 +47,10 @@ def _like(
 
 
 def _fill_block(part: Partitioner, old: ir.Block, new: ir.Block, wanted: list[Sharding]) -> None:
-    outer, part.emit.point = part.emit.point, ir.InsertionPoint(new)
-    values = part.operations(old)
-    results = [part.use(v, s) for v, s in zip(values, wanted, strict=True)]
-    ir.Operation.create("stablehlo.return", operands=results, loc=part.emit.location, ip=part.emit.point)
-    part.emit.point = outer
+    with part.inside(new):
+        values = part.operations(old)
+        results = [part.use(v, s) for v, s in zip(values, wanted, strict=True)]
+        ir.Operation.create("stablehlo.return", operands=results, loc=part.emit.location, ip=part.emit.point)
 
 
 def _manual(part: Partitioner, op: ir.Operation) -> None:

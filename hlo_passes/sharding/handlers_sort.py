@@ -20,19 +20,11 @@ def _sort(part: Partitioner, op: ir.Operation) -> None:
     if rule is None or not axes or 0 in size:
         part.generic(op)
         return
-    choice = part.choose(op, rule)
+    choice = part.choose(op, rule, may_move=False)
     used = {axis for names in choice.axes.values() for axis in names}
     rows = max((shape_of(cut.results[0])[dim] for cut in cuts), default=size[dim])
     if used & set(axes) or 2 * min(rows, local) > local:
-        if not used & set(axes):
-            moved = sum(local_bytes(part.env[v][0]) for v in op.operands) * (shards - 1)
-            part.note_gather(
-                op,
-                moved,
-                f"all of sharded dim {dim} is sorted, not its first few rows",
-                f"do not shard dim {dim}",
-            )
-        part.generic(op)
+        _sort_whole(part, op, axes, shards)
         return
     emit = part.emit
     whole = [choice.sharding(size, dims, rule) for dims in rule.operands]
@@ -46,6 +38,17 @@ def _sort(part: Partitioner, op: ir.Operation) -> None:
         value = _head(emit, best[number], dim, shape_of(cut.results[0])[dim])
         part.env[cut.results[0]] = (value, _with(whole[number], dim, (), value.type.shape[dim]))
         part.done.add(cut)
+
+
+def _sort_whole(part: Partitioner, op: ir.Operation, axes: tuple[str, ...], shards: int) -> None:
+    """All rows on each core; of a batch that is long enough each core takes a part."""
+    rule = part.targets.rules[op]
+    choice = part.choose(op, rule)
+    if not {axis for names in choice.axes.values() for axis in names} & set(axes):
+        moved = sum(local_bytes(part.env[v][0]) for v in op.operands) * (shards - 1)
+        why = f"all of sharded dim {_dim(op)} is sorted, not its first few rows"
+        part.note_gather(op, moved, why, f"do not shard dim {_dim(op)}")
+    part.by_rule(op, rule, choice)
 
 
 def _dim(op: ir.Operation) -> int:

@@ -1,4 +1,4 @@
-"""Ops that move windows over a sharded dim: slice, pad, reverse, reduce_window, convolution, concatenate."""
+"""Ops that move windows over a sharded dim: slice, pad, reverse, reduce_window, convolution."""
 
 import math
 from collections.abc import Mapping
@@ -6,11 +6,10 @@ from dataclasses import dataclass
 
 from hlo_passes.ir import ir
 from hlo_passes.sharding.cumulative import is_cumulative, scan_blocks
-from hlo_passes.sharding.emit import Emitter
 from hlo_passes.sharding.partition import Choice, Handlers, Partitioner, local_bytes, shape_of
 from hlo_passes.sharding.rows import Need, fetch, fill_outside, moved_rows, own_rows, owned_rows, result_need
 from hlo_passes.sharding.spec import Sharding
-from hlo_passes.sharding.windows import WINDOWS, Window
+from hlo_passes.sharding.windows import WINDOWS, Window, convolution_dims
 
 __all__ = ["HANDLERS", "replaced", "rows_of"]
 
@@ -20,6 +19,7 @@ class _Cut:
     """A window along a sharded dim. ``axes`` are those of the result, which holds ``local`` rows a core.
 
     ``summed`` are the axes of an operand of which so few rows are read that all cores get all of them.
+    ``kernel_dim`` is the dim of a convolution's kernel that is sharded; the results are then partial.
     """
 
     window: Window
@@ -27,6 +27,7 @@ class _Cut:
     local: int
     need: Need
     summed: tuple[str, ...] = ()
+    kernel_dim: int | None = None
 
 
 def _windowed(part: Partitioner, op: ir.Operation) -> None:
@@ -45,20 +46,26 @@ def _windowed(part: Partitioner, op: ir.Operation) -> None:
         return
     count, first_fill = row.data(op), row.fill(op)
 
+    parts = {c.kernel_dim: c for c in cuts if c.kernel_dim is not None}
+
     def operand(number: int, value: ir.Value, sharding: Sharding) -> ir.Value:
+        if number >= count and parts:
+            return _kernel(part, value, sharding, parts)
         if number >= count:
             return part.use(value, sharding)
         fill = None if first_fill is None else part.whole(op.operands[first_fill + number])
         return _operand(part, op, value, sharding, cuts, fill)
 
     def result(sharding: Sharding) -> Sharding:
-        return replaced(sharding, {c.window.result_dim: (c.axes, c.local) for c in cuts})
+        made = [c for c in cuts if c.kernel_dim is None]
+        return replaced(sharding, {c.window.result_dim: (c.axes, c.local) for c in made})
 
     def localize(new: ir.Operation) -> None:
         for cut in cuts:
             row.localize(new, cut.window, cut.need.count)
 
-    part.emit_with(op, rule, choice, operand=operand, result=result, localize=localize)
+    summed = tuple(axis for c in parts.values() for axis in c.axes)
+    part.emit_with(op, rule, choice, operand=operand, result=result, localize=localize, summed=summed)
 
 
 def _cuts(part: Partitioner, op: ir.Operation, choice: Choice) -> list[_Cut]:
@@ -66,8 +73,12 @@ def _cuts(part: Partitioner, op: ir.Operation, choice: Choice) -> list[_Cut]:
     source, target = op.operands[0], op.results[0]
     wanted, have = part.wanted(target), part.env[source][1]
     used = {axis for axes in choice.axes.values() for axis in axes}
-    cuts = []
+    cuts = _contracted(part, op, used) if op.name == "stablehlo.convolution" else []
+    used |= {axis for cut in cuts for axis in cut.axes}
+    taken = [cut.window for cut in cuts]
     for window in WINDOWS[op.name].windows(op):
+        if window in taken:
+            continue
         here, there = have.axes[window.operand_dim], wanted.axes[window.result_dim]
         axes = next((a for a in (there, here) if a and not used & set(a)), None)
         size, rows = source.type.shape[window.operand_dim], target.type.shape[window.result_dim]
@@ -83,6 +94,41 @@ def _cuts(part: Partitioner, op: ir.Operation, choice: Choice) -> list[_Cut]:
         local = wanted.local[window.result_dim] if axes == there else math.ceil(rows / shards)
         cuts.append(_Cut(window=window, axes=axes, local=local, need=_need(window, rows, local, shards)))
     return cuts
+
+
+def _contracted(part: Partitioner, op: ir.Operation, used: set[str]) -> list[_Cut]:
+    """Spatial dims of a kernel as large as an image (for its gradient): each core takes part of the sum."""
+    kernel, result = op.operands[1], op.results[0]
+    have = part.env[kernel][1]
+    reversal = str(op.attributes["window_reversal"]) if "window_reversal" in op.attributes else ""
+    reduced = 2 * math.prod(shape_of(result))
+    cuts = []
+    for number, window in enumerate(WINDOWS[op.name].windows(op)):
+        dim = convolution_dims(op)[1][number]
+        axes, local, size = have.axes[dim], have.local[dim], shape_of(kernel)[dim]
+        shards = part.targets.mesh.size(axes)
+        gathered = math.prod(shape_of(kernel)) // shards * (shards - 1)
+        if not axes or used & set(axes) or "true" in reversal or reduced > gathered or size < 2:
+            continue
+        gap, rows = (window.extent - 1) // (size - 1), shape_of(result)[window.result_dim]
+        valid = [min(max(size - i * local, 0), local) for i in range(shards)]
+        reach = [(rows - 1) * window.stride + (n - 1) * gap + 1 if n else 0 for n in (*valid, local)]
+        starts = tuple(window.start + i * local * gap for i in range(shards))
+        need = Need(starts=starts, counts=tuple(reach[:-1]), count=reach[-1])
+        cuts.append(_Cut(window=window, axes=axes, local=rows, need=need, kernel_dim=dim))
+        used = used | set(axes)
+    return cuts
+
+
+def _kernel(part: Partitioner, value: ir.Value, sharding: Sharding, parts: Mapping[int, _Cut]) -> ir.Value:
+    """Each core's block of a kernel, with zeros where it is padding."""
+    have, emit = part.env[value][1], part.emit
+    local = part.use(value, replaced(sharding, {d: (c.axes, have.local[d]) for d, c in parts.items()}))
+    for dim, cut in parts.items():
+        if have.local[dim] * part.targets.mesh.size(cut.axes) != shape_of(value)[dim]:
+            zero = emit.zero(value.type.element_type)
+            local = emit.fill_padding(local, dim, cut.axes, shape_of(value)[dim], zero)
+    return local
 
 
 def _need(window: Window, rows: int, local: int, shards: int) -> Need:
@@ -164,60 +210,4 @@ def replaced(sharding: Sharding, dims: Mapping[int, tuple[tuple[str, ...], int]]
     return Sharding(axes=tuple(axes), local=tuple(local))
 
 
-def _concatenate(part: Partitioner, op: ir.Operation) -> None:
-    """Each core fetches from every operand what falls into its block of the result."""
-    rule, result = part.targets.rules[op], op.results[0]
-    dim = ir.IntegerAttr(op.attributes["dimension"]).value
-    choice = part.choose(op, rule)
-    axes, local = _concatenated(part, op, choice, dim)
-    if not axes or 0 in shape_of(result):
-        part.generic(op)
-        return
-    emit, size = part.emit, shape_of(result)[dim]
-    shards, begin, whole = part.targets.mesh.size(axes), 0, None
-    for value, dims in zip(op.operands, rule.operands, strict=True):
-        rows, have = shape_of(value)[dim], part.env[value][1]
-        sharding = choice.sharding(shape_of(value), dims, rule)
-        sharded = have.axes[dim] == axes
-        if sharded:
-            sharding = replaced(sharding, {dim: (axes, have.local[dim])})
-        need = _inside(result_need(size, local, shards, start=-begin), rows)
-        piece = rows_of(part, op, part.use(value, sharding), dim, axes, rows, need, sharded)
-        whole = piece if whole is None else _after(emit, whole, piece, dim, axes, begin, local)
-        begin += rows
-    sharding = choice.sharding(shape_of(result), rule.results[0], rule)
-    part.env[result] = (whole, replaced(sharding, {dim: (axes, local)}))
-
-
-def _concatenated(
-    part: Partitioner, op: ir.Operation, choice: Choice, dim: int
-) -> tuple[tuple[str, ...], int]:
-    """Axes and rows per core of the joined dim: as wanted, else as the longest sharded operand lies."""
-    size, wanted = shape_of(op.results[0])[dim], part.wanted(op.results[0])
-    used = {axis for axes in choice.axes.values() for axis in axes}
-    lying = sorted(op.operands, key=lambda value: -shape_of(value)[dim])
-    for axes in (wanted.axes[dim], *(part.env[value][1].axes[dim] for value in lying)):
-        shards = part.targets.mesh.size(axes)
-        if axes and not used & set(axes) and (axes == wanted.axes[dim] or size >= shards):
-            return axes, wanted.local[dim] if axes == wanted.axes[dim] else math.ceil(size / shards)
-    return (), size
-
-
-def _inside(need: Need, size: int) -> Need:
-    """``need`` without counts for cores that read nothing of the ``size`` rows there are."""
-    counts = tuple(c if s < size and s + c > 0 else 0 for s, c in zip(need.starts, need.counts, strict=True))
-    return Need(starts=need.starts, counts=counts, count=need.count)
-
-
-def _after(
-    emit: Emitter, first: ir.Value, second: ir.Value, dim: int, axes: tuple[str, ...], begin: int, local: int
-) -> ir.Value:
-    """``first`` in the global rows before ``begin``, ``second`` from there on."""
-    i32 = ir.IntegerType.get_signless(32)
-    rows = emit.value("stablehlo.iota", [], [local], i32, iota_dimension="0 : i64")
-    rows = emit.binary("add", rows, emit.broadcast(emit.offset(axes, local), [local]))
-    mask = emit.compare(rows, emit.broadcast(emit.scalar(begin), [local]), "GE")
-    return emit.select(emit.spread(mask, first.type.shape, [dim]), second, first)
-
-
-HANDLERS: Handlers = dict.fromkeys(WINDOWS, _windowed) | {"stablehlo.concatenate": _concatenate}
+HANDLERS: Handlers = dict.fromkeys(WINDOWS, _windowed)

@@ -1,7 +1,9 @@
 """Rewrites a global program as the program of one core: one algorithm over factors for every op."""
 
+import contextlib
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections import ChainMap
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from distributed.mesh import Mesh
@@ -16,6 +18,8 @@ from hlo_passes.sharding.spec import Sharding, layout_attributes, mesh_attribute
 __all__ = ["Choice", "Handlers", "Partitioner", "Targets", "local_bytes", "local_type", "shape_of"]
 
 _KEPT_ARGUMENT_ATTRIBUTES = ("tf.aliasing_output", "jax.buffer_donor")
+# Ops along a dim they need whole, of which a batch may be as long as there are cores.
+_MOVED = ("stablehlo.sort", "stablehlo.fft", "stablehlo.cholesky", "stablehlo.triangular_solve")
 _DROPPED = ("sdy.sharding", RULE, "channel_handle", "use_global_device_ids")
 
 
@@ -70,6 +74,7 @@ class Partitioner:
         self._reader: ir.Operation | None = None
         self._reader_is_noted = False
         self._handlers = handlers
+        self._moved: ChainMap[tuple[ir.Value, Sharding], ir.Value] = ChainMap()
         self.done: set[ir.Operation] = set()
 
     def run(self) -> None:
@@ -99,11 +104,21 @@ class Partitioner:
         self._reader, self._reader_is_noted, self.emit.location = None, False, operations[-1].location
         return list(operations[-1].operands)
 
+    @contextlib.contextmanager
+    def inside(self, block: ir.Block) -> Iterator[None]:
+        """Emits into ``block``; what is moved there is not known outside."""
+        outer, self.emit.point = self.emit.point, ir.InsertionPoint(block)
+        self._moved = self._moved.new_child()
+        yield
+        self.emit.point, self._moved = outer, self._moved.parents
+
     def use(self, value: ir.Value, sharding: Sharding) -> ir.Value:
         """The local form of a global value under ``sharding``."""
         local, have = self.env[value]
+        if (local, sharding) in self._moved:
+            return self._moved[local, sharding]
         before = self.emit.gathered_elements
-        moved = reshard(self.emit, local, shape_of(value), have, sharding)
+        moved = self._moved[local, sharding] = reshard(self.emit, local, shape_of(value), have, sharding)
         gathered = self.emit.gathered_elements - before
         if gathered and not self._reader_is_noted:
             self.notes.append(reshard_note(self._reader, value, gathered, have, sharding))
@@ -132,8 +147,11 @@ class Partitioner:
             self._note_whole(op, rule.why_blocked)
         self.emit_with(op, rule, choice)
 
-    def choose(self, op: ir.Operation, rule: OpRule) -> Choice:
-        """Axes per factor: what is wanted of the results first, then as the largest operands lie."""
+    def choose(self, op: ir.Operation, rule: OpRule, *, may_move: bool = True) -> Choice:
+        """Axes per factor: what is wanted of the results first, then as the largest operands lie.
+
+        Where it ``may_move`` them, axes of a dim that some ops need whole go to one they do not.
+        """
         if self.targets.chosen is not None:
             return self.targets.chosen(op)
         choice = Choice()
@@ -145,7 +163,21 @@ class Partitioner:
             for axes, local, factors in zip(sharding.axes, sharding.local, dims, strict=True):
                 if axes and factors:
                     self._offer(choice, rule, factors, axes, local)
+        if may_move and op.name in _MOVED:
+            self._offer_elsewhere(op, rule, choice)
         return choice
+
+    def _offer_elsewhere(self, op: ir.Operation, rule: OpRule, choice: Choice) -> None:
+        """Moves axes of a dim the op needs whole to one it does not: an all-to-all, not an all-gather."""
+        value, dims = op.operands[0], rule.operands[0]
+        made = {factors[0] for factors in rule.results[0] if factors}
+        for axes, factors in zip(self.env[value][1].axes, dims, strict=True):
+            shards = self.targets.mesh.size(axes)
+            if not axes or not factors or factors[0] not in rule.blocked:
+                continue
+            others = [f for f in dims if f and f[0] in made and len(f) == 1 and rule.sizes[f[0]] >= shards]
+            for other in sorted(others, key=lambda f: -rule.sizes[f[0]]):
+                self._offer(choice, rule, other, axes, math.ceil(rule.sizes[other[0]] / shards))
 
     def _offer(
         self, choice: Choice, rule: OpRule, factors: tuple[int, ...], axes: tuple[str, ...], local: int
@@ -166,12 +198,12 @@ class Partitioner:
         self, op: ir.Operation, rule: OpRule, choice: Choice, *,
         operand: Callable[[int, ir.Value, Sharding], ir.Value] | None = None,
         result: Callable[[Sharding], Sharding] = lambda sharding: sharding,
-        localize: Callable[[ir.Operation], None] = lambda op: None,
+        localize: Callable[[ir.Operation], None] = lambda op: None, summed: tuple[str, ...] = (),
     ) -> None:  # fmt: skip
         """Reshards the operands as ``choice`` says, emits the local op and finishes its reductions.
 
         Handlers may bring an operand about in their own way, shard a result further than the choice
-        does, and mend the attributes of the local op.
+        does, and mend the attributes of the local op; results are summed over axes ``summed`` as well.
         """
         operands = []
         for number, (value, dims) in enumerate(zip(op.operands, rule.operands, strict=True)):
@@ -188,6 +220,7 @@ class Partitioner:
         new = self.emit_op(op, operands, shardings)
         localize(new)
         reduced = tuple(a for f in sorted(rule.reductions & choice.axes.keys()) for a in choice.axes[f])
+        reduced += summed
         if reduced:
             narrowed = combine_parts(self.emit, self.env, op, new, reduced)
             self.done |= {narrowed} if narrowed else set()
@@ -334,9 +367,23 @@ def _slice_limits(old: ir.Operation, new: ir.Operation) -> None:
     new.attributes["limit_indices"] = ir.DenseI64ArrayAttr.get(sizes)
 
 
+def _group_counts(old: ir.Operation, new: ir.Operation) -> None:
+    """A convolution in groups of channels has as many fewer groups as it makes fewer channels."""
+    layout = str(old.attributes["dimension_numbers"]).split("x[")[1].split("]")[0]
+    out = layout.split(", ").index("o")
+    for name in ("feature_group_count", "batch_group_count"):
+        groups = ir.IntegerAttr(old.attributes[name]).value
+        if groups > 1:
+            whole, local = old.operands[1].type.shape[out], new.operands[1].type.shape[out]
+            new.attributes[name] = ir.IntegerAttr.get(
+                ir.IntegerType.get_signless(64), groups * local // whole
+            )
+
+
 # Ops whose attributes spell out sizes.
 _LOCAL_SIZES = {
     "stablehlo.slice": _slice_limits,
     "stablehlo.dynamic_slice": _slice_sizes,
     "stablehlo.gather": _slice_sizes,
+    "stablehlo.convolution": _group_counts,
 }

@@ -4,7 +4,7 @@ from hlo_passes.ir import ir
 from hlo_passes.sharding.emit import Emitter
 from hlo_passes.sharding.spec import Sharding
 
-__all__ = ["all_reducer", "combine_parts", "padding_fill", "simple_reducer"]
+__all__ = ["all_reducer", "combine_parts", "padding_fill", "simple_reducer", "splat"]
 
 Env = dict[ir.Value, tuple[ir.Value, Sharding]]
 
@@ -54,7 +54,7 @@ def all_reducer(op: ir.Operation) -> str | None:
     if not simple or body[0].name not in _IDENTITIES:
         return _GENERAL
     init = op.operands[1].owner
-    number = _splat(init)
+    number = splat(init)
     if number is None:
         return None
     return body[0].name if _IDENTITIES[body[0].name](number) else _extreme(body[0].name, number, init)
@@ -72,7 +72,7 @@ def _extreme(reducer: str, number: complex, init: ir.Operation) -> str | None:
     return reducer if number == neutral else None
 
 
-def _splat(owner: ir.Operation | ir.Block) -> complex | None:
+def splat(owner: ir.Operation | ir.Block) -> complex | None:
     """The value of a scalar constant, None for anything else."""
     if isinstance(owner, ir.Block) or owner.name != "stablehlo.constant":
         return None

@@ -162,16 +162,21 @@ def _gather_blocked(op: ir.Operation, rule: OpRule) -> frozenset[int]:
 
 
 def _conv_blocked(op: ir.Operation, rule: OpRule) -> frozenset[int]:
-    """Batch and features may be sharded; not spatial dims, nor what takes part in grouped channels."""
-    groups = [ir.IntegerAttr(op.attributes[k]).value for k in ("feature_group_count", "batch_group_count")]
-    if groups != [1, 1]:
-        return frozenset(_factors(rule.operands[1]) | rule.reductions)
+    """Batch, features and whole groups may be sharded; spatial dims are left to the windows' handler."""
     # #stablehlo.conv<[b, f, 0, 1]x[o, i, 0, 1]->[b, f, 0, 1]>: the numbers are the spatial dims.
     layouts = re.findall(r"\[([^]]*)\]", str(op.attributes["dimension_numbers"]))
-    return frozenset(
+    roles = [layout.split(", ") for layout in layouts]
+    blocked = {
         factor
-        for layout, tensor in zip(layouts, rule.tensors, strict=True)
-        for role, dim in zip(layout.split(", "), tensor, strict=True)
+        for row, tensor in zip(roles, rule.tensors, strict=True)
+        for role, dim in zip(row, tensor, strict=True)
         if role.isdigit()
         for factor in dim
-    )
+    }
+    groups = [ir.IntegerAttr(op.attributes[k]).value for k in ("feature_group_count", "batch_group_count")]
+    if groups != [1, 1]:
+        made = rule.operands[1][roles[1].index("o")]
+        split = rule.operands[0][roles[0].index("f" if groups[0] > 1 else "b")]
+        is_group = made[:1] == split[:1] and made and rule.sizes[made[0]] == max(groups)
+        blocked |= set() if is_group else {*made, *split}
+    return frozenset(blocked)

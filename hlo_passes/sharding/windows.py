@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from hlo_passes.ir import ir
 
-__all__ = ["WINDOWS", "Window", "WindowOp", "convolution_dims"]
+__all__ = ["WINDOWS", "Window", "WindowOp", "clear_padding", "convolution_dims", "reduce_window_windows"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,7 +70,8 @@ def _padding(op: ir.Operation, count: int) -> list[list[int]]:
     return [flat[i : i + 2] for i in range(0, 2 * count, 2)]
 
 
-def _clear_padding(op: ir.Operation, dim: int, count: int) -> None:
+def clear_padding(op: ir.Operation, dim: int, count: int) -> None:
+    """Sets the padding of one of the ``count`` dims of an op's windows to none."""
     padding = _padding(op, count)
     padding[dim] = [0, 0]
     text = ", ".join(f"[{low}, {high}]" for low, high in padding)
@@ -116,7 +117,8 @@ def _keep(op: ir.Operation, window: Window, count: int) -> None:
     """Nothing in the op's attributes says a size."""
 
 
-def _reduce_window_windows(op: ir.Operation) -> list[Window]:
+def reduce_window_windows(op: ir.Operation) -> list[Window]:
+    """The windows of a reduce_window or select_and_scatter."""
     sizes, strides = _numbers(op, "window_dimensions", 1), _numbers(op, "window_strides", 1)
     base, dilations = _numbers(op, "base_dilations", 1), _numbers(op, "window_dilations", 1)
     padding = _padding(op, len(sizes))
@@ -130,7 +132,7 @@ def _reduce_window_windows(op: ir.Operation) -> list[Window]:
 
 
 def _reduce_window_localize(op: ir.Operation, window: Window, count: int) -> None:
-    _clear_padding(op, window.result_dim, _rank(op))
+    clear_padding(op, window.result_dim, _rank(op))
     _set(op, "base_dilations", window.result_dim, 1, 1)
 
 
@@ -158,7 +160,7 @@ def _convolution_windows(op: ir.Operation) -> list[Window]:
 
 def _convolution_localize(op: ir.Operation, window: Window, count: int) -> None:
     inputs, _, results = convolution_dims(op)
-    _clear_padding(op, results.index(window.result_dim), len(inputs))
+    clear_padding(op, results.index(window.result_dim), len(inputs))
     _set(op, "lhs_dilation", results.index(window.result_dim), 1, 1)
 
 
@@ -167,7 +169,7 @@ WINDOWS = {
     "stablehlo.pad": WindowOp(windows=_pad_windows, localize=_pad_localize, fill=lambda op: 1),
     "stablehlo.reverse": WindowOp(windows=_reverse_windows, localize=_keep),
     "stablehlo.reduce_window": WindowOp(
-        windows=_reduce_window_windows, localize=_reduce_window_localize,
+        windows=reduce_window_windows, localize=_reduce_window_localize,
         data=lambda op: len(op.results), fill=lambda op: len(op.results),
     ),
     "stablehlo.convolution": WindowOp(windows=_convolution_windows, localize=_convolution_localize),
