@@ -1,8 +1,9 @@
 """What a timeline has counted: events, busy seconds, flops and bytes; parts can be counted several times."""
 
 from collections import defaultdict
+from dataclasses import replace
 
-from distributed.events import Event
+from distributed.events import Event, Run
 
 __all__ = ["Books"]
 
@@ -12,10 +13,11 @@ class Books:
 
     def __init__(self) -> None:
         self.events: list[Event] = []
+        self.runs: list[Run] = []
         self.assumptions: list[str] = []
         self.busy_s: defaultdict[str, float] = defaultdict(float)
         self.cores: dict[str, int | None] = {}
-        self.flops = self.bytes_accessed = self.collective_bytes = 0.0
+        self.flops = self.bytes_accessed = self.spill_bytes = self.collective_bytes = 0.0
 
     def record(self, event: Event) -> None:
         self.events.append(event)
@@ -25,6 +27,7 @@ class Books:
     def add(self, other: "Books") -> None:
         """Takes over everything in ``other``, its events included."""
         self.events += other.events
+        self.runs += other.runs
         self.assumptions += other.assumptions
         self._count(other, 1)
 
@@ -43,6 +46,11 @@ class Books:
                     iterations=times,
                 )
             )
+        inside = {run.number for run in body.runs}
+        self.runs = [
+            replace(run, iterations=run.iterations * (times + 1)) if run.number in inside else run
+            for run in self.runs
+        ]
         self._count(body, times)
 
     def _count(self, other: "Books", times: int) -> None:
@@ -51,4 +59,5 @@ class Books:
             self.busy_s[engine] += busy_s * times
         self.flops += other.flops * times
         self.bytes_accessed += other.bytes_accessed * times
+        self.spill_bytes += other.spill_bytes * times
         self.collective_bytes += other.collective_bytes * times

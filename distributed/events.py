@@ -2,9 +2,9 @@
 
 import bisect
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
-__all__ = ["Event", "Queue", "Timeline"]
+__all__ = ["Event", "Queue", "Run", "Timeline"]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -28,6 +28,34 @@ class Event:
     iterations: int = 1
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Run:
+    """One kernel, collective or decision of the control CPU, and why it took as long and began as late.
+
+    Attributes:
+      number: of the run; ``after`` that of the run whose end it had to wait for, -1 for none.
+      kind: kernel, collective or control.
+      waited_for: what it waited for after that run was there: "operands", "engine" or "memory" (weights
+        not fetched yet); empty where it began at once.
+      bound: what decided its length: pe, vector, scalar, gpsimd, hbm, link or latency.
+      iterations: of the loop it stands in; all its numbers are those of one.
+    """
+
+    number: int
+    after: int
+    kind: str
+    name: str
+    location: str
+    start_s: float
+    end_s: float
+    waited_for: str
+    bound: str
+    flops: float = 0.0
+    bytes: float = 0.0
+    engine_s: Mapping[str, float] = field(default_factory=dict)
+    iterations: int = 1
+
+
 @dataclass(frozen=True, kw_only=True)
 class Timeline:
     """When what happens in one run of a program, from its first instruction to its last.
@@ -39,9 +67,13 @@ class Timeline:
       total_s: seconds of one run.
       busy_s: seconds of work per engine of one core and per link.
       flops: floating-point operations of one core, those of loops times their iterations.
-      bytes_accessed: HBM bytes read and written by the kernels of one core.
+      bytes_accessed: HBM bytes read and written by the kernels of one core; what passes from kernel to
+        kernel in SBUF is not among them.
+      spill_bytes: of those, what would have stayed in SBUF had there been room.
       collective_bytes: operand bytes one core brings to collectives.
       num_cores: cores the program runs on.
+      era: whose constants the times come from.
+      runs: kernels, collectives and decisions in the order of their start.
       assumptions: what had to be supposed because the program does not say, for example trip counts.
     """
 
@@ -51,8 +83,11 @@ class Timeline:
     busy_s: Mapping[str, float]
     flops: float
     bytes_accessed: float
+    spill_bytes: float
     collective_bytes: float
     num_cores: int
+    era: str
+    runs: Sequence[Run]
     assumptions: tuple[str, ...]
 
 
@@ -87,7 +122,8 @@ class Queue:
             limit = self._starts[at] if at < len(self._starts) else float("inf")
             if limit > start:
                 end = min(start + left, limit)
-                pieces.append((start, end))
+                if end > start:
+                    pieces.append((start, end))
                 # The last piece takes exactly what is left, so that no rounding error goes on forever.
                 left = 0.0 if end < limit or limit - start >= left else left - (end - start)
             if at < len(self._starts):

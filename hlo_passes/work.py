@@ -175,7 +175,9 @@ def _convolution(op: ir.Operation, work: OpWork) -> OpWork:
     kernel, result = work.operands[1], work.results[0]
     features = kernel.shape[numbers.kernel_output_feature_dimension]
     each = max(features, 1)
-    return replace(work, matmul=(groups, result.size // each, kernel.size // each, features // groups))
+    product = (groups, result.size // each, kernel.size // each, features // groups)
+    taps = tuple(kernel.shape[dim] for dim in numbers.kernel_spatial_dimensions)
+    return replace(work, matmul=product, taps=taps)
 
 
 def _window(op: ir.Operation, work: OpWork) -> OpWork:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from kernels import data_movement, elementwise, gather_scatter, matmul, reduction, single
 from kernels.engines import OpCost, dma_s, scalar_s, stall_s, vector_s
 from kernels.hardware import Core
-from kernels.ops import ENGINES, rule
+from kernels.ops import COMPUTE, ENGINES, rule
 from kernels.work import KernelWork, OpWork, Tensor
 
 __all__ = ["PRICES", "KernelCost", "cost"]
@@ -24,7 +24,10 @@ class KernelCost:
       bytes_written: HBM bytes it writes.
       reload_bytes: HBM bytes read again because SBUF cannot hold a product's operands.
       engine_s: busy seconds of "pe", "vector", "scalar", "gpsimd" and "dma".
-      latency_s: seconds from its start to its last write.
+      read_s: DMA seconds of each of the work's reads; write_s: of each of its writes.
+      compute_s: seconds from the first to the last instruction with all operands in SBUF, no waits counted.
+      stall_s: waits of dependent instructions.
+      latency_s: seconds from its start to its last write, run alone with its operands in HBM.
       bound: the busiest engine, or "latency" where waiting outweighs any engine's work.
     """
 
@@ -34,6 +37,10 @@ class KernelCost:
     bytes_written: int
     reload_bytes: int
     engine_s: dict[str, float]
+    read_s: tuple[float, ...]
+    write_s: tuple[float, ...]
+    compute_s: float
+    stall_s: float
     latency_s: float
     bound: str
 
@@ -61,8 +68,9 @@ _REPEATED = frozenset({"broadcast", "broadcast_in_dim", "constant", "dynamic_bro
 def cost(work: KernelWork, core: Core) -> KernelCost:
     """Prices ``work`` on ``core``.
 
-    Engines overlap, so the busiest decides; to that come one DMA latency and, for every op of the chain,
-    the wait of a dependent instruction. The ops of one kernel pass their results through SBUF and PSUM.
+    Engines overlap as far as ``core.issue.overlap_fraction`` says, fully by default, so the busiest
+    decides; to that come one DMA latency and, for every op of the chain, the wait of a dependent
+    instruction. The ops of one kernel pass their results through SBUF and PSUM.
 
     Raises:
       CompileError: an op kind is unknown or none that a core computes.
@@ -82,10 +90,13 @@ def cost(work: KernelWork, core: Core) -> KernelCost:
     for index in left_in_psum:
         _evacuate(busy, *runs[index], core)
     busy["dma"] += reload_bytes / (core.dma.engines * core.dma.engine_bytes_per_s)
-    for tensor in (*work.reads, *work.writes):
-        busy["dma"] += dma_s(tensor.size_bytes, tensor.size, core)
+    read_s = tuple(dma_s(tensor.size_bytes, tensor.size, core) for tensor in work.reads)
+    write_s = tuple(dma_s(tensor.size_bytes, tensor.size, core) for tensor in work.writes)
+    busy["dma"] += sum(read_s) + sum(write_s)
     busiest = max(busy, key=lambda engine: busy[engine])
-    waiting_s = core.dma.latency_s + stall_s(core) * sum(op.repeats * price.chain for op, price in runs)
+    stalled_s = stall_s(core) * sum(op.repeats * price.chain for op, price in runs)
+    waiting_s = core.issue.kernel_start_s + core.dma.latency_s + stalled_s
+    compute_s = max(_side_by_side_s(busy, core), _compute_floor_s(runs, core))
     traffic_s = (bytes_read + bytes_written + reload_bytes) / core.hbm.bandwidth_bytes_per_s
     return KernelCost(
         flops=sum(op.repeats * price.flops for op, price in runs),
@@ -94,9 +105,20 @@ def cost(work: KernelWork, core: Core) -> KernelCost:
         bytes_written=bytes_written,
         reload_bytes=reload_bytes,
         engine_s=busy,
-        latency_s=max(waiting_s + busy[busiest], _compute_floor_s(runs, core), traffic_s),
+        read_s=read_s,
+        write_s=write_s,
+        compute_s=compute_s,
+        stall_s=stalled_s,
+        latency_s=max(waiting_s + max(busy["dma"], compute_s), traffic_s),
         bound=busiest if busy[busiest] >= waiting_s else "latency",
     )
+
+
+def _side_by_side_s(busy: dict[str, float], core: Core) -> float:
+    """The busiest compute engine, and of the others what does not overlap with it."""
+    seconds = [busy[engine] for engine in COMPUTE]
+    longest = max(seconds)
+    return longest + (1 - core.issue.overlap_fraction) * (sum(seconds) - longest)
 
 
 def _compute_floor_s(runs: list[tuple[OpWork, OpCost]], core: Core) -> float:

@@ -17,9 +17,11 @@ from kernels.work import Tensor
 __all__ = [
     "OpCost",
     "Product",
+    "contracted_tiles",
     "dma_s",
     "gpsimd_s",
     "lane_elements",
+    "packed_taps",
     "pe_passes",
     "pe_peak_flop_per_s",
     "product",
@@ -103,17 +105,40 @@ class Product:
     psum_elements: int
 
 
-def product(m: int, k: int, n: int, core: Core) -> Product:
+def packed_taps(k: int, taps: tuple[int, ...], core: Core) -> int:
+    """Taps of a convolution's last dim that are contracted at once.
+
+    A convolution contracts its features tap by tap. Where they leave rows of the tensor engine free, shifted
+    copies of the input fill them (our own lowering; none is published).
+    """
+    count = math.prod(taps)
+    if count <= 1:
+        return 1
+    features = max(1, k // count)
+    return max(1, min(taps[-1], core.pe.rows // features))
+
+
+def contracted_tiles(k: int, taps: tuple[int, ...], core: Core) -> int:
+    """Tiles of contracted rows of one product, or of one convolution as its implicit product."""
+    rows, count = core.pe.rows, math.prod(taps)
+    if count <= 1:
+        return math.ceil(k / rows)
+    steps = count // taps[-1] * math.ceil(taps[-1] / packed_taps(k, taps, core))
+    return steps * math.ceil(max(1, k // count) / rows)
+
+
+def product(m: int, k: int, n: int, core: Core, taps: tuple[int, ...] = ()) -> Product:
     """The cheaper of the two choices of the stationary operand.
 
     A tile instruction contracts 128 rows of 128 stationary with up to 512 moving columns and takes
     ``max(min(64, N_stationary), N_moving)`` cycles. Loading weights hides behind the product before.
     """
-    choices = (_stationary(m, n, k, core), _stationary(n, m, k, core))
+    tiles = contracted_tiles(k, taps, core)
+    choices = (_stationary(m, n, tiles, core), _stationary(n, m, tiles, core))
     return min(choices, key=lambda choice: (choice.cycles, choice.psum_elements))
 
 
-def _stationary(stationary: int, moving: int, contracted: int, core: Core) -> Product:
+def _stationary(stationary: int, moving: int, contracted_tiles: int, core: Core) -> Product:
     unit = core.pe
     full, rest = divmod(stationary, unit.columns)
     # Moving tiles are cut evenly, so each but a lone one is longer than the shortest interval.
@@ -121,7 +146,7 @@ def _stationary(stationary: int, moving: int, contracted: int, core: Core) -> Pr
     if rest:
         cycles += max(min(unit.min_interval_cycles, rest), moving)
     tiles = math.ceil(stationary / unit.columns)
-    return Product(cycles=cycles * math.ceil(contracted / unit.rows), psum_elements=tiles * moving)
+    return Product(cycles=cycles * contracted_tiles, psum_elements=tiles * moving)
 
 
 def transpose_s(elements: int, core: Core) -> float:
@@ -133,6 +158,8 @@ def transpose_s(elements: int, core: Core) -> float:
 def dma_s(size_bytes: int, elements: int, core: Core) -> float:
     """Busy time of the DMA engines for one tensor spread over the partitions, without the fixed latency.
 
+    A tensor of fewer elements than partitions goes to as many partitions as it has elements.
+
     Descriptors below about 2.4 KiB a partition cost as much as one of that size (the published curve of
     efficiency by size, its digitising noise removed so that more bytes never take less time).
     """
@@ -143,7 +170,9 @@ def dma_s(size_bytes: int, elements: int, core: Core) -> float:
     equivalent_bytes = _equivalent_bytes(
         size_bytes / partitions, unit.curve_partition_bytes, unit.curve_fraction
     )
-    return min(partitions, unit.partitions_per_engine) * equivalent_bytes / unit.engine_bytes_per_s
+    seconds = min(partitions, unit.partitions_per_engine) * equivalent_bytes / unit.engine_bytes_per_s
+    # The queues together may be faster than the core's share of the memory.
+    return max(seconds, size_bytes / core.hbm.bandwidth_bytes_per_s)
 
 
 def _equivalent_bytes(

@@ -16,6 +16,7 @@ __all__ = [
     "KINDS",
     "SCOPES",
     "TABLES",
+    "AccessSpec",
     "AlgorithmSpec",
     "Core",
     "Dma",
@@ -29,15 +30,17 @@ __all__ = [
     "Sbuf",
     "Scalar",
     "Vector",
+    "load_accesses",
     "load_algorithms",
     "load_core",
     "load_instance",
     "load_links",
+    "read_tables",
     "record",
     "rows",
 ]
 
-KINDS = ("documented", "measured", "assumed")
+KINDS = ("documented", "measured", "fitted", "assumed")
 SCOPES = ("chip", "instance")
 _UNITS = {
     "_bytes_per_s": "B/s",
@@ -49,6 +52,7 @@ _UNITS = {
     "_s": "s",
 }
 _CORE, _LINKS, _INF2 = "neuroncore_v2.toml", "links.toml", "inf2.toml"
+_COLLECTIVES = "collectives.toml"
 _Record = TypeVar("_Record")
 
 
@@ -101,22 +105,35 @@ class Gpsimd:
 
 @dataclass(frozen=True, kw_only=True)
 class Issue:
-    """What an instruction waits for besides its engine: the result of the one before."""
+    """What instructions and kernels wait for besides their engine.
+
+    ``overlap_fraction`` is 1 where the engines of a kernel work side by side, 0 where one after the other.
+    """
 
     dependent_op_s: float
+    kernel_start_s: float
+    overlap_fraction: float
 
 
 @dataclass(frozen=True, kw_only=True)
 class Sbuf:
-    """On-chip memory all engines read; the compiler keeps a part of each partition for itself."""
+    """On-chip memory all engines read; the compiler keeps a part of each partition for itself.
+
+    ``stream_fraction`` of the rest holds what streams in ahead of its use, the remainder what stays.
+    """
 
     partitions: int
     partition_bytes: int
     usable_partition_bytes: int
+    stream_fraction: float
 
     @property
     def usable_bytes(self) -> int:
         return self.partitions * self.usable_partition_bytes
+
+    @property
+    def stream_bytes(self) -> int:
+        return int(self.usable_bytes * self.stream_fraction)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -195,9 +212,21 @@ class LinkSpec:
     cc_cores_per_chip: int
     pair_bytes_per_s: float
     hop_latency_s: float
-    nccom_launch_s: float
+    launch_s: float
     packet_bytes: int
     host_bytes_per_s: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class AccessSpec:
+    """Accesses to a core's HBM for each byte it sends, by kind of collective."""
+
+    all_reduce: float
+    reduce_scatter: float
+    all_gather: float
+    all_to_all: float
+    collective_permute: float
+    collective_broadcast: float
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -222,7 +251,8 @@ class AlgorithmSpec:
 
 
 @functools.cache
-def _file(name: str) -> dict[str, dict[str, dict[str, Any]]]:
+def read_tables(name: str) -> dict[str, dict[str, dict[str, Any]]]:
+    """The tables of one file in kernels/hw, as they stand there."""
     return tomllib.loads(files("kernels").joinpath("hw", name).read_text(encoding="utf-8"))
 
 
@@ -261,7 +291,7 @@ def _value(table: str, key: str, entry: Any, expected: type) -> Any:
 @functools.cache
 def load_core() -> Core:
     """The NeuronCore-v2 of every Inf2 instance."""
-    tables = _file(_CORE)
+    tables = read_tables(_CORE)
     types = get_type_hints(Core)
     for name in tables.keys() ^ types.keys():
         raise ValueError(f"{_CORE}: {'unknown' if name in tables else 'missing'} table [{name}]")
@@ -271,17 +301,23 @@ def load_core() -> Core:
 @functools.cache
 def load_links() -> LinkSpec:
     """The links of every Inf2 instance."""
-    return record(LinkSpec, "links", _file(_LINKS)["links"])
+    return record(LinkSpec, "links", read_tables(_LINKS)["links"])
 
 
 @functools.cache
 def load_algorithms() -> AlgorithmSpec:
     """Which algorithms of collectives an Inf2 instance has, and where."""
-    return record(AlgorithmSpec, "algorithms", _file(_LINKS)["algorithms"])
+    return record(AlgorithmSpec, "algorithms", read_tables(_LINKS)["algorithms"])
 
 
-INSTANCES: tuple[str, ...] = tuple(_file(_INF2))
-TABLES: tuple[str, ...] = ("neuroncore-v2", "links", *INSTANCES)
+INSTANCES: tuple[str, ...] = tuple(read_tables(_INF2))
+TABLES: tuple[str, ...] = ("neuroncore-v2", "links", "collectives", *INSTANCES)
+
+
+@functools.cache
+def load_accesses() -> AccessSpec:
+    """HBM accesses of each kind of collective."""
+    return record(AccessSpec, "accesses", read_tables(_COLLECTIVES)["accesses"])
 
 
 @functools.cache
@@ -295,7 +331,7 @@ def load_instance(name: str) -> InstanceSpec:
         raise CompileError(
             f"unknown instance {name!r}", op="instance", fix=f"use one of {', '.join(INSTANCES)}"
         )
-    return record(InstanceSpec, name, _file(_INF2)[name], name=name)
+    return record(InstanceSpec, name, read_tables(_INF2)[name], name=name)
 
 
 def rows(name: str) -> list[tuple[str, str, Any, str, str, str]]:
@@ -309,8 +345,12 @@ def rows(name: str) -> list[tuple[str, str, Any, str, str, str]]:
     """
     if name not in TABLES:
         raise CompileError(f"unknown hardware {name!r}", op="hw", fix=f"use one of {', '.join(TABLES)}")
-    tables = {"neuroncore-v2": _file(_CORE), "links": _file(_LINKS)}
-    chosen = tables[name] if name in tables else {name: _file(_INF2)[name]}
+    tables = {
+        "neuroncore-v2": read_tables(_CORE),
+        "links": read_tables(_LINKS),
+        "collectives": read_tables(_COLLECTIVES),
+    }
+    chosen = tables[name] if name in tables else {name: read_tables(_INF2)[name]}
     return [
         (table, key, entry["value"], _unit(key), entry["source"], entry["kind"])
         for table, entries in chosen.items()

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 from kernels.dtypes import dtype
 from kernels.elementwise import EPILOGUE, MOVES
-from kernels.engines import OpCost, pe_passes, pe_peak_flop_per_s, product, transpose_s
+from kernels.engines import OpCost, packed_taps, pe_passes, pe_peak_flop_per_s, product, transpose_s
 from kernels.errors import CompileError
 from kernels.hardware import Core
 from kernels.ops import kinds_priced_as
@@ -40,16 +40,33 @@ def price(op: OpWork, places: tuple[str, ...], core: Core) -> OpCost:
     batch, m, k, n = op.matmul
     # The wider operand decides the rate where the two differ.
     operand = max(op.operands[:2], key=lambda tensor: pe_passes(tensor.dtype, core)).dtype
-    found = product(m, k, n, core)
+    found = product(m, k, n, core, op.taps)
     cycles = batch * pe_passes(operand, core) * found.cycles
+    engine_s = {"pe": cycles / (core.pe.clock_hz * core.pe.sustained_fraction)}
+    if len(op.taps) > 0:
+        engine_s["dma"] = _shifted_copies_s(op, k, core)
     return OpCost(
-        engine_s={"pe": cycles / (core.pe.clock_hz * core.pe.sustained_fraction)},
+        engine_s=engine_s,
         flops=2 * batch * m * k * n,
         peak_flop_per_s=pe_peak_flop_per_s(operand, core),
         psum_elements=batch * found.psum_elements,
         reload_bytes=batch * reload_bytes(m, k, n, op.operands[0].dtype, op.operands[1].dtype, core),
         chain=1,
     )
+
+
+def _shifted_copies_s(op: OpWork, k: int, core: Core) -> float:
+    """DMA time of a convolution's input, copied once for each tap that is contracted with the others.
+
+    Its features lie on partitions, eight to a DMA engine: an image of three colours keeps few engines busy.
+    """
+    together = packed_taps(k, op.taps, core)
+    if together == 1:
+        return 0.0
+    partitions = together * max(1, k // math.prod(op.taps))
+    size_bytes = together * op.operands[0].size_bytes
+    busy = min(partitions, core.dma.partitions_per_engine) * size_bytes / partitions
+    return busy / core.dma.engine_bytes_per_s
 
 
 def reload_bytes(m: int, k: int, n: int, lhs_dtype: str, rhs_dtype: str, core: Core) -> int:
@@ -60,7 +77,7 @@ def reload_bytes(m: int, k: int, n: int, lhs_dtype: str, rhs_dtype: str, core: C
     """
     lhs_bits, rhs_bits = dtype(lhs_dtype).bits, dtype(rhs_dtype).bits
     lhs_bytes, rhs_bytes = math.ceil(m * k * lhs_bits / 8), math.ceil(k * n * rhs_bits / 8)
-    kept_bytes = core.sbuf.usable_bytes // 2
+    kept_bytes = core.sbuf.usable_bytes - core.sbuf.stream_bytes
     rows = kept_bytes * 8 // max(1, k * lhs_bits)
     columns = kept_bytes * 8 // max(1, k * rhs_bits)
     side = math.isqrt(kept_bytes // 4)

@@ -5,9 +5,10 @@ from difflib import get_close_matches
 
 from kernels.errors import CompileError
 
-__all__ = ["COLLECTIVES", "ENGINES", "OPS", "OUTSIDE", "OpRule", "kinds_priced_as", "rule"]
+__all__ = ["COLLECTIVES", "COMPUTE", "ENGINES", "OPS", "OUTSIDE", "OpRule", "kinds_priced_as", "rule"]
 
-ENGINES: tuple[str, ...] = ("pe", "vector", "scalar", "gpsimd", "dma")
+COMPUTE: tuple[str, ...] = ("pe", "vector", "scalar", "gpsimd")
+ENGINES: tuple[str, ...] = (*COMPUTE, "dma")
 
 
 @dataclass(frozen=True, kw_only=True)

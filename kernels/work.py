@@ -31,6 +31,7 @@ class OpWork:
     ``kind`` is the StableHLO mnemonic without its dialect ("dot_general", "add", "reduce", ...).
     ``matmul`` is (batch, m, k, n) where the op is a product on the tensor engine (a convolution
     counts as its implicit product), else None. ``repeats`` is how often it runs (loop bodies).
+    ``taps`` are the sizes of a convolution's window, the last dim last, whose product is part of k.
     ``window`` is how many elements one result combines (reduce_window, select_and_scatter), else 1.
     ``activation``: "result" for the op whose result one activation of the scalar engine makes out of its
     tables (GELU, SiLU, ...), "inside" for the ops which that activation replaces, else empty.
@@ -41,6 +42,7 @@ class OpWork:
     results: tuple[Tensor, ...]
     matmul: tuple[int, int, int, int] | None = None
     repeats: int = 1
+    taps: tuple[int, ...] = ()
     window: int = 1
     activation: str = ""
 

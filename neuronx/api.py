@@ -8,6 +8,7 @@ from typing import Any
 import jax
 from jax.tree_util import tree_flatten, tree_unflatten
 
+from kernels.eras import DEFAULT_ERA
 from kernels.errors import CompileError
 from neuronx.driver import AUTO_CAST_TYPES, AUTO_CASTS, DEFAULT_INSTANCE, CompileOptions
 from neuronx.frontend import Staged, dynamic_arguments, export, stage, wrap
@@ -28,6 +29,7 @@ def compile(
     out_shardings: Any = None,
     auto_cast: str = AUTO_CASTS[0],
     auto_cast_type: str = AUTO_CAST_TYPES[0],
+    era: str = DEFAULT_ERA,
 ) -> "Function":
     """Compiles ``fn`` for a ring of simulated NeuronCores; returns a function that is called like ``fn``.
 
@@ -44,6 +46,8 @@ def compile(
         axis, or stay whole), and a bare PartitionSpec may be used: its one axis is ``"tp"``, all cores.
       auto_cast: which f32 ops run in ``auto_cast_type``: none (default), matmult or all, as neuronx-cc.
       auto_cast_type: bf16 (default), fp16, tf32 or fp8_e4m3.
+      era: whose constants predictions use: "sdk-2.18" (default), what AWS's software achieved, or "ideal",
+        what the documented rates of the hardware allow.
 
     Raises:
       CompileError: an option that does not exist, or more cores than the instance has.
@@ -54,6 +58,7 @@ def compile(
         instance=instance,
         auto_cast=auto_cast,
         auto_cast_type=auto_cast_type,
+        era=era,
     )
     if tp_degree is not None:
         options.warn_if_unusual()
@@ -137,6 +142,7 @@ class Function:
             instance=self._options.instance,
             auto_cast=self._options.auto_cast,
             auto_cast_type=self._options.auto_cast_type,
+            era=self._options.era,
         )
         options.warn_if_unusual()
         return options

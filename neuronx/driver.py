@@ -12,6 +12,7 @@ from hlo_passes import autocast, overlap, schedule, shard
 from hlo_passes.ir import ir, parse
 from hlo_passes.pipeline import PASSES, Debug, Stage, default_pipeline, run_pipeline
 from hlo_passes.spec import unknown
+from kernels.eras import DEFAULT_ERA, ERAS
 from kernels.errors import CompileError
 from kernels.hardware import load_instance
 from neuronx.environment import environment
@@ -47,6 +48,8 @@ class CompileOptions:
       instance: inf2.xlarge, inf2.8xlarge, inf2.24xlarge or inf2.48xlarge.
       auto_cast: which f32 ops are computed in ``auto_cast_type``: none, matmult or all.
       auto_cast_type: bf16, fp16, tf32 or fp8_e4m3.
+      era: whose constants predictions use: "sdk-2.18", what AWS's software achieved, or "ideal", what the
+        documented rates of the hardware allow.
 
     Raises:
       CompileError: a value that does not exist, or more cores than the instance has.
@@ -56,11 +59,13 @@ class CompileOptions:
     instance: str = DEFAULT_INSTANCE
     auto_cast: str = AUTO_CASTS[0]
     auto_cast_type: str = AUTO_CAST_TYPES[0]
+    era: str = DEFAULT_ERA
 
     def __post_init__(self) -> None:
         for name, value, known in (
             ("auto_cast", self.auto_cast, AUTO_CASTS),
             ("auto_cast_type", self.auto_cast_type, AUTO_CAST_TYPES),
+            ("era", self.era, ERAS),
         ):
             if value not in known:
                 raise unknown(name, value, known)

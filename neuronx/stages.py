@@ -11,6 +11,7 @@ from jax.tree_util import PyTreeDef, tree_flatten, tree_unflatten
 
 from distributed.executor import Executor
 from distributed.placement import PlacedValue
+from distributed.program import Program
 from distributed.runtime import Runtime
 from distributed.timeline import Timeline, time_program
 from kernels.dtypes import dtype as find_dtype
@@ -108,6 +109,11 @@ class Compiled:
         """
         return self._artifacts.text(level)
 
+    @property
+    def program(self) -> Program:
+        """What the ring executes and the clock times, as data."""
+        return self._artifacts.program
+
     def cost_analysis(self) -> dict[str, Any]:
         """What one call costs, on each core.
 
@@ -132,7 +138,8 @@ class Compiled:
 
     @functools.cached_property
     def _timeline(self) -> Timeline:
-        return time_program(self._artifacts.program, load_instance(self._artifacts.options.instance))
+        options = self._artifacts.options
+        return time_program(self._artifacts.program, load_instance(options.instance), era=options.era)
 
     def memory_analysis(self) -> MemoryStats:
         """What fills the HBM of each core; needs no arrays."""

@@ -113,7 +113,7 @@ def test_twice_the_memory_bandwidth_is_never_slower(work) -> None:
 def test_slow_memory_holds_a_kernel_to_its_bandwidth() -> None:
     hbm = dataclasses.replace(_CORE.hbm, bandwidth_bytes_per_s=1e9)
     found = cost(_matmul(1, 4096, 4096), dataclasses.replace(_CORE, hbm=hbm))
-    assert found.latency_s == pytest.approx((2 * 4096 + 2 * 4096**2 + 2 * 4096) / 1e9)
+    assert found.latency_s == pytest.approx((2 * 4096 + 2 * 4096**2 + 2 * 4096) / 1e9, rel=1e-3)
 
 
 @given(elements=st.integers(1, 10**6), more=st.integers(0, 10**6), item=st.sampled_from([1, 2, 4]))

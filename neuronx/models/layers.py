@@ -6,8 +6,19 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import PartitionSpec
 
-__all__ = ["Make", "attention", "layer_norm", "linear", "random", "rms_norm", "shapes", "split_heads"]
+__all__ = [
+    "Make",
+    "attention",
+    "layer_norm",
+    "linear",
+    "random",
+    "rms_norm",
+    "shapes",
+    "split_heads",
+    "tensor_parallel",
+]
 
 Make = Callable[[tuple[int, ...], float], Any]
 """Makes one parameter of a shape around a mean."""
@@ -75,3 +86,26 @@ def attention(q: jax.Array, k: jax.Array, v: jax.Array, visible: jax.Array) -> j
     scores = jnp.einsum("bhqd,bhkd->bhqk", q, k, preferred_element_type=jnp.float32)
     scores = jnp.where(visible, scores, jnp.finfo(jnp.float32).min)
     return jnp.einsum("bhqk,bhkd->bhqd", jax.nn.softmax(scores, axis=-1).astype(v.dtype), v)
+
+
+# Which dim of a projection's weights is cut: what makes heads and features by columns, the rest by rows.
+_COLUMNS, _ROWS = frozenset({"q", "k", "v", "gate", "up", "head"}), frozenset({"o", "down"})
+
+
+def tensor_parallel(params: Any) -> Any:
+    """The tree of ``params`` as PartitionSpecs over "tp": the classic plan, two all-reduces a layer.
+
+    Queries, keys, values, gates and heads by columns, what follows them by rows, the rest on every core.
+    A token table that is also the head (there is no other) is cut by tokens.
+    """
+    tied = "head" not in params
+
+    def spec(path: tuple[Any, ...], leaf: Any) -> PartitionSpec:
+        names = [entry.key for entry in path if hasattr(entry, "key")]
+        if names == ["tokens"]:
+            return PartitionSpec("tp") if tied else PartitionSpec()
+        if not _COLUMNS.isdisjoint(names):
+            return PartitionSpec(*[None] * (len(leaf.shape) - 1), "tp")
+        return PartitionSpec("tp") if not _ROWS.isdisjoint(names) and len(leaf.shape) > 1 else PartitionSpec()
+
+    return jax.tree_util.tree_map_with_path(spec, params)

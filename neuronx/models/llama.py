@@ -26,7 +26,10 @@ __all__ = [
 
 @dataclass(frozen=True, kw_only=True)
 class LlamaConfig:
-    """One published size. ``kv_heads`` are fewer than ``heads`` where queries share keys and values."""
+    """One published size. ``kv_heads`` are fewer than ``heads`` where queries share keys and values.
+
+    ``extra_heads`` of zero weights are added where heads have to divide evenly over cores.
+    """
 
     name: str
     hidden: int
@@ -38,6 +41,7 @@ class LlamaConfig:
     positions: int = 4096
     rope_base: float = 1e4
     norm_epsilon: float = 1e-5
+    extra_heads: int = 0
 
     @property
     def head_dim(self) -> int:
@@ -86,13 +90,14 @@ def _parameter_tree(cfg: LlamaConfig, make: Make) -> dict[str, Any]:
         return {"w": make((width_in, width_out), 0.0)}
 
     def layer() -> dict[str, Any]:
-        kv_width = cfg.kv_heads * cfg.head_dim
+        kv_width = (cfg.kv_heads + cfg.extra_heads) * cfg.head_dim
+        width = (cfg.heads + cfg.extra_heads) * cfg.head_dim
         return {
             "attention_norm": make((cfg.hidden,), 1.0),
-            "q": linear_of(cfg.hidden, cfg.hidden),
+            "q": linear_of(cfg.hidden, width),
             "k": linear_of(cfg.hidden, kv_width),
             "v": linear_of(cfg.hidden, kv_width),
-            "o": linear_of(cfg.hidden, cfg.hidden),
+            "o": linear_of(width, cfg.hidden),
             "ffn_norm": make((cfg.hidden,), 1.0),
             "gate": linear_of(cfg.hidden, cfg.ffn),
             "up": linear_of(cfg.hidden, cfg.ffn),
@@ -108,8 +113,8 @@ def _parameter_tree(cfg: LlamaConfig, make: Make) -> dict[str, Any]:
 
 
 def cache_shapes(cfg: LlamaConfig, batch: int, max_len: int, dtype: Any) -> list[dict[str, Any]]:
-    """The KV cache: per layer ``k`` and ``v`` of [batch, kv_heads, max_len, head_dim]."""
-    entry = jax.ShapeDtypeStruct((batch, cfg.kv_heads, max_len, cfg.head_dim), dtype)
+    """The KV cache: per layer ``k`` and ``v`` of [batch, kv_heads + extra_heads, max_len, head_dim]."""
+    entry = jax.ShapeDtypeStruct((batch, cfg.kv_heads + cfg.extra_heads, max_len, cfg.head_dim), dtype)
     return [{"k": entry, "v": entry} for _ in range(cfg.layers)]
 
 
@@ -186,10 +191,10 @@ def _self_attention(
     turn: tuple[jax.Array, jax.Array],
     attend: Callable[..., jax.Array],
 ) -> jax.Array:
-    q = split_heads(linear(layer["q"], x), cfg.heads)
-    k, v = (split_heads(linear(layer[name], x), cfg.kv_heads) for name in ("k", "v"))
+    q = split_heads(linear(layer["q"], x), cfg.heads + cfg.extra_heads)
+    k, v = (split_heads(linear(layer[name], x), cfg.kv_heads + cfg.extra_heads) for name in ("k", "v"))
     mixed = attend(_rotate(q, turn) * (1 / math.sqrt(cfg.head_dim)), _rotate(k, turn), v)
-    return linear(layer["o"], mixed.transpose(0, 2, 1, 3).reshape(x.shape))
+    return linear(layer["o"], mixed.transpose(0, 2, 1, 3).reshape(*x.shape[:2], -1))
 
 
 def _grouped(cfg: LlamaConfig, q: jax.Array, k: jax.Array, v: jax.Array, visible: jax.Array) -> jax.Array:
