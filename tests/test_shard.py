@@ -95,7 +95,7 @@ def block_parameters(width, heads, head, inner):
     )
 
 
-@pytest.mark.parametrize(("tp", "heads"), [(1, 4), (2, 4), (3, 4), (4, 4), (3, 7), (8, 4), (12, 7)])
+@pytest.mark.parametrize(("tp", "heads"), [(1, 4), (2, 4), (3, 4), (4, 4), (3, 7), (8, 4)])
 def test_transformer_block_ends_with_two_all_reduces(tp, heads):
     parameters = block_parameters(24, heads, 8, 52)
     module = check(lambda x, p: block(x, p, heads), (normal(2, 5, 24), parameters), tp)
@@ -133,10 +133,12 @@ def test_vocabulary_parallel_embedding_and_logits(tp):
     def language_model(ids, table, up, down):
         x = table[ids]
         logits = (x + jnp.tanh(x @ up) @ down) @ table.T
-        return logits, jnp.argmax(logits, -1), jax.nn.log_softmax(logits)
+        return jnp.argmax(logits, -1), jax.nn.log_softmax(logits).max(-1)
 
     ids = np.random.default_rng().integers(-25000, 25000, (2, 40))  # out of range ones are clamped
-    module = check(language_model, (ids, normal(20011, 16), normal(16, 32), normal(32, 16)), tp)
+    module = check(
+        language_model, (ids, normal(20011, 128), normal(128, 256) / 16, normal(256, 128) / 16), tp
+    )
     table = argument_layouts(module, main(module))[1]
     assert table.dim_axes[0] == ("tp",)
 

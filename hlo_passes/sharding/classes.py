@@ -15,7 +15,9 @@ PRODUCTS = ("stablehlo.dot_general", "stablehlo.convolution")
 _LOOP = "stablehlo.while"
 _CHOICES = ("stablehlo.case", "stablehlo.if")
 # Ops a weight may pass through on its way to the product that makes it one.
-_RELAYOUTS = {"stablehlo.transpose", "stablehlo.reshape", "stablehlo.convert", "stablehlo.broadcast_in_dim"}
+_RELAYOUTS = frozenset(
+    f"stablehlo.{name}" for name in ("broadcast_in_dim", "concatenate", "convert", "reshape", "transpose")
+)
 
 Node = tuple[Hashable, int]
 Class = Node
@@ -23,18 +25,18 @@ Class = Node
 
 @dataclass(frozen=True, kw_only=True)
 class View:
-    """Operand ``number`` of a product as the product takes it.
+    """Operand ``number`` of a product as the product takes it, or its result as it makes it (number None).
 
-    It may be sharded otherwise than the value it is made of, at the price of moving it there: products
-    are where that can pay.
+    It may be sharded otherwise than the value it is made of or becomes, at the price of moving it there:
+    products are where that can pay.
     """
 
     op: ir.Operation
-    number: int
+    number: int | None
 
     @property
     def value(self) -> ir.Value:
-        return self.op.operands[self.number]
+        return self.op.results[0] if self.number is None else self.op.operands[self.number]
 
 
 class DimClasses:
@@ -77,7 +79,7 @@ class DimClasses:
         """The operands of ``op`` as it takes them, then its results."""
         for number, value in enumerate(op.operands):
             yield View(op=op, number=number) if self._is_viewed(op, value) else value
-        yield from op.results
+        yield from (View(op=op, number=None),) if op.name in PRODUCTS else op.results
 
     def factor_classes(self, op: ir.Operation) -> Iterator[tuple[int, Class]]:
         """(factor, class) for every factor of ``op`` that heads some dim."""
@@ -124,8 +126,13 @@ class DimClasses:
                 homes[factor] = self._unite(homes[factor], node) if factor in homes else node
 
     def _is_viewed(self, op: ir.Operation, value: ir.Value) -> bool:
-        """Products view what is computed; an argument is placed once, and may lie as it is taken."""
-        return op.name in PRODUCTS and origin(value) not in self._arguments
+        """Products view what is computed; an argument for them alone may as well lie as it is taken."""
+        if not isinstance(value.type, ir.RankedTensorType) or not value.type.rank:
+            return False
+        if not _has_one_use(value):
+            return True
+        source = origin(value)
+        return op.name in PRODUCTS and not (source in self._arguments and _has_one_use(source))
 
     def _add_view(self, view: View) -> None:
         self.views.append(view)
@@ -171,7 +178,10 @@ class DimClasses:
 
 
 def origin(value: ir.Value) -> ir.Value:
-    """The value that ``value`` is a relayout of; through loops to what is carried in unchanged."""
+    """The value that ``value`` is a relayout of; through loops to what is carried in unchanged.
+
+    Of values that are joined the first stands for all.
+    """
     while True:
         if isinstance(value, ir.BlockArgument):
             loop = value.owner.owner.operation
@@ -182,6 +192,11 @@ def origin(value: ir.Value) -> ir.Value:
             value = value.owner.operands[0]
         else:
             return value
+
+
+def _has_one_use(value: ir.Value) -> bool:
+    uses = iter(value.uses)
+    return next(uses, None) is not None and next(uses, None) is None
 
 
 def _is_invariant(loop: ir.Operation, number: int) -> bool:

@@ -7,13 +7,15 @@ the seconds saved on the machine model, the constraint what HBM holds. Column- t
 a transformer block is its outcome, not a pattern that is looked for.
 """
 
+import itertools
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Set
 from dataclasses import dataclass, field, replace
 
 import numpy as np
 
-from hlo_passes.ir import ir, source_line
+from hlo_passes.ir import func, ir, source_line
+from hlo_passes.local import donations
 from hlo_passes.ops import tensor
 from hlo_passes.sharding.classes import PRODUCTS, Class, DimClasses, origin
 from hlo_passes.sharding.prices import Prices
@@ -37,8 +39,8 @@ class Plan:
 
 @dataclass(kw_only=True)
 class _Problem:
-    """``gain_s`` of sharding a class, pairs that exclude each other, and the ``cuts``: (value's class,
-    view's class) -> seconds to gather the value where it is sharded and the view is not;
+    """``gain_s`` of sharding a class, pairs that exclude each other, and the ``cuts``: (class
+    before, class after) -> seconds to gather what is sharded before and whole after a view;
     ``freed_bytes`` of HBM a core, of which ``must_free_bytes`` are needed."""
 
     gain_s: dict[Class, float] = field(default_factory=lambda: defaultdict(float))
@@ -48,7 +50,7 @@ class _Problem:
     must_free_bytes: int = 0
 
 
-def make_plan(function: ir.Operation, classes: DimClasses, shards: int, prices: Prices) -> Plan:
+def make_plan(function: func.FuncOp, classes: DimClasses, shards: int, prices: Prices) -> Plan:
     """Chooses the classes of dims to shard ``shards`` ways."""
     if shards == 1:
         return Plan(sharded=frozenset(), notes=())
@@ -61,7 +63,9 @@ def make_plan(function: ir.Operation, classes: DimClasses, shards: int, prices: 
     for name, count in _weights_in(weights, classes).items():
         problem.gain_s[name] += count * dearest_s * _WEIGHT_IN_ALL_REDUCES
     candidates = [
-        name for name in problem.gain_s if classes.tiles(name) > 1 and name not in problem.meets[name]
+        name
+        for name in dict.fromkeys([*problem.gain_s, *itertools.chain(*problem.cuts)])
+        if classes.tiles(name) > 1 and name not in problem.meets[name]
     ]
     problem.must_free_bytes = sum(tensor(v.type).size_bytes for v in arguments) - prices.hbm_bytes
     for value in arguments:
@@ -99,13 +103,15 @@ def _weights_in(weights: Mapping[ir.Value, int], classes: DimClasses) -> Counter
     )
 
 
-def _results(function: ir.Operation) -> list[ir.Value]:
+def _handed_out(function: func.FuncOp) -> list[ir.Value]:
+    """Results that go to the host: those in the memory of a donated argument stay where they are."""
     operations = function.regions[0].blocks[0].operations
-    returned = operations[len(operations) - 1].operands
-    return [value for value in returned if isinstance(value.type, ir.RankedTensorType)]
+    stay = {result for result, _ in donations(function)}
+    returned = enumerate(operations[len(operations) - 1].operands)
+    return [v for n, v in returned if n not in stay and isinstance(v.type, ir.RankedTensorType)]
 
 
-def _pose(function: ir.Operation, classes: DimClasses, shards: int, prices: Prices) -> _Problem:
+def _pose(function: func.FuncOp, classes: DimClasses, shards: int, prices: Prices) -> _Problem:
     problem = _Problem()
     for op in classes.ops:
         rule, repeats = classes.rules[op], classes.repeats[op]
@@ -124,15 +130,16 @@ def _pose(function: ir.Operation, classes: DimClasses, shards: int, prices: Pric
                 problem.gain_s[name] -= repeats * prices.collective_s("all_reduce", op.results)
         for value in (*op.operands, *op.results) if rule is None else ():
             _meet_in_value(value, classes, problem)
-    for value in _results(function):
+    for value in _handed_out(function):
         for name in {classes.class_of(value, dim) for dim in range(value.type.rank)}:
             problem.gain_s[name] -= prices.result_s()
     for view in classes.views:
+        _meet_in_value(view.value, classes, problem)
         gather_s = prices.collective_s("all_gather", [view.value]) * classes.repeats[view.op]
         for dim in range(view.value.type.rank):
-            value, seen = classes.class_of(view.value, dim), classes.class_of(view, dim)
-            if value != seen:
-                problem.cuts[value, seen] += gather_s
+            pair = classes.class_of(view.value, dim), classes.class_of(view, dim)
+            if pair[0] != pair[1]:
+                problem.cuts[pair if view.number is not None else pair[::-1]] += gather_s
     return problem
 
 
@@ -184,10 +191,10 @@ def _solve(candidates: list[Class], problem: _Problem) -> set[Class]:
     for a, b in sorted(pair for pair in pairs if pair[0] < pair[1]):
         entries += [(len(limits), a, 1.0), (len(limits), b, 1.0)]
         limits.append(1.0)
-    for at, ((value, view), _) in enumerate(cuts, start=len(candidates)):
-        # sharded(value) - sharded(view) <= gathered
-        entries += [(len(limits), number[value], 1.0), (len(limits), at, -1.0)]
-        entries += [(len(limits), number[view], -1.0)] if view in number else []
+    for at, ((before, after), _) in enumerate(cuts, start=len(candidates)):
+        # sharded(before) - sharded(after) <= gathered
+        entries += [(len(limits), number[before], 1.0), (len(limits), at, -1.0)]
+        entries += [(len(limits), number[after], -1.0)] if after in number else []
         limits.append(0.0)
     if 0 < problem.must_free_bytes <= sum(problem.freed_bytes[name] for name in candidates):
         # In shares of what is needed, so that all rows are of like size.

@@ -17,8 +17,6 @@ from kernels.work import KernelWork, OpWork, Tensor
 
 __all__ = ["Prices"]
 
-# Breaks ties: of two plans that move the same bytes in the same steps the one with fewer collectives.
-_EACH_S = 1e-8
 _CONTROL = ("stablehlo.while", "stablehlo.case", "stablehlo.if")
 
 
@@ -63,7 +61,10 @@ class Prices:
         collective = Collective(
             kind=kind, operands=(), results=(), groups=(self._group,), reducer="add", dim=0
         )
-        return collective_cost(collective, size_bytes, self._topology, self._links).seconds + _EACH_S
+        seconds = collective_cost(collective, size_bytes, self._topology, self._links).seconds
+        # A collective ends a kernel: what it moves is written to HBM, waited for and read back, a DMA
+        # latency each.
+        return seconds + 3 * self._core.dma.latency_s
 
 
 @functools.lru_cache(maxsize=4096)
