@@ -7,7 +7,7 @@ two baselines. ``--check`` writes nothing and fails where the file differs.
 import argparse
 import math
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from importlib.resources import files
 from pathlib import Path
@@ -42,23 +42,26 @@ _DIGITS = 3
 
 def fit(rows: Sequence[Measured]) -> Era:
     """The constants that meet the rows best, each drawn to its documented value (least squares of logs)."""
-    names = list(PRIORS)
-    priors = np.log([PRIORS[name][0] for name in names])
-    spreads = np.log([PRIORS[name][1] for name in names])
-    bounds = np.log([[PRIORS[name][side] for name in names] for side in (2, 3)])
+    table = np.array(list(PRIORS.values()))
+    centres, spreads = np.log(table[:, 0]), np.log(table[:, 1])
+    # In spreads from the documented value, counted from 1 so that steps relative to them are alike.
+    lower, upper = ((np.log(table[:, side]) - centres) / spreads + 1 for side in (2, 3))
 
-    def residuals(logs: np.ndarray) -> np.ndarray:
-        era = _era(names, logs)
+    def values(at: np.ndarray) -> np.ndarray:
+        return np.exp(centres + spreads * (at - 1))
+
+    def residuals(at: np.ndarray) -> np.ndarray:
+        era = _era(values(at))
         off = [math.log(predict_s(row, era) / row.seconds) / math.log(_ROW_SPREAD) for row in rows]
-        return np.concatenate([off, (logs - priors) / spreads])
+        return np.concatenate([off, at - 1])
 
-    found = least_squares(residuals, priors, bounds=bounds, diff_step=1e-3, xtol=1e-4, ftol=1e-5)
-    return _era(names, found.x)
+    start = np.ones(len(table))
+    found = least_squares(residuals, start, bounds=(lower, upper), diff_step=1e-2, xtol=1e-4, ftol=1e-5)
+    return _era(float(f"{value:.{_DIGITS}g}") for value in values(found.x))
 
 
-def _era(names: Sequence[str], logs: np.ndarray) -> Era:
-    values = (float(f"{value:.{_DIGITS}g}") for value in np.exp(logs))
-    return replace(load_era(DEFAULT_ERA), **dict(zip(names, values, strict=True)))
+def _era(values: Iterable[float]) -> Era:
+    return replace(load_era(DEFAULT_ERA), **dict(zip(PRIORS, map(float, values), strict=True)))
 
 
 def errors(rows: Sequence[Measured], predicted: Sequence[float]) -> list[float]:
