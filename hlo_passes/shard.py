@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from distributed.mesh import Mesh
 from hlo_passes.ir import func, ir, main, run_mlir_passes, sdy, walk
+from hlo_passes.sharding.agree import agree
 from hlo_passes.sharding.classes import DimClasses
 from hlo_passes.sharding.handlers import HANDLERS
 from hlo_passes.sharding.partition import Choice, Partitioner, Targets, shape_of
@@ -57,6 +58,7 @@ def run(module: ir.Module, options: Options) -> None:
         part = Partitioner(module, function, targets, HANDLERS)
         part.run()
         _clean(module, [*notes, *part.notes], options.tp)
+        agree(module)
     run_mlir_passes(module, "cse,canonicalize,cse")
 
 

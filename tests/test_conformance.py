@@ -23,15 +23,16 @@ SHARDINGS = [(degree, seed) for degree in DEGREES for seed in SEEDS]
 
 def _check(
     files: list[Path], capfd: pytest.CaptureFixture[str], degree: int, *options: str
-) -> tuple[set[str], int]:
+) -> tuple[dict[str, str], int]:
+    """What fails, with the line that says why, and how many there are."""
     arguments = ["run", "--check", "--tp-degree", str(degree), *options, *map(str, files)]
     cli.main(cli.parse_arguments(["neuronx", *arguments]))
     *failing, count = capfd.readouterr().out.strip().splitlines()
     passed, total = map(int, re.fullmatch(r"passed (\d+) of (\d+)", count).groups())
     assert total == len(files)
-    names = {Path(line.split(": ")[0]).name for line in failing}
-    assert len(names) == total - passed
-    return names, total
+    found = {Path(line.split(": ")[0]).name: line for line in failing}
+    assert len(found) == total - passed
+    return found, total
 
 
 @pytest.mark.parametrize("degree", [1, 4])
@@ -64,8 +65,28 @@ def test_random_shardings(
     if not request.config.getoption("--all-shardings"):
         files = files[(number + datetime.date.today().toordinal()) % len(SHARDINGS) :: len(SHARDINGS)]
     failing, total = _check(files, capfd, degree, "--shard", f"random:{seed}")
-    print(f"{total - len(failing)} of {total} pass on {degree} cores with random:{seed}")
-    assert failing <= fails_unsharded, failing - fails_unsharded
+    rounded = {name for name, line in failing.items() if _is_rounding(name, line)}
+    failed = {name: line for name, line in failing.items() if name not in fails_unsharded | rounded}
+    print(f"{total - len(failing)} of {total} pass on {degree} cores with random:{seed}; {failing}")
+    assert not failed
+    assert len(rounded) <= 1 + total // 100
+
+
+# Programs that sum or multiply up, and so round, in an order that depends on where their operands lie.
+_ROUNDING = (
+    "dot_general_", "conv_general_dilated_", "reduce_window_add_", "reduce_sum_", "reduce_prod_",
+    "cumsum_", "cumprod_", "cumlogsumexp_",
+)  # fmt: skip
+
+
+def _is_rounding(name: str, line: str) -> bool:
+    """Whether a failure is a sum in another order: what was expected, but for a few of the last bits."""
+    match = re.search(r"got (\S+), expected (\S+)(?: \(and \d+ more\))?$", line)
+    if match is None or not name.startswith(_ROUNDING):
+        return False
+    got, expected = (complex(text) for text in match.groups())
+    bits = 7 if "bfloat16" in name else 10 if "float16" in name else 20
+    return abs(got - expected) <= 4 * 2.0**-bits * abs(expected)
 
 
 def test_quantized_programs(conformance: Path, capfd: pytest.CaptureFixture[str]) -> None:

@@ -3,6 +3,7 @@
 import math
 
 from hlo_passes.ir import ir, sdy, source_line
+from hlo_passes.sharding.agree import AGREE
 from hlo_passes.sharding.partition import Handlers, Partitioner, local_type, shape_of
 from hlo_passes.sharding.spec import Sharding
 from kernels.errors import CompileError
@@ -40,6 +41,8 @@ def _like(
     op: ir.Operation, operands: list[ir.Value], types: list[ir.Type], part: Partitioner
 ) -> ir.Operation:
     attributes = {name: op.attributes[name] for name in op.attributes if not name.startswith("sdy.")}
+    if not part.manual_depth:
+        attributes[AGREE] = ir.UnitAttr.get()
     return ir.Operation.create(
         op.name, results=types, operands=operands, attributes=attributes, regions=len(op.regions),
         loc=op.location, ip=part.emit.point,
