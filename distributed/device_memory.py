@@ -61,14 +61,15 @@ class DeviceMemory:
         return "\n".join(f"{name:<18} {size:>16,} B {size / _GIB:>9.3f} GiB" for name, size in rows)
 
 
-def device_memory(program: Program, *, weights: Collection[int] = ()) -> DeviceMemory:
+def device_memory(program: Program, *, weights: Collection[int] = (), family: str = "inf2") -> DeviceMemory:
     """Adds up a planned program's memory on one core (all cores hold as much).
 
     Args:
       program: buffers with their HBM offsets.
       weights: positions among the program's inputs that are weights; they get a row of their own.
+      family: of instances: how much memory a core has.
     """
-    hbm = load_core().hbm
+    hbm = load_core(family).hbm
     buffers = {buffer.id: buffer for buffer in program.buffers}
     arguments = program.main.arguments
     sizes = [buffers[number].tensor.size_bytes for number in arguments]
@@ -114,7 +115,7 @@ def check_fits(
         would do, estimated by dividing what is sharded and keeping what is replicated.
     """
     spec = load_instance(instance) if isinstance(instance, str) else instance
-    used = device_memory(program, weights=weights)
+    used = device_memory(program, weights=weights, family=spec.family)
     if used.total_bytes <= used.capacity_bytes:
         return used
     table = "\n".join(f"    {line}" for line in used.table().splitlines())

@@ -35,14 +35,15 @@ def time_program(program: Program, instance: str | InstanceSpec, *, era: str | E
     Raises:
       CompileError: the instance or era is unknown, or the instance has fewer cores than the program.
     """
-    ring = topology(instance if isinstance(instance, InstanceSpec) else load_instance(instance))
+    spec = instance if isinstance(instance, InstanceSpec) else load_instance(instance)
+    ring = topology(spec)
     if program.num_cores > ring.cores:
         raise CompileError(
             f"{program.name} needs {program.num_cores} cores, {ring.instance} has {ring.cores}",
             op="program",
             fix="use a larger instance or a smaller tp_degree",
         )
-    clock = _Clock(program, ring, era)
+    clock = _Clock(program, ring, era, spec.family)
     for number in program.main.arguments:
         clock.ready[number] = 0.0
     clock.steps(program.main)
@@ -66,9 +67,9 @@ def time_program(program: Program, instance: str | InstanceSpec, *, era: str | E
 class _Clock(KernelClock):
     """Plays steps; kernels are the base's."""
 
-    def __init__(self, program: Program, ring: Topology, era: str | Era) -> None:
-        super().__init__(program.buffers, core_of(era))
-        self.ring, self.links, self.accesses = ring, links_of(era), load_accesses()
+    def __init__(self, program: Program, ring: Topology, era: str | Era, family: str) -> None:
+        super().__init__(program.buffers, core_of(era, family))
+        self.ring, self.links, self.accesses = ring, links_of(era, family), load_accesses()
 
     def steps(self, block: Block) -> None:
         outer = self.uses, self.position

@@ -87,6 +87,8 @@ def cost(work: KernelWork, core: Core) -> KernelCost:
     for op, price in runs:
         for engine, seconds in price.engine_s.items():
             busy[engine] += op.repeats * seconds
+    if core.gpsimd is None:
+        busy["vector"], busy["gpsimd"] = busy["vector"] + busy["gpsimd"], 0.0
     for index in left_in_psum:
         _evacuate(busy, *runs[index], core)
     busy["dma"] += reload_bytes / (core.dma.engines * core.dma.engine_bytes_per_s)

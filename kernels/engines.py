@@ -68,8 +68,10 @@ def scalar_s(elements: int, core: Core, *, passes: int = 1) -> float:
 
 
 def gpsimd_s(elements: int, core: Core, *, passes: int = 1) -> float:
-    """``passes`` instructions of ``150 + N`` on the gpsimd engine."""
+    """``passes`` instructions of ``150 + N`` on the gpsimd engine; without one, on the vector engine."""
     unit = core.gpsimd
+    if unit is None:
+        return vector_s(elements, core, passes=passes)
     return passes * (unit.fixed_cycles + math.ceil(elements / unit.lanes)) / unit.clock_hz
 
 

@@ -46,14 +46,14 @@ def load_era(name: str) -> Era:
     return record(Era, name, entries, sustained_fraction=load_core().pe.sustained_fraction)
 
 
-def core_of(era: str | Era) -> Core:
-    """A NeuronCore-v2 as the era's software drives it."""
-    return _core(load_era(era) if isinstance(era, str) else era)
+def core_of(era: str | Era, family: str = "inf2") -> Core:
+    """A core of a family of instances as the era's software drives it."""
+    return _core(load_era(era) if isinstance(era, str) else era, family)
 
 
 @functools.lru_cache(maxsize=64)
-def _core(era: Era) -> Core:
-    core = load_core()
+def _core(era: Era, family: str) -> Core:
+    core = load_core(family)
     issue = replace(core.issue, overlap_fraction=era.overlap_fraction, kernel_start_s=era.kernel_start_s)
     return replace(
         core,
@@ -63,7 +63,7 @@ def _core(era: Era) -> Core:
     )
 
 
-def links_of(era: str | Era) -> LinkSpec:
+def links_of(era: str | Era, family: str = "inf2") -> LinkSpec:
     """The links as the era's software drives them."""
     found = load_era(era) if isinstance(era, str) else era
-    return replace(load_links(), hop_latency_s=found.hop_latency_s, launch_s=found.launch_s)
+    return replace(load_links(family), hop_latency_s=found.hop_latency_s, launch_s=found.launch_s)

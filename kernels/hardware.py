@@ -12,6 +12,8 @@ from typing import Any, TypeVar, get_origin, get_type_hints
 from kernels.errors import CompileError
 
 __all__ = [
+    "ALL_INSTANCES",
+    "FAMILIES",
     "INSTANCES",
     "KINDS",
     "SCOPES",
@@ -51,8 +53,11 @@ _UNITS = {
     "_hz": "Hz",
     "_s": "s",
 }
-_CORE, _LINKS, _INF2 = "neuroncore_v2.toml", "links.toml", "inf2.toml"
-_COLLECTIVES = "collectives.toml"
+_LINKS, _COLLECTIVES = "links.toml", "collectives.toml"
+# The core of each family of instances; its instances stand in a file of the family's name.
+FAMILIES = {"inf2": "neuroncore-v2", "trn1": "neuroncore-v2", "inf1": "neuroncore-v1"}
+_DEFAULT_FAMILY = "inf2"
+_OPTIONAL = frozenset({"gpsimd"})
 _Record = TypeVar("_Record")
 
 
@@ -172,12 +177,12 @@ class Dma:
 
 @dataclass(frozen=True, kw_only=True)
 class Core:
-    """One NeuronCore-v2."""
+    """One NeuronCore. ``gpsimd`` is None on v1, which has none: the vector engine does its work."""
 
     pe: Pe
     vector: Vector
     scalar: Scalar
-    gpsimd: Gpsimd
+    gpsimd: Gpsimd | None
     issue: Issue
     sbuf: Sbuf
     psum: Psum
@@ -187,7 +192,7 @@ class Core:
 
 @dataclass(frozen=True, kw_only=True)
 class InstanceSpec:
-    """One Inf2 instance size. ``topology`` of its chips: pair (one chip), chain or ring."""
+    """One instance size. ``topology`` of its chips: pair (one chip), chain, ring or torus (a square)."""
 
     name: str
     chips: int
@@ -200,6 +205,11 @@ class InstanceSpec:
     topology: str
     chip_neuronlink_bytes_per_s: float
     price_usd_per_hour: float
+
+    @property
+    def family(self) -> str:
+        """inf2, trn1 or inf1: what its cores and links are."""
+        return self.name.partition(".")[0]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -289,19 +299,22 @@ def _value(table: str, key: str, entry: Any, expected: type) -> Any:
 
 
 @functools.cache
-def load_core() -> Core:
-    """The NeuronCore-v2 of every Inf2 instance."""
-    tables = read_tables(_CORE)
-    types = get_type_hints(Core)
-    for name in tables.keys() ^ types.keys():
-        raise ValueError(f"{_CORE}: {'unknown' if name in tables else 'missing'} table [{name}]")
-    return Core(**{name: record(types[name], name, entries) for name, entries in tables.items()})
+def load_core(family: str = _DEFAULT_FAMILY) -> Core:
+    """The core of a family of instances, "inf2", "trn1" or "inf1"."""
+    file = _FILES[FAMILIES[family]]
+    tables = read_tables(file)
+    types = get_type_hints(Core) | {"gpsimd": Gpsimd}
+    for name in (tables.keys() ^ types.keys()) - _OPTIONAL:
+        raise ValueError(f"{file}: {'unknown' if name in tables else 'missing'} table [{name}]")
+    found = {name: record(types[name], name, entries) for name, entries in tables.items()}
+    return Core(**(dict.fromkeys(_OPTIONAL) | found))
 
 
 @functools.cache
-def load_links() -> LinkSpec:
-    """The links of every Inf2 instance."""
-    return record(LinkSpec, "links", read_tables(_LINKS)["links"])
+def load_links(family: str = _DEFAULT_FAMILY) -> LinkSpec:
+    """The links of a family of instances: those of Inf2, changed where its own table says so."""
+    tables = read_tables(_LINKS)
+    return record(LinkSpec, "links", tables["links"] | tables.get(family, {}))
 
 
 @functools.cache
@@ -310,8 +323,19 @@ def load_algorithms() -> AlgorithmSpec:
     return record(AlgorithmSpec, "algorithms", read_tables(_LINKS)["algorithms"])
 
 
-INSTANCES: tuple[str, ...] = tuple(read_tables(_INF2))
-TABLES: tuple[str, ...] = ("neuroncore-v2", "links", "collectives", *INSTANCES)
+# Inf2 is what the compiler is for; the other instances can be named wherever one of these can.
+INSTANCES: tuple[str, ...] = tuple(read_tables(f"{_DEFAULT_FAMILY}.toml"))
+ALL_INSTANCES: tuple[str, ...] = tuple(name for family in FAMILIES for name in read_tables(f"{family}.toml"))
+_FILES = {
+    "neuroncore-v2": "neuroncore_v2.toml",
+    "neuroncore-v1": "neuroncore_v1.toml",
+    "links": _LINKS,
+    "collectives": _COLLECTIVES,
+    "era sdk-2.18": "fitted.toml",
+    "era ideal": "ideal.toml",
+    "comparators": "comparators.toml",
+}
+TABLES: tuple[str, ...] = (*_FILES, *ALL_INSTANCES)
 
 
 @functools.cache
@@ -327,30 +351,26 @@ def load_instance(name: str) -> InstanceSpec:
     Raises:
       CompileError: no such instance is known.
     """
-    if name not in INSTANCES:
+    if name not in ALL_INSTANCES:
         raise CompileError(
-            f"unknown instance {name!r}", op="instance", fix=f"use one of {', '.join(INSTANCES)}"
+            f"unknown instance {name!r}", op="instance", fix=f"use one of {', '.join(ALL_INSTANCES)}"
         )
-    return record(InstanceSpec, name, read_tables(_INF2)[name], name=name)
+    return record(InstanceSpec, name, read_tables(f"{name.partition('.')[0]}.toml")[name], name=name)
 
 
 def rows(name: str) -> list[tuple[str, str, Any, str, str, str]]:
     """Every number of one table for printing: (table, key, value, unit, source, kind).
 
     Args:
-      name: one of ``TABLES``: ``neuroncore-v2``, ``links`` or an instance.
+      name: one of ``TABLES``: a core, ``links``, an era, ... or an instance.
 
     Raises:
       CompileError: no such table is known.
     """
     if name not in TABLES:
         raise CompileError(f"unknown hardware {name!r}", op="hw", fix=f"use one of {', '.join(TABLES)}")
-    tables = {
-        "neuroncore-v2": read_tables(_CORE),
-        "links": read_tables(_LINKS),
-        "collectives": read_tables(_COLLECTIVES),
-    }
-    chosen = tables[name] if name in tables else {name: read_tables(_INF2)[name]}
+    tables = read_tables(_FILES[name]) if name in _FILES else None
+    chosen = tables or {name: read_tables(f"{name.partition('.')[0]}.toml")[name]}
     return [
         (table, key, entry["value"], _unit(key), entry["source"], entry["kind"])
         for table, entries in chosen.items()

@@ -7,8 +7,18 @@ import re
 import pytest
 
 from kernels import hardware
+from kernels.comparators import COMPARATORS, load_comparator
 from kernels.errors import CompileError
-from kernels.hardware import INSTANCES, TABLES, LinkSpec, load_core, load_instance, load_links, rows
+from kernels.hardware import (
+    ALL_INSTANCES,
+    INSTANCES,
+    TABLES,
+    LinkSpec,
+    load_core,
+    load_instance,
+    load_links,
+    rows,
+)
 from neuronx.cli import hw
 
 _GIB = 2**30
@@ -30,9 +40,10 @@ def test_core_numbers_agree_with_each_other() -> None:
     assert len(core.dma.curve_partition_bytes) == len(core.dma.curve_fraction)
 
 
-@pytest.mark.parametrize("name", INSTANCES)
+@pytest.mark.parametrize("name", ALL_INSTANCES)
 def test_instance_is_made_of_its_chips(name: str) -> None:
-    instance, core, links = load_instance(name), load_core(), load_links()
+    instance = load_instance(name)
+    core, links = load_core(instance.family), load_links(instance.family)
     assert instance.name == name
     assert instance.cores == instance.chips * links.cores_per_chip
     assert instance.hbm_bytes == instance.cores * core.hbm.capacity_bytes
@@ -52,6 +63,26 @@ def test_instances_are_the_four_of_aws() -> None:
         "inf2.24xlarge": (6, 96, 384, "chain"),
         "inf2.48xlarge": (12, 192, 768, "ring"),
     }
+
+
+def test_the_first_generation_has_no_gpsimd_and_casts_f32() -> None:
+    core = load_core("inf1")
+    assert core.gpsimd is None
+    assert core.pe.f32_peak_flop_per_s == core.pe.peak_flop_per_s
+    assert 4 * core.hbm.bandwidth_bytes_per_s == 50 * _GIB
+    assert {load_instance(name).topology for name in ALL_INSTANCES} == {"pair", "chain", "ring", "torus"}
+
+
+def test_machines_to_compare_with_are_rooflines() -> None:
+    gpus = load_comparator("g5.48xlarge")
+    assert gpus.fits(192e9) and not gpus.fits(193e9)
+    assert gpus.roofline_s(8 * 70e12, 0) == pytest.approx(1.0)
+    assert gpus.roofline_s(0, 8 * 600e9) == pytest.approx(1.0)
+    for name in COMPARATORS:
+        found = load_comparator(name)
+        assert found.roofline_s(1e12, 1e9, "i8") <= found.roofline_s(1e12, 1e9, "f32")
+    with pytest.raises(CompileError, match="g4dn"):
+        load_comparator("p9.xlarge")
 
 
 def test_unknown_instance_lists_the_known_ones() -> None:

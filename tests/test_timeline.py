@@ -273,6 +273,15 @@ def programs(draw):
     return b.program(inputs, steps, made[-1:]), causes
 
 
+def test_older_and_sister_instances_are_timed_too():
+    b = Builder(2)
+    x, w, out = b.global_buffer((512, 512)), b.global_buffer((512, 512)), b.global_buffer((512, 512))
+    program = b.program([x, w], [b.launch("mm", [x, w], [out], work=matmul_work(512, 512, 512))], [out])
+    inf2, trn1, inf1 = (time_program(program, f"{name}.24xlarge" if name == "inf1" else name).total_s
+                        for name in ("inf2.24xlarge", "trn1.32xlarge", "inf1"))  # fmt: skip
+    assert inf2 == trn1 < inf1
+
+
 @settings(deadline=None)
 @given(programs())
 def test_faster_parts_never_make_a_program_slower(drawn):

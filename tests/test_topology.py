@@ -63,3 +63,37 @@ def test_what_does_not_exist_is_named():
         topology("inf2.xlarge").path(0, 2)
     with pytest.raises(CompileError, match=r"inf2\.48xlarge"):
         topology("inf2.medium")
+
+
+def test_the_torus_wraps_both_ways():
+    torus = topology("trn1.32xlarge")
+    assert (torus.chips, torus.rows) == (16, 4)
+    # Each chip has four neighbours: 32 connections, both directions.
+    assert sum(link.kind == "neuronlink" for link in torus.links) == 64
+    first = 2 * 0
+    assert [torus.hops(first, 2 * chip) for chip in range(16)] == [
+        0,
+        1,
+        2,
+        1,
+        1,
+        2,
+        3,
+        2,
+        2,
+        3,
+        4,
+        3,
+        1,
+        2,
+        3,
+        2,
+    ]
+    every = set(torus.links)
+    assert all(set(torus.path(a, b)) <= every for a in range(0, 32, 3) for b in range(32))
+
+
+def test_four_cores_share_an_inferentia_chip():
+    chain = topology("inf1.24xlarge")
+    assert (chain.cores, chain.chips, chain.is_closed) == (64, 16, False)
+    assert chain.hops(0, 3) == 1 and chain.hops(0, 63) == 15

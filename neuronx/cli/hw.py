@@ -5,16 +5,19 @@ from collections.abc import Sequence
 from typing import Any
 
 from kernels.dtypes import DTYPES
-from kernels.hardware import INSTANCES, load_instance, rows
+from kernels.hardware import ALL_INSTANCES, FAMILIES, TABLES, load_instance, rows
 
 __all__ = ["HELP", "NAME", "add_arguments", "main"]
 
 NAME = "hw"
-HELP = "print every hardware number with unit, kind (documented, measured, assumed) and source"
+HELP = "print every hardware number with unit, kind (documented, measured, fitted, assumed) and source"
+
+# What every instance has besides its core and its own table.
+_SHARED = ("links", "collectives", "era sdk-2.18", "era ideal")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    known = ", ".join(INSTANCES)
+    known = ", ".join(ALL_INSTANCES)
     parser.add_argument("instance", nargs="?", metavar="INSTANCE", help=f"one of {known}; all if left out")
 
 
@@ -24,10 +27,13 @@ def main(args: argparse.Namespace) -> int:
     Raises:
       CompileError: the instance is unknown.
     """
-    instances = [load_instance(args.instance).name] if args.instance else list(INSTANCES)
+    tables = TABLES
+    if args.instance:
+        spec = load_instance(args.instance)
+        tables = (FAMILIES[spec.family], *_SHARED, spec.name)
     numbers = [
         (table, key, _text(value), unit, kind, source)
-        for name in ("neuroncore-v2", "links", *instances)
+        for name in tables
         for table, key, value, unit, source, kind in rows(name)
     ]
     _print_table(("table", "key", "value", "unit", "kind", "source"), numbers)
