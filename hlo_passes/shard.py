@@ -48,13 +48,16 @@ def run(module: ir.Module, options: Options) -> None:
         )  # fmt: skip
     with module.context, ir.Location.unknown():
         annotated = _is_annotated(module)
+        asked = _annotated_results(main(module))
         if annotated:
             constrain_collectives(module)
             run_mlir_passes(module, "sdy-propagation-pipeline")
             _undo_propagation_ops(module)
         attach_rules(module)
         function = main(module)
-        targets, notes = _user_targets(module, function, options) if annotated else _plan(function, options)
+        targets, notes = (
+            _user_targets(module, function, options, asked) if annotated else _plan(function, options)
+        )
         part = Partitioner(module, function, targets, HANDLERS)
         part.run()
         _clean(module, [*notes, *part.notes], options.tp)
@@ -127,9 +130,13 @@ def _plan(function: func.FuncOp, options: Options) -> tuple[Targets, tuple[str, 
 
 
 def _user_targets(
-    module: ir.Module, function: func.FuncOp, options: Options
+    module: ir.Module, function: func.FuncOp, options: Options, asked: frozenset[int]
 ) -> tuple[Targets, tuple[str, ...]]:
-    """The user's shardings and what Shardy's propagation made of them."""
+    """The user's shardings and what Shardy's propagation made of them.
+
+    Results lie as they are made, except those of ``asked``: the propagation leaves a result whole where
+    its size does not divide, which nobody wanted.
+    """
     reader = MeshReader(module)
     attributes = _annotations(function)
     for attr in attributes.values():
@@ -152,7 +159,7 @@ def _user_targets(
     returned = list(function.regions[0].blocks[0].operations)[-1].operands
     for number, value in enumerate(returned):
         given = _result_annotation(function, number)
-        if given is not None:
+        if given is not None and number in asked:
             demanded[number] = place(value, reader.axes(given))
     return _targets(function, mesh, classes, wanted, demanded, reader.axes, None), ()
 
@@ -193,6 +200,11 @@ def _annotations(function: func.FuncOp) -> dict[ir.Value, ir.Attribute]:
 
     walk(function.operation, visit)
     return {value: attr for value, attr in found.items() if isinstance(value.type, ir.RankedTensorType)}
+
+
+def _annotated_results(function: func.FuncOp) -> frozenset[int]:
+    numbers = range(len(function.type.results))
+    return frozenset(number for number in numbers if _result_annotation(function, number) is not None)
 
 
 def _result_annotation(function: func.FuncOp, number: int) -> ir.Attribute | None:
