@@ -7,18 +7,16 @@ the seconds saved on the machine model, the constraint what HBM holds. Column- t
 a transformer block is its outcome, not a pattern that is looked for.
 """
 
-import itertools
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import Iterable, Mapping, Set
-from dataclasses import dataclass, field, replace
-
-import numpy as np
+from dataclasses import dataclass
 
 from hlo_passes.ir import func, ir, source_line
 from hlo_passes.local import donations
 from hlo_passes.ops import tensor
 from hlo_passes.sharding.classes import PRODUCTS, Class, DimClasses, origin
 from hlo_passes.sharding.prices import Prices
+from hlo_passes.sharding.problem import Problem
 from hlo_passes.sharding.rules import OpRule
 from hlo_passes.sharding.spec import blocks
 
@@ -27,6 +25,9 @@ __all__ = ["Plan", "make_plan"]
 # A sharded weight is worth as much as this many of the program's dearest all-reduces, beyond the time it
 # saves: who asks for a tensor-parallel degree wants the weights sharded even where they are small.
 _WEIGHT_IN_ALL_REDUCES = 32
+# A plan that moves values to where products want them must save this part of a step: below that the model
+# is not exact enough to give up the plan that everybody knows.
+_WORTH_MOVING = 0.05
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,19 +36,6 @@ class Plan:
 
     sharded: frozenset[Class]
     notes: tuple[str, ...]
-
-
-@dataclass(kw_only=True)
-class _Problem:
-    """``gain_s`` of sharding a class, pairs that exclude each other, and the ``cuts``: (class
-    before, class after) -> seconds to gather what is sharded before and whole after a view;
-    ``freed_bytes`` of HBM a core, of which ``must_free_bytes`` are needed."""
-
-    gain_s: dict[Class, float] = field(default_factory=lambda: defaultdict(float))
-    meets: dict[Class, set[Class]] = field(default_factory=lambda: defaultdict(set))
-    cuts: dict[tuple[Class, Class], float] = field(default_factory=lambda: defaultdict(float))
-    freed_bytes: dict[Class, int] = field(default_factory=lambda: defaultdict(int))
-    must_free_bytes: int = 0
 
 
 def make_plan(function: func.FuncOp, classes: DimClasses, shards: int, prices: Prices) -> Plan:
@@ -61,18 +49,22 @@ def make_plan(function: func.FuncOp, classes: DimClasses, shards: int, prices: P
     problem = _pose(function, classes, shards, prices)
     dearest_s = max((prices.collective_s("all_reduce", op.results) for op in _products(classes)), default=0.0)
     for name, count in _weights_in(weights, classes).items():
-        problem.gain_s[name] += count * dearest_s * _WEIGHT_IN_ALL_REDUCES
-    candidates = [
-        name
-        for name in dict.fromkeys([*problem.gain_s, *itertools.chain(*problem.cuts)])
-        if classes.tiles(name) > 1 and name not in problem.meets[name]
-    ]
+        problem.bonus_s[name] += count * dearest_s * _WEIGHT_IN_ALL_REDUCES
     problem.must_free_bytes = sum(tensor(v.type).size_bytes for v in arguments) - prices.hbm_bytes
     for value in arguments:
         for name in {classes.class_of(value, dim) for dim in range(value.type.rank)}:
             problem.freed_bytes[name] += _freed_bytes(value, classes.tiles(name), shards)
-    chosen = _solve(candidates, problem)
+    problem.whole = frozenset(name for name in problem.names() if classes.tiles(name) < 2)
+    chosen = _choose(problem)
     return Plan(sharded=frozenset(chosen), notes=tuple(_notes(weights, classes, chosen, shards)))
+
+
+def _choose(problem: Problem) -> set[Class]:
+    """The best plan that moves nothing to or from a view, unless moving shards more or is worth its while."""
+    still, moving = problem.without_cuts().solve(), problem.solve()
+    step_s = problem.whole_s - sum(problem.gain_s[name] for name in still)
+    better_s = problem.value_s(moving) - problem.value_s(still)
+    return moving if better_s > _WORTH_MOVING * max(step_s, 0.0) else still
 
 
 def _products(classes: DimClasses) -> Iterable[ir.Operation]:
@@ -111,12 +103,13 @@ def _handed_out(function: func.FuncOp) -> list[ir.Value]:
     return [v for n, v in returned if n not in stay and isinstance(v.type, ir.RankedTensorType)]
 
 
-def _pose(function: func.FuncOp, classes: DimClasses, shards: int, prices: Prices) -> _Problem:
-    problem = _Problem()
+def _pose(function: func.FuncOp, classes: DimClasses, shards: int, prices: Prices) -> Problem:
+    problem = Problem()
     for op in classes.ops:
         rule, repeats = classes.rules[op], classes.repeats[op]
         pairs = list(classes.factor_classes(op))
         busy_s = prices.busy_s(op) if pairs else 0.0
+        problem.whole_s += busy_s * repeats
         for factor, name in pairs:
             problem.meets[name] |= {other for f, other in pairs if f != factor}
             if classes.tiles(name) < 2:
@@ -167,57 +160,12 @@ def _at(dims: tuple[tuple[int, ...], ...], factor: int) -> int | None:
     return next((d for d, factors in enumerate(dims) if factors[:1] == (factor,)), None)
 
 
-def _meet_in_value(value: ir.Value, classes: DimClasses, problem: _Problem) -> None:
+def _meet_in_value(value: ir.Value, classes: DimClasses, problem: Problem) -> None:
     """Dims of one value cannot share an axis, whether or not an op relates them."""
     if isinstance(value.type, ir.RankedTensorType):
         names = [classes.class_of(value, dim) for dim in range(value.type.rank)]
         for dim, name in enumerate(names):
             problem.meets[name].update(names[:dim] + names[dim + 1 :])
-
-
-def _solve(candidates: list[Class], problem: _Problem) -> set[Class]:
-    """The candidates of largest total gain of which no two meet (exact, by HiGHS)."""
-    from scipy.optimize import Bounds, LinearConstraint, milp
-    from scipy.sparse import coo_array
-
-    number = {name: i for i, name in enumerate(candidates)}
-    cuts = [(pair, price) for pair, price in problem.cuts.items() if pair[0] in number]
-    if not candidates:
-        return set()
-    count = len(candidates) + len(cuts)
-    entries: list[tuple[int, int, float]] = []
-    limits: list[float] = []
-    pairs = {(number[a], number[b]) for a in candidates for b in problem.meets[a] if b in number}
-    for a, b in sorted(pair for pair in pairs if pair[0] < pair[1]):
-        entries += [(len(limits), a, 1.0), (len(limits), b, 1.0)]
-        limits.append(1.0)
-    for at, ((before, after), _) in enumerate(cuts, start=len(candidates)):
-        # sharded(before) - sharded(after) <= gathered
-        entries += [(len(limits), number[before], 1.0), (len(limits), at, -1.0)]
-        entries += [(len(limits), number[after], -1.0)] if after in number else []
-        limits.append(0.0)
-    if 0 < problem.must_free_bytes <= sum(problem.freed_bytes[name] for name in candidates):
-        # In shares of what is needed, so that all rows are of like size.
-        entries += [
-            (len(limits), number[name], -problem.freed_bytes[name] / problem.must_free_bytes)
-            for name in candidates
-        ]
-        limits.append(-1.0)
-    gains = [problem.gain_s[name] for name in candidates] + [-price for _, price in cuts]
-    objective = -np.array(gains) / max(map(abs, gains))
-    rows, columns, values = zip(*entries, strict=True) if entries else ((), (), ())
-    matrix = coo_array((values, (rows, columns)), shape=(len(limits), count)).tocsr()
-    integral = np.arange(count) < len(candidates)
-    found = milp(
-        objective,
-        integrality=integral.astype(int),
-        bounds=Bounds(0, 1),
-        constraints=[LinearConstraint(matrix, ub=limits)] if limits else [],
-        options={"mip_rel_gap": 1e-9},
-    )
-    if not found.success:  # no plan frees enough: the check of what fits says so with a table
-        return _solve(candidates, replace(problem, must_free_bytes=0))
-    return {name for name, x in zip(candidates, found.x, strict=False) if x > 0.5}
 
 
 def _notes(
