@@ -74,6 +74,7 @@ class Timeline:
       num_cores: cores the program runs on.
       era: whose constants the times come from.
       runs: kernels, collectives and decisions in the order of their start.
+      peak_flop_per_s, bandwidth_bytes_per_s: of one core, as documented: what times are measured against.
       assumptions: what had to be supposed because the program does not say, for example trip counts.
     """
 
@@ -88,6 +89,8 @@ class Timeline:
     num_cores: int
     era: str
     runs: Sequence[Run]
+    peak_flop_per_s: float
+    bandwidth_bytes_per_s: float
     assumptions: tuple[str, ...]
 
 

@@ -60,6 +60,8 @@ def time_program(program: Program, instance: str | InstanceSpec, *, era: str | E
         num_cores=program.num_cores,
         era=era if isinstance(era, str) else "custom",
         runs=tuple(sorted(books.runs, key=lambda run: (run.start_s, run.number))),
+        peak_flop_per_s=clock.core.pe.peak_flop_per_s,
+        bandwidth_bytes_per_s=clock.core.hbm.bandwidth_bytes_per_s,
         assumptions=tuple(dict.fromkeys(books.assumptions)),
     )
 

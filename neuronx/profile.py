@@ -1,23 +1,36 @@
-"""The profile of a program: its timeline as a table for people and as a trace for Perfetto."""
+"""The profile of a program: tables for people, JSON for scripts, a trace for Perfetto, a page to look at."""
 
+import dataclasses
 import json
-from collections import defaultdict
 from collections.abc import Sequence
+from importlib.resources import files
 from pathlib import Path
+from typing import Any
 
-from distributed.events import Event, Timeline
+from distributed.analysis import (
+    critical_path,
+    exposed_collective_s,
+    kernel_rows,
+    layer_rows,
+    mbu,
+    mfu,
+    stalls,
+)
+from distributed.events import Timeline
 from distributed.trace import to_trace
 
 __all__ = ["Profile"]
 
 _TOP_KERNELS = 10
+_PAGE_EVENTS = 20_000
+_DATA = "/*DATA*/null"
 
 
 class Profile:
     """What every engine and link does when, in one call of the program on the simulated ring.
 
-    ``timeline`` holds the events; times are predictions of one execution on the device, without the
-    launch from the host.
+    ``timeline`` holds the events; times are predictions of one execution on the device by the constants of
+    ``timeline.era``, without the launch from the host.
     """
 
     def __init__(self, name: str, timeline: Timeline) -> None:
@@ -25,69 +38,149 @@ class Profile:
         self.timeline = timeline
 
     def summary(self) -> str:
-        """A table: total, how busy each engine is, the kernels that take most, collectives, assumptions."""
+        """Tables: total, engines and why they stand still, longest kernels, critical path, assumptions."""
         timeline = self.timeline
         lines = [
-            f"{self.name} on {timeline.num_cores} cores: {_time(timeline.total_s)}",
-            f"  {timeline.flops:.4g} flop, {timeline.bytes_accessed:.4g} bytes of HBM and "
-            f"{timeline.collective_bytes:.4g} bytes into collectives, on each core",
+            f"{self.name} on {timeline.num_cores} cores: {_time(timeline.total_s)} (era {timeline.era})",
+            f"  {timeline.flops:.4g} flop, {timeline.bytes_accessed:.4g} bytes of HBM "
+            f"({timeline.spill_bytes:.3g} spilled) and {timeline.collective_bytes:.4g} bytes into "
+            "collectives, on each core",
+            f"  MFU {mfu(timeline):.1%}, MBU {mbu(timeline):.1%}",
             "",
-            *_table(("engine", "busy", "of total"), self._engines()),
+            *_table(("engine", "busy", "of total", "stands still for"), self._engines()),
             "",
-            *_table(("kernel", "count", "time", "of total", "at"), self._kernels()),
+            *_table(("kernel", "count", "time", "of total", "bound", "at"), self._kernels()),
+            "",
+            *self._layers(),
+            *self._path(),
         ]
-        share = self._collective_s() / timeline.total_s if timeline.total_s else 0.0
-        lines += ["", f"collectives: {_time(self._collective_s())}, {share:.1%} of the total"]
+        share = self._part(self._collective_s())
+        exposed_s = exposed_collective_s(timeline)
+        lines += [
+            f"collectives: {_time(self._collective_s())}, {share:.1%} of the total; "
+            f"{self._part(exposed_s):.1%} on the critical path"
+        ]
         lines += [f"assumed: {assumption}" for assumption in timeline.assumptions]
         return "\n".join(lines)
+
+    def to_json(self) -> dict[str, Any]:
+        """Everything in the summary as plain data, nothing left out; seconds, bytes, flops and shares."""
+        timeline = self.timeline
+        return {
+            "name": self.name,
+            "era": timeline.era,
+            "cores": timeline.num_cores,
+            "total_s": timeline.total_s,
+            "flops": timeline.flops,
+            "bytes_accessed": timeline.bytes_accessed,
+            "spill_bytes": timeline.spill_bytes,
+            "collective_bytes": timeline.collective_bytes,
+            "mfu": mfu(timeline),
+            "mbu": mbu(timeline),
+            "collective_share": self._part(self._collective_s()),
+            "exposed_collective_share": self._part(exposed_collective_s(timeline)),
+            "peak_flop_per_s": timeline.peak_flop_per_s,
+            "bandwidth_bytes_per_s": timeline.bandwidth_bytes_per_s,
+            "busy_s": dict(timeline.busy_s),
+            "stalls_s": stalls(timeline),
+            "kernels": [dataclasses.asdict(row) for row in kernel_rows(timeline)],
+            "layers": [dataclasses.asdict(row) for row in layer_rows(timeline)],
+            "critical_path": [
+                {
+                    "name": run.name,
+                    "location": run.location,
+                    "start_s": run.start_s,
+                    "end_s": run.end_s,
+                    "bound": run.bound,
+                    "waited_for": run.waited_for,
+                }
+                for run in critical_path(timeline)
+            ],
+            "assumptions": list(timeline.assumptions),
+        }
 
     def save(self, path: str | Path) -> None:
         """Writes the trace as JSON; https://ui.perfetto.dev opens it. Times there are microseconds."""
         Path(path).write_text(json.dumps(to_trace(self.timeline)), encoding="utf-8")
 
+    def save_json(self, path: str | Path) -> None:
+        """Writes ``to_json``."""
+        Path(path).write_text(json.dumps(self.to_json(), indent=1), encoding="utf-8")
+
+    def save_html(self, path: str | Path) -> None:
+        """Writes one page with roofline, timeline and tables that needs nothing else to open.
+
+        Of a timeline with more than 20,000 events the page draws the first so many and says so.
+        """
+        page = files("neuronx").joinpath("report.html").read_text(encoding="utf-8")
+        shown = self.timeline.events[:_PAGE_EVENTS]
+        data = self.to_json() | {
+            "events": [
+                [event.engine, event.name, event.location, event.start_s, event.end_s, event.busy_s]
+                for event in shown
+            ],
+            "left_out": len(self.timeline.events) - len(shown),
+        }
+        # A closing tag inside a name must not end the script.
+        text = json.dumps(data).replace("</", "<\\/")
+        Path(path).write_text(page.replace(_DATA, text), encoding="utf-8")
+
     def _collective_s(self) -> float:
         return self.timeline.busy_s.get("collective", 0.0)
 
+    def _part(self, seconds: float) -> float:
+        return seconds / self.timeline.total_s if self.timeline.total_s else 0.0
+
     def _engines(self) -> list[tuple[str, ...]]:
-        total = self.timeline.total_s
-        return [
-            (engine, _time(busy_s), f"{busy_s / total:.1%}" if total else "-")
+        idle = stalls(self.timeline)
+        links = {event.engine for event in self.timeline.events if event.core is None}
+        rows = [
+            (
+                engine,
+                busy_s,
+                ", ".join(f"{why} {self._part(s):.1%}" for why, s in idle.get(engine, {}).items()),
+            )
             for engine, busy_s in self.timeline.busy_s.items()
+            if engine not in links
         ]
+        if links:
+            busiest = max(sorted(links), key=lambda link: self.timeline.busy_s[link])
+            rows.append((busiest, self.timeline.busy_s[busiest], f"busiest of {len(links)} links"))
+        return [(engine, _time(busy_s), f"{self._part(busy_s):.1%}", note) for engine, busy_s, note in rows]
 
     def _kernels(self) -> list[tuple[str, ...]]:
-        """Kernels of one name and source line together, by the time their longest engine works."""
-        groups: dict[tuple[str, str], list[Event]] = defaultdict(list)
-        for event in self.timeline.events:
-            if event.core is not None:
-                groups[event.name, event.location].append(event)
-        rows = sorted(
-            ((_busiest(events), *key, events) for key, events in groups.items()), key=lambda r: -r[0]
-        )
-        total = self.timeline.total_s
         return [
-            (name, str(_count(events)), _time(busy_s), f"{busy_s / total:.1%}" if total else "-", where)
-            for busy_s, name, where, events in rows[:_TOP_KERNELS]
+            (
+                row.name,
+                str(row.count),
+                _time(row.seconds),
+                f"{self._part(row.seconds):.1%}",
+                row.bound,
+                row.location,
+            )
+            for row in kernel_rows(self.timeline)[:_TOP_KERNELS]
         ]
 
+    def _layers(self) -> list[str]:
+        rows = layer_rows(self.timeline)
+        if not rows:
+            return []
+        middle = rows[len(rows) // 2]
+        return [
+            f"layers: {len(rows)} alike, one takes {_time(middle.seconds)}, "
+            f"{_time(middle.collective_s)} of it in collectives",
+            "",
+        ]
 
-def _busiest(events: Sequence[Event]) -> float:
-    return max(_by_engine(events).values())
-
-
-def _count(events: Sequence[Event]) -> int:
-    counts: dict[str, int] = defaultdict(int)
-    for event in events:
-        counts[event.engine] += event.iterations
-    busy = _by_engine(events)
-    return counts[max(busy, key=lambda engine: busy[engine])]
-
-
-def _by_engine(events: Sequence[Event]) -> dict[str, float]:
-    result: dict[str, float] = defaultdict(float)
-    for event in events:
-        result[event.engine] += event.busy_s
-    return result
+    def _path(self) -> list[str]:
+        by_bound: dict[str, float] = {}
+        for run in critical_path(self.timeline):
+            seconds = (run.end_s - run.start_s) * run.iterations
+            by_bound[run.bound] = by_bound.get(run.bound, 0.0) + seconds
+        if not by_bound:
+            return []
+        parts = sorted(by_bound.items(), key=lambda item: -item[1])
+        return ["critical path: " + ", ".join(f"{name} {self._part(s):.1%}" for name, s in parts)]
 
 
 def _time(seconds: float) -> str:

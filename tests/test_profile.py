@@ -69,3 +69,33 @@ def test_no_event_overlaps_another_on_its_engine(sharded):
     for event in sorted(sharded.timeline.events, key=lambda e: e.start_s):
         assert event.start_s >= ends.get(event.engine, 0.0) - 1e-15
         ends[event.engine] = event.end_s
+
+
+def test_json_agrees_with_the_timeline(sharded, tmp_path):
+    path = tmp_path / "x.json"
+    sharded.save_json(path)
+    found = json.loads(path.read_text())
+    assert found["total_s"] == sharded.timeline.total_s and found["era"] == "sdk-2.18"
+    assert sum(row["flops"] for row in found["kernels"]) == pytest.approx(found["flops"])
+    assert found["critical_path"][-1]["end_s"] == found["total_s"]
+    assert 0 <= found["exposed_collective_share"] <= found["collective_share"] * (1 + 1e-9)
+
+
+def test_the_page_needs_nothing_else(sharded, tmp_path):
+    path = tmp_path / "x.html"
+    sharded.save_html(path)
+    page = path.read_text()
+    assert not re.search(r"(src|href)\s*=|https?://|@import|url\(", page)
+    data = json.loads(re.search(r"^const data = (.*);$", page, re.MULTILINE)[1].replace("<\\/", "</"))
+    assert len(data["events"]) == len(sharded.timeline.events) and data["left_out"] == 0
+
+
+def test_eras_are_an_option_of_compile():
+    x = jax.ShapeDtypeStruct((512, 512), jnp.bfloat16)
+    slow, fast = (
+        neuronx.compile(lambda x: x @ x, era=era).lower(x).compile().profile().timeline
+        for era in ("sdk-2.18", "ideal")
+    )
+    assert (slow.era, fast.era) == ("sdk-2.18", "ideal") and fast.total_s < slow.total_s
+    with pytest.raises(neuronx.CompileError, match="sdk-2"):
+        neuronx.compile(lambda x: x, era="sdk-9")
