@@ -146,6 +146,8 @@ def _user_targets(
 
     def place(value: ir.Value, axes: tuple[tuple[str, ...], ...]) -> Sharding:
         shape, local = shape_of(value), []
+        # One row cannot be cut: all cores hold it, rather than one alone and then move it.
+        axes = tuple(() if size == 1 else names for size, names in zip(shape, axes, strict=True))
         for dim, (size, names) in enumerate(zip(shape, axes, strict=True)):
             shards = mesh.size(names)
             tiles = classes.tiles(classes.class_of(value, dim)) if size % shards else 0
