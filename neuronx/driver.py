@@ -21,6 +21,7 @@ __all__ = [
     "AUTO_CASTS",
     "AUTO_CAST_TYPES",
     "DEFAULT_INSTANCE",
+    "DOCUMENTED_DEGREES",
     "LEVELS",
     "Artifacts",
     "CompileOptions",
@@ -36,7 +37,7 @@ AUTO_CASTS = ("none", "matmult", "all")
 AUTO_CAST_TYPES = ("bf16", "fp16", "tf32", "fp8_e4m3")
 
 # Tensor-parallel degrees AWS documents for Inf2; the runtime may refuse others.
-_DOCUMENTED_DEGREES = (1, 2, 4, 8, 12, 24)
+DOCUMENTED_DEGREES = (1, 2, 4, 8, 12, 24)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,10 +86,10 @@ class CompileOptions:
 
     def warn_if_unusual(self) -> None:
         """Warns of a degree that the simulator runs and the real runtime may refuse."""
-        if self.tp_degree not in _DOCUMENTED_DEGREES:
+        if self.tp_degree not in DOCUMENTED_DEGREES:
             warnings.warn(
                 f"tp_degree {self.tp_degree} runs here, but the Neuron runtime may refuse it: "
-                f"the documented degrees are {', '.join(map(str, _DOCUMENTED_DEGREES))}",
+                f"the documented degrees are {', '.join(map(str, DOCUMENTED_DEGREES))}",
                 UserWarning,
                 stacklevel=3,
             )

@@ -1,0 +1,105 @@
+"""``neuronx plan``: where and how to serve a model: fits, latencies, throughput and price in one table."""
+
+import argparse
+import csv
+import dataclasses
+import json
+import sys
+from collections.abc import Sequence
+
+from kernels.eras import DEFAULT_ERA, ERAS
+from kernels.hardware import INSTANCES
+from neuronx.models.catalog import MODELS
+from neuronx.models.generation import DTYPES
+from neuronx.planning import Deployment, Request, best, deployments
+
+__all__ = ["HELP", "NAME", "add_arguments", "main"]
+
+NAME = "plan"
+HELP = "compare instances, cores, batches and types for a model: what fits, how fast, at what price"
+
+_GIB = 2**30
+# Two instances of one chip differ in the host only: the cheaper one stands for both.
+_DEFAULT_INSTANCES = tuple(name for name in INSTANCES if name != "inf2.8xlarge")
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declares the options of the verb."""
+    parser.add_argument("--model", required=True, help=f"one of {', '.join(MODELS)}")
+    parser.add_argument("--instance", nargs="+", default=list(_DEFAULT_INSTANCES), help="instance sizes")
+    parser.add_argument("--tp", nargs="+", type=int, help="cores of one copy (default: all documented)")
+    parser.add_argument("--batch", nargs="+", type=int, default=[1, 8], help="sequences at once")
+    parser.add_argument("--dtype", nargs="+", choices=tuple(DTYPES), default=["bf16"])
+    parser.add_argument("--prompt-len", type=int, default=128, help="tokens read (default %(default)s)")
+    parser.add_argument("--new-tokens", type=int, default=128, help="tokens written (default %(default)s)")
+    parser.add_argument("--latency-limit-ms", type=float, help="longest time for a token to be marked best")
+    parser.add_argument("--era", choices=ERAS, default=DEFAULT_ERA, help="whose constants predict")
+    parser.add_argument("--format", choices=("table", "csv", "json"), default="table")
+
+
+def main(args: argparse.Namespace) -> int:
+    """Prints a row for each combination; 1 if none fits, else 0.
+
+    Raises:
+      CompileError: an unknown model, instance or era, or more positions than the model has.
+    """
+    request = Request(model=args.model, prompt_len=args.prompt_len, new_tokens=args.new_tokens)
+    rows = list(
+        deployments(
+            request,
+            instances=args.instance,
+            degrees=args.tp,
+            batches=args.batch,
+            dtypes=args.dtype,
+            era=args.era,
+        )
+    )
+    limit_s = None if args.latency_limit_ms is None else args.latency_limit_ms / 1e3
+    marks = best(rows, latency_limit_s=limit_s)
+    _PRINT[args.format](rows, [" ".join(name for name, row in marks.items() if row is one) for one in rows])
+    return 0 if any(row.fits for row in rows) else 1
+
+
+def _print_table(rows: Sequence[Deployment], marks: Sequence[str]) -> None:
+    head = (
+        "instance", "tp", "batch", "type", "copies", "fits", "TTFT ms", "TPOT ms", "per s", "HBM GiB",
+        "MFU", "MBU", "$ per million", "best",
+    )  # fmt: skip
+    lines = [head, *(_cells(row, mark) for row, mark in zip(rows, marks, strict=True))]
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    for line in lines:
+        print("  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip())
+
+
+def _cells(row: Deployment, mark: str) -> tuple[str, ...]:
+    start = (row.instance, str(row.tp), str(row.batch), row.dtype, str(row.replicas))
+    if not row.fits:
+        return (*start, "no", *["-"] * 7, "")
+    return (
+        *start,
+        "yes",
+        f"{row.ttft_s * 1e3:.2f}",
+        "-" if row.tpot_s is None else f"{row.tpot_s * 1e3:.3f}",
+        f"{row.per_s:.1f}",
+        f"{row.hbm_bytes / _GIB:.2f}",
+        f"{row.mfu:.1%}",
+        f"{row.mbu:.1%}",
+        f"{row.usd_per_million:.3f}",
+        mark,
+    )
+
+
+def _print_csv(rows: Sequence[Deployment], marks: Sequence[str]) -> None:
+    names = [field.name for field in dataclasses.fields(Deployment)]
+    writer = csv.writer(sys.stdout)
+    writer.writerow([*names, "best"])
+    for row, mark in zip(rows, marks, strict=True):
+        writer.writerow([*(getattr(row, name) for name in names), mark])
+
+
+def _print_json(rows: Sequence[Deployment], marks: Sequence[str]) -> None:
+    found = [dataclasses.asdict(row) | {"best": mark} for row, mark in zip(rows, marks, strict=True)]
+    print(json.dumps(found, indent=1))
+
+
+_PRINT = {"table": _print_table, "csv": _print_csv, "json": _print_json}

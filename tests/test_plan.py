@@ -1,0 +1,95 @@
+"""The plan verb: what fits, prices that follow from times, best choices, three formats."""
+
+import csv
+import io
+import json
+
+import pytest
+
+from kernels.errors import CompileError
+from kernels.hardware import load_instance
+from neuronx.cli import main as cli
+from neuronx.models.catalog import weight_bytes
+from neuronx.models.generation import DTYPES
+from neuronx.planning import Request, best, deployments
+
+
+def _rows(model="opt-125m", **changes):
+    options = {"instances": ["inf2.xlarge"], "degrees": [1, 2], "batches": [1, 4], "dtypes": ["bf16"]}
+    return list(deployments(Request(model=model, prompt_len=16, new_tokens=8), **options | changes))
+
+
+@pytest.fixture(scope="module")
+def rows():
+    return _rows()
+
+
+def test_every_combination_has_a_row(rows):
+    assert [(row.tp, row.batch, row.replicas) for row in rows] == [(1, 1, 2), (1, 4, 2), (2, 1, 1), (2, 4, 1)]
+    assert all(row.fits and row.hbm_bytes <= row.hbm_capacity_bytes for row in rows)
+
+
+def test_prices_follow_from_times(rows):
+    price = load_instance("inf2.xlarge").price_usd_per_hour
+    for row in rows:
+        whole_s = row.ttft_s + 7 * row.tpot_s
+        assert row.per_s == pytest.approx(row.replicas * row.batch * 8 / whole_s)
+        assert row.usd_per_million == pytest.approx(price / 3600 / row.per_s * 1e6)
+        assert 0 < row.mfu < 1 and 0 < row.mbu < 1
+
+
+def test_best_are_the_cheapest_and_the_fastest(rows):
+    marks = best(rows)
+    assert marks["cheapest"].usd_per_million == min(row.usd_per_million for row in rows)
+    assert marks["fastest"].tpot_s == min(row.tpot_s for row in rows)
+    assert best(rows, latency_limit_s=1e-9) == {}
+
+
+def test_what_cannot_fit_says_so_at_once():
+    assert weight_bytes("opt-66b", DTYPES["bf16"]) > 2 * 16 * 2**30
+    found = _rows("opt-66b")
+    assert [row.fits for row in found] == [False] * 4
+    assert all(row.usd_per_million is None for row in found)
+
+
+def test_encoders_and_classifiers_have_one_program():
+    [encoder] = _rows("bert-base-uncased", degrees=[1], batches=[1])
+    [classifier] = _rows("resnet50", degrees=[1], batches=[1])
+    assert encoder.tpot_s is None and encoder.per_s == pytest.approx(2 / encoder.ttft_s)
+    assert classifier.tpot_s is None and classifier.fits
+
+
+def test_the_ideal_era_is_not_slower(rows):
+    for slow, fast in zip(rows, _rows(era="ideal"), strict=True):
+        assert fast.tpot_s < slow.tpot_s
+
+
+def _call(*arguments):
+    asked = "plan --model opt-125m --instance inf2.xlarge --tp 1 --batch 1 2 --prompt-len 16 --new-tokens 8"
+    return cli.main(cli.parse_arguments(["neuronx", *asked.split(), *arguments]))
+
+
+def test_three_formats_hold_the_same(capsys):
+    assert _call() == 0
+    table = capsys.readouterr().out.splitlines()
+    assert _call("--format", "csv") == 0
+    found = list(csv.DictReader(io.StringIO(capsys.readouterr().out)))
+    assert _call("--format", "json") == 0
+    data = json.loads(capsys.readouterr().out)
+    assert len(table) - 1 == len(found) == len(data) == 2
+    assert [float(row["tpot_s"]) for row in found] == [row["tpot_s"] for row in data]
+    assert "cheapest" in table[2] and f"{data[1]['tpot_s'] * 1e3:.3f}" in table[2]
+
+
+def test_bad_requests_are_refused():
+    with pytest.raises(CompileError, match="opt-125m"):
+        _rows("gpt-5")
+    with pytest.raises(CompileError, match="positions"):
+        list(
+            deployments(
+                Request(model="opt-125m", prompt_len=2048, new_tokens=8),
+                instances=["inf2.xlarge"],
+                batches=[1],
+                dtypes=["bf16"],
+            )
+        )
