@@ -6,11 +6,12 @@ from dataclasses import dataclass
 
 from distributed.mesh import Mesh
 from hlo_passes.ir import func, ir, main, run_mlir_passes, sdy, walk
+from hlo_passes.notes import add_notes
 from hlo_passes.sharding.agree import agree
 from hlo_passes.sharding.classes import DimClasses
 from hlo_passes.sharding.handlers import HANDLERS
 from hlo_passes.sharding.partition import Choice, Partitioner, Targets, shape_of
-from hlo_passes.sharding.plan import make_plan
+from hlo_passes.sharding.plan import Plan, make_plan
 from hlo_passes.sharding.prices import Prices
 from hlo_passes.sharding.rules import RULE, attach_rules
 from hlo_passes.sharding.shardy_ops import constrain_collectives
@@ -21,6 +22,7 @@ from kernels.hardware import load_instance
 __all__ = ["Options", "run"]
 
 AXIS = "tp"
+_NO_PLAN = Plan(sharded=frozenset(), notes=(), prices_s={})
 _CONSTRAINTS = ("sdy.sharding_constraint", "sdy.reshard")
 
 
@@ -35,7 +37,8 @@ class Options:
 def run(module: ir.Module, options: Options) -> None:
     """Rewrites ``main`` in place as the program of one of ``options.tp`` cores.
 
-    Notes on what stays whole are left in the module attribute ``neuron.notes``.
+    Notes on what stays whole are left in the module attribute ``neuron.notes``, the prices of the plan in
+    ``neuron.plan``.
 
     Raises:
       CompileError: more cores than the instance has, or a mesh of the user's of another size.
@@ -55,12 +58,13 @@ def run(module: ir.Module, options: Options) -> None:
             _undo_propagation_ops(module)
         attach_rules(module)
         function = main(module)
-        targets, notes = (
+        targets, plan = (
             _user_targets(module, function, options, asked) if annotated else _plan(function, options)
         )
         part = Partitioner(module, function, targets, HANDLERS)
         part.run()
-        _clean(module, [*notes, *part.notes], options.tp)
+        _clean(module, plan, options.tp)
+        add_notes(module, [*plan.notes, *part.notes])
         agree(module)
     run_mlir_passes(module, "cse,canonicalize,cse")
 
@@ -102,7 +106,7 @@ def _stablehlo_constant(op: ir.Operation) -> ir.Operation:
     )
 
 
-def _plan(function: func.FuncOp, options: Options) -> tuple[Targets, tuple[str, ...]]:
+def _plan(function: func.FuncOp, options: Options) -> tuple[Targets, Plan]:
     """Shards whole classes of dims over one axis, as the plan says."""
     classes = DimClasses(function.operation)
     plan = make_plan(function, classes, options.tp, Prices(options.instance, options.tp))
@@ -126,12 +130,12 @@ def _plan(function: func.FuncOp, options: Options) -> tuple[Targets, tuple[str, 
         return choice
 
     mesh = Mesh(axes=((AXIS, options.tp),))
-    return _targets(function, mesh, classes, wanted, {}, lambda attr: (), chosen), plan.notes
+    return _targets(function, mesh, classes, wanted, {}, lambda attr: (), chosen), plan
 
 
 def _user_targets(
     module: ir.Module, function: func.FuncOp, options: Options, asked: frozenset[int]
-) -> tuple[Targets, tuple[str, ...]]:
+) -> tuple[Targets, Plan]:
     """The user's shardings and what Shardy's propagation made of them.
 
     Results lie as they are made, except those of ``asked``: the propagation leaves a result whole where
@@ -163,7 +167,7 @@ def _user_targets(
         given = _result_annotation(function, number)
         if given is not None and number in asked:
             demanded[number] = place(value, reader.axes(given))
-    return _targets(function, mesh, classes, wanted, demanded, reader.axes, None), ()
+    return _targets(function, mesh, classes, wanted, demanded, reader.axes, None), _NO_PLAN
 
 
 def _targets(
@@ -230,7 +234,7 @@ def _checked_mesh(reader: MeshReader, options: Options) -> Mesh:
     return mesh
 
 
-def _clean(module: ir.Module, notes: list[str], ranks: int) -> None:
+def _clean(module: ir.Module, plan: Plan, ranks: int) -> None:
     """Drops what only the GLOBAL level knows and states what the LOCAL level must."""
     for op in list(module.body.operations):
         if isinstance(op, sdy.MeshOp):
@@ -245,5 +249,6 @@ def _clean(module: ir.Module, notes: list[str], ranks: int) -> None:
     attributes = module.operation.attributes
     attributes["mhlo.num_replicas"] = ir.Attribute.parse(f"{ranks} : i32")
     attributes["mhlo.num_partitions"] = ir.Attribute.parse("1 : i32")
-    if notes:
-        attributes["neuron.notes"] = ir.ArrayAttr.get([ir.StringAttr.get(n) for n in dict.fromkeys(notes)])
+    if plan.prices_s:
+        prices = {name: ir.FloatAttr.get_f64(seconds) for name, seconds in plan.prices_s.items()}
+        attributes["neuron.plan"] = ir.DictAttr.get(prices)

@@ -20,6 +20,7 @@ from kernels.hardware import load_instance
 from neuronx.arrays import Placements, RingArray
 from neuronx.driver import Artifacts, CompileOptions, compile_module, copy_module
 from neuronx.environment import environment
+from neuronx.explain import explain
 from neuronx.frontend import Exported, logical, physical
 from neuronx.memory import MemoryStats, memory_stats
 from neuronx.profile import Profile
@@ -131,6 +132,10 @@ class Compiled:
             "busy_s": dict(timeline.busy_s),
             "assumptions": list(timeline.assumptions),
         }
+
+    def explain(self) -> str:
+        """The sharding of each argument, what plans cost, every collective, and what was given up and why."""
+        return explain(self._artifacts, self._timeline)
 
     def profile(self) -> Profile:
         """The timeline of the program on every engine and link."""

@@ -32,16 +32,21 @@ _WORTH_MOVING = 0.05
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
-    """The classes to shard, and the notes that tell the user what was left whole and why."""
+    """The classes to shard, and the notes that tell the user what was left whole and why.
+
+    ``prices_s``: predicted seconds of ops and collectives, one after the other, for this plan
+    ("step_s"), the one it was weighed against ("other_s") and nothing sharded ("replicated_s").
+    """
 
     sharded: frozenset[Class]
     notes: tuple[str, ...]
+    prices_s: Mapping[str, float]
 
 
 def make_plan(function: func.FuncOp, classes: DimClasses, shards: int, prices: Prices) -> Plan:
     """Chooses the classes of dims to shard ``shards`` ways."""
     if shards == 1:
-        return Plan(sharded=frozenset(), notes=())
+        return Plan(sharded=frozenset(), notes=(), prices_s={})
     arguments = [
         v for v in function.regions[0].blocks[0].arguments if isinstance(v.type, ir.RankedTensorType)
     ]
@@ -55,16 +60,27 @@ def make_plan(function: func.FuncOp, classes: DimClasses, shards: int, prices: P
         for name in {classes.class_of(value, dim) for dim in range(value.type.rank)}:
             problem.freed_bytes[name] += _freed_bytes(value, classes.tiles(name), shards)
     problem.whole = frozenset(name for name in problem.names() if classes.tiles(name) < 2)
-    chosen = _choose(problem)
-    return Plan(sharded=frozenset(chosen), notes=tuple(_notes(weights, classes, chosen, shards)))
+    chosen, other = _choose(problem)
+    return Plan(
+        sharded=frozenset(chosen),
+        notes=tuple(_notes(weights, classes, chosen, shards)),
+        prices_s={
+            "step_s": problem.step_s(chosen),
+            "other_s": problem.step_s(other),
+            "replicated_s": problem.whole_s,
+        },
+    )
 
 
-def _choose(problem: Problem) -> set[Class]:
-    """The best plan that moves nothing to or from a view, unless moving shards more or is worth its while."""
+def _choose(problem: Problem) -> tuple[set[Class], set[Class]]:
+    """The best plan that moves nothing to or from a view, unless moving shards more or is worth its while.
+
+    The other one comes second.
+    """
     still, moving = problem.without_cuts().solve(), problem.solve()
-    step_s = problem.whole_s - sum(problem.gain_s[name] for name in still)
     better_s = problem.value_s(moving) - problem.value_s(still)
-    return moving if better_s > _WORTH_MOVING * max(step_s, 0.0) else still
+    worth = better_s > _WORTH_MOVING * max(problem.step_s(still), 0.0)
+    return (moving, still) if worth else (still, moving)
 
 
 def _products(classes: DimClasses) -> Iterable[ir.Operation]:

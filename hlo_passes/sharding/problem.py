@@ -39,10 +39,14 @@ class Problem:
         cut = (name for pair in self.cuts for name in pair)
         return list(dict.fromkeys([*self.gain_s, *self.bonus_s, *cut]))
 
+    def step_s(self, chosen: Set[Class]) -> float:
+        """Seconds of all ops and collectives under a plan, one after the other."""
+        moved_s = sum(price for (a, b), price in self.cuts.items() if a in chosen and b not in chosen)
+        return self.whole_s - sum(self.gain_s[name] for name in chosen) + moved_s
+
     def value_s(self, chosen: Set[Class]) -> float:
-        """What a plan is worth in all."""
-        moved = sum(price for (a, b), price in self.cuts.items() if a in chosen and b not in chosen)
-        return sum(self.gain_s[name] + self.bonus_s[name] for name in chosen) - moved
+        """What a plan is worth in all: what it saves, and its bonus."""
+        return self.whole_s - self.step_s(chosen) + sum(self.bonus_s[name] for name in chosen)
 
     def without_cuts(self) -> "_Joined":
         """The same with a value and its views sharded alike."""

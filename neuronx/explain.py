@@ -1,0 +1,72 @@
+"""What the compiler decided and why, as text: plan, prices, collectives, what was given up."""
+
+from collections import Counter
+
+from distributed.events import Timeline
+from distributed.layout import Layout
+from distributed.program import Program
+from hlo_passes.ir import ir, parse
+from hlo_passes.notes import notes
+from neuronx.driver import Artifacts
+
+__all__ = ["explain"]
+
+# The entries of the module attribute ``neuron.plan``, which the pass ``shard`` leaves.
+_PRICES = (
+    ("step_s", "this plan"),
+    ("other_s", "the plan it was weighed against"),
+    ("replicated_s", "every argument whole on every core"),
+)
+
+
+def explain(artifacts: Artifacts, timeline: Timeline) -> str:
+    """The account of one compilation: shardings, prices, collectives and notes."""
+    local = parse(artifacts.levels["local"])
+    sections = {
+        "arguments": _arguments(artifacts.program),
+        "prices of plans (ops and collectives one after the other; exe.profile() overlaps them)": _prices(
+            local
+        ),
+        "collectives": _collectives(timeline),
+        "notes": [f"- {note}" for note in notes(local)] or ["nothing was given up"],
+    }
+    return "\n".join(
+        f"{title}\n" + "".join(f"  {line}\n" for line in lines) for title, lines in sections.items()
+    )
+
+
+def _arguments(program: Program) -> list[str]:
+    """One line a layout with how many arguments have it: models repeat theirs layer by layer."""
+    counted = Counter(_layout(layout) for layout in program.input_layouts)
+    return [f"{count:5d} x {text}" for text, count in counted.items()]
+
+
+def _layout(layout: Layout) -> str:
+    dims = ", ".join(
+        f"{size} over {'+'.join(axes)}" if axes else str(size)
+        for size, axes in zip(layout.global_shape, layout.dim_axes, strict=True)
+    )
+    held = ", ".join(map(str, layout.local_shape))
+    return f"{layout.dtype}[{dims}]: " + ("whole" if layout.is_replicated else f"[{held}] a core")
+
+
+def _prices(local: ir.Module) -> list[str]:
+    attributes = local.operation.attributes
+    if "neuron.plan" not in attributes:
+        return ["nothing was planned: the shardings are yours, or there is one core"]
+    plan = attributes["neuron.plan"]
+    return [f"{plan[key].value * 1e3:10.3f} ms  {text}" for key, text in _PRICES if key in plan]
+
+
+def _collectives(timeline: Timeline) -> list[str]:
+    found: Counter[tuple[str, str, float, float]] = Counter()
+    for event in timeline.events:
+        if event.engine == "collective":
+            seconds = round((event.end_s - event.start_s) / event.iterations, 12)  # alike but for rounding
+            found[event.name, event.location, event.bytes / event.iterations, seconds] += event.iterations
+    lines = [
+        f"{count:5d} x {name:18s} {size_bytes:12.0f} B {seconds * 1e6:9.2f} us each  {location}"
+        for (name, location, size_bytes, seconds), count in found.most_common()
+    ]
+    total_s = sum(seconds * count for (_, _, _, seconds), count in found.items())
+    return [*lines, f"{total_s * 1e3:.3f} ms in all"] if lines else ["none"]

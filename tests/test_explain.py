@@ -1,0 +1,46 @@
+"""exe.explain(): the plan by argument, prices, collectives by source line, notes."""
+
+import re
+
+import jax.numpy as jnp
+import numpy as np
+
+import neuronx
+
+
+def mlp(x, up, down):
+    return jnp.tanh(x @ up) @ down
+
+
+def compiled(function, *shapes, tp_degree):
+    arguments = [np.zeros(shape, np.float32) for shape in shapes]
+    return neuronx.compile(function, tp_degree=tp_degree).lower(*arguments).compile()
+
+
+def test_says_how_arguments_lie_and_what_the_plan_costs():
+    text = compiled(mlp, (4, 1024), (1024, 4096), (4096, 1024), tp_degree=4).explain()
+    assert "1 x f32[4, 1024]: whole" in text
+    assert "1 x f32[1024, 4096 over tp]: [1024, 1024] a core" in text
+    assert "1 x f32[4096 over tp, 1024]: [1024, 1024] a core" in text
+    step_ms, other_ms, replicated_ms = map(float, re.findall(r"([\d.]+) ms  ", text))
+    assert 0 < step_ms < replicated_ms
+    assert step_ms <= other_ms * 1.05  # a plan that moves values must save a twentieth to be preferred
+
+
+def test_names_each_collective_with_bytes_seconds_and_line():
+    text = compiled(mlp, (4, 1024), (1024, 4096), (4096, 1024), tp_degree=4).explain()
+    count, size_bytes, each_us, line = re.search(
+        r"(\d+) x all_reduce +(\d+) B +([\d.]+) us each  (\S+)", text
+    ).groups()
+    assert (int(count), int(size_bytes)) == (1, 4 * 1024 * 4)
+    assert float(each_us) > 0 and "test_explain.py" in line
+
+
+def test_says_what_was_given_up():
+    text = compiled(lambda x, w: jnp.sort(x @ w, 1), (3, 8), (8, 13), tp_degree=2).explain()
+    assert "nothing was given up" not in text and "stablehlo.sort" in text
+
+
+def test_one_core_has_nothing_to_say():
+    text = compiled(mlp, (4, 8), (8, 16), (16, 8), tp_degree=1).explain()
+    assert "nothing was planned" in text and "none" in text and "nothing was given up" in text
