@@ -9,11 +9,13 @@ from dataclasses import dataclass, field
 from distributed.mesh import Mesh
 from hlo_passes.ir import func, ir
 from hlo_passes.sharding.emit import Emitter
+from hlo_passes.sharding.local_sizes import LOCAL_SIZES
 from hlo_passes.sharding.notes import element_bytes, gather_note, reshard_note, whole_note
 from hlo_passes.sharding.reductions import all_reducer, combine_parts, padding_fill
 from hlo_passes.sharding.reshard import reshard
 from hlo_passes.sharding.rules import RULE, OpRule
 from hlo_passes.sharding.spec import Sharding, layout_attributes, mesh_attribute
+from hlo_passes.sharding.traffic import received_elements, summed_elements
 
 __all__ = ["Choice", "Handlers", "Partitioner", "Targets", "local_bytes", "local_type", "shape_of"]
 
@@ -154,18 +156,44 @@ class Partitioner:
         """
         if self.targets.chosen is not None:
             return self.targets.chosen(op)
+        results = [(self.wanted(v), dims) for v, dims in zip(op.results, rule.results, strict=True)]
+        operands = sorted(
+            zip(op.operands, rule.operands, strict=True), key=lambda pair: -math.prod(shape_of(pair[0]))
+        )
+        lying = [(self.env[value][1], dims) for value, dims in operands]
+        choice = self._offered(rule, [*results, *lying])
+        if op.name == "stablehlo.dot_general":
+            other = self._offered(rule, [*lying, *results])
+            if self._shards(other) >= self._shards(choice):
+                choice = min((choice, other), key=lambda one: self._price(op, rule, one))
+        if may_move and op.name in _MOVED:
+            self._offer_elsewhere(op, rule, choice)
+        return choice
+
+    def _offered(
+        self, rule: OpRule, sources: Sequence[tuple[Sharding, tuple[tuple[int, ...], ...]]]
+    ) -> Choice:
         choice = Choice()
-        sources = [(self.wanted(v), dims) for v, dims in zip(op.results, rule.results, strict=True)]
-        operands = zip(op.operands, rule.operands, strict=True)
-        for value, dims in sorted(operands, key=lambda pair: -math.prod(shape_of(pair[0]))):
-            sources.append((self.env[value][1], dims))
         for sharding, dims in sources:
             for axes, local, factors in zip(sharding.axes, sharding.local, dims, strict=True):
                 if axes and factors:
                     self._offer(choice, rule, factors, axes, local)
-        if may_move and op.name in _MOVED:
-            self._offer_elsewhere(op, rule, choice)
         return choice
+
+    def _shards(self, choice: Choice) -> int:
+        return math.prod(self.targets.mesh.size(axes) for axes in choice.axes.values())
+
+    def _price(self, op: ir.Operation, rule: OpRule, choice: Choice) -> float:
+        """Elements a core receives: operands moved, partial results summed, the result moved."""
+        mesh, price = self.targets.mesh, 0.0
+        for value, dims in zip(op.operands, rule.operands, strict=True):
+            have, want = self.env[value][1], choice.sharding(shape_of(value), dims, rule)
+            price += received_elements(mesh, have, want)
+        made = choice.sharding(shape_of(op.results[0]), rule.results[0], rule)
+        for factor in rule.reductions & choice.axes.keys():
+            price += summed_elements(mesh, choice.axes[factor], made.local)
+        wanted = self.targets.wanted(op.results[0])
+        return price + (received_elements(mesh, made, wanted) if wanted else 0)
 
     def _offer_elsewhere(self, op: ir.Operation, rule: OpRule, choice: Choice) -> None:
         """Moves axes of a dim the op needs whole to one it does not: an all-to-all, not an all-gather."""
@@ -252,8 +280,8 @@ class Partitioner:
             self.env[old] = (result, sharding)
         if len(new.regions):
             self._remap_captures(new)
-        if op.name in _LOCAL_SIZES:
-            _LOCAL_SIZES[op.name](op, new)
+        if op.name in LOCAL_SIZES:
+            LOCAL_SIZES[op.name](op, new)
         return new
 
     def _remap_captures(self, op: ir.Operation) -> None:
@@ -350,40 +378,3 @@ def local_type(value: ir.Value, sharding: Sharding) -> ir.Type:
 
 def _minor(factors: tuple[int, ...], rule: OpRule) -> int:
     return math.prod(rule.sizes[f] for f in factors[1:])
-
-
-def _slice_sizes(old: ir.Operation, new: ir.Operation) -> None:
-    """Slices that took all of a dim take all of the local dim."""
-    whole, local = old.operands[0].type.shape, new.operands[0].type.shape
-    taken = list(ir.DenseI64ArrayAttr(old.attributes["slice_sizes"]))
-    sizes = [have if take == all_ else take for take, all_, have in zip(taken, whole, local, strict=True)]
-    new.attributes["slice_sizes"] = ir.DenseI64ArrayAttr.get(sizes)
-
-
-def _slice_limits(old: ir.Operation, new: ir.Operation) -> None:
-    whole, local = old.operands[0].type.shape, new.operands[0].type.shape
-    limits = list(ir.DenseI64ArrayAttr(old.attributes["limit_indices"]))
-    sizes = [have if have != all_ else end for end, all_, have in zip(limits, whole, local, strict=True)]
-    new.attributes["limit_indices"] = ir.DenseI64ArrayAttr.get(sizes)
-
-
-def _group_counts(old: ir.Operation, new: ir.Operation) -> None:
-    """A convolution in groups of channels has as many fewer groups as it makes fewer channels."""
-    layout = str(old.attributes["dimension_numbers"]).split("x[")[1].split("]")[0]
-    out = layout.split(", ").index("o")
-    for name in ("feature_group_count", "batch_group_count"):
-        groups = ir.IntegerAttr(old.attributes[name]).value
-        if groups > 1:
-            whole, local = old.operands[1].type.shape[out], new.operands[1].type.shape[out]
-            new.attributes[name] = ir.IntegerAttr.get(
-                ir.IntegerType.get_signless(64), groups * local // whole
-            )
-
-
-# Ops whose attributes spell out sizes.
-_LOCAL_SIZES = {
-    "stablehlo.slice": _slice_limits,
-    "stablehlo.dynamic_slice": _slice_sizes,
-    "stablehlo.gather": _slice_sizes,
-    "stablehlo.convolution": _group_counts,
-}
