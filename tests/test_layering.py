@@ -26,7 +26,7 @@ HOMES = {
     "jaxlib.mlir": ("hlo_passes.ir",),
     "ml_dtypes": ("kernels.dtypes", "distributed.placement", "distributed.collectives"),
     "numpy": LAYERS,
-    "scipy": ("hlo_passes.sharding.plan",),
+    "scipy": ("hlo_passes.sharding.problem",),
 }
 
 # Distributions that provide a module under another name.
