@@ -61,6 +61,14 @@ def test_a_window_over_all_rows_that_moves_along_another_dim_too(window):
     _check(function, (_rows(3, 17),), 4)
 
 
+def test_a_part_without_rows():
+    def function(at, x):
+        y = at(x, "y")
+        return (at(jnp.concatenate([y[:6], y[:0], y[6:]], 0), "y"),)
+
+    _check(function, (_rows(8, 2),), 4)
+
+
 @pytest.mark.parametrize("runtime", [False, True])
 def test_a_loop_that_runs_until_all_rows_of_one_axis_agree(runtime):
     """The predicate is reduced over one axis of two, in groups of cores, with collectives in the loop."""

@@ -24,6 +24,8 @@ def _concatenate(part: Partitioner, op: ir.Operation) -> None:
     shards, begin, whole = part.targets.mesh.size(axes), 0, None
     for value, dims in zip(op.operands, rule.operands, strict=True):
         rows, have = shape_of(value)[dim], part.env[value][1]
+        if not rows:
+            continue
         sharding = choice.sharding(shape_of(value), dims, rule)
         sharded = have.axes[dim] == axes
         if sharded:
