@@ -223,9 +223,9 @@ def _family(name: str) -> Any:
 
 
 def _padded(code: Any, name: str, tp: int) -> Any:
-    """The size with heads and tokens added until they divide over the cores, as transformers-neuronx pads."""
+    """The size with all that is cut padded to divide over the cores, as transformers-neuronx pads."""
     cfg = code.config(name)
-    cfg = replace(cfg, vocab=cfg.vocab + -cfg.vocab % tp)
+    cfg = replace(cfg, vocab=cfg.vocab + -cfg.vocab % tp, ffn=cfg.ffn + -cfg.ffn % tp)
     extra = -cfg.heads % tp
     return replace(cfg, extra_heads=extra) if extra else cfg
 

@@ -156,7 +156,10 @@ class KernelClock:
 
     def move(self, kernel: Kernel, traffic: _Traffic, start: float, price: KernelCost) -> tuple[float, float]:
         """Puts the kernel's traffic on the DMA queues; returns when its first load begins, and its end."""
-        room = self.core.sbuf.stream_bytes
+        # What streams may fill all that nothing else is kept in, the streaming part at least.
+        sbuf = self.core.sbuf
+        spare = sbuf.prefetch_fraction * (sbuf.usable_bytes - self.sbuf.used_bytes)
+        room = max(sbuf.stream_bytes, spare)
         fetched = min(1.0, room / traffic.early_bytes) if traffic.early_bytes else 0.0
         held = fetched * traffic.early_bytes
         pieces = self.fetch(held, room, fetched * traffic.early_s)

@@ -2,7 +2,7 @@
 
 from bisect import bisect_right
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 from distributed.liveness import nested_blocks
@@ -121,5 +121,5 @@ class Sbuf:
         self._used -= self._held.pop(number).size_bytes
 
     @property
-    def held(self) -> Sequence[int]:
-        return tuple(self._held)
+    def used_bytes(self) -> int:
+        return self._used

@@ -1,6 +1,7 @@
 """The clock: plays a program on one core's engines and the links, without any arrays."""
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 
 from distributed.books import Books
 from distributed.collective_cost import collective_cost
@@ -11,12 +12,18 @@ from distributed.sbuf import Uses
 from distributed.topology import Topology, topology
 from kernels.eras import DEFAULT_ERA, Era, core_of, links_of
 from kernels.errors import CompileError
-from kernels.hardware import InstanceSpec, load_accesses, load_instance
+from kernels.hardware import Core, InstanceSpec, LinkSpec, load_accesses, load_instance
 
 __all__ = ["Event", "Timeline", "time_program"]
 
 
-def time_program(program: Program, instance: str | InstanceSpec, *, era: str | Era = DEFAULT_ERA) -> Timeline:
+def time_program(
+    program: Program,
+    instance: str | InstanceSpec,
+    *,
+    era: str | Era = DEFAULT_ERA,
+    sharers: int | None = None,
+) -> Timeline:
     """Times one run of a program on an instance. No launch from the host is in it.
 
     Rules: each engine takes its work in program order. A kernel starts when its operands are computed
@@ -24,13 +31,14 @@ def time_program(program: Program, instance: str | InstanceSpec, *, era: str | E
     not fit is spilled to HBM, and collectives find their operands there. What a kernel reads of the
     block's inputs (weights above all) does not depend on computed values, so the DMA queues fetch it ahead
     as far as the streaming part of SBUF holds it; the rest streams in while the kernel runs. Collectives
-    run beside compute, one after the other, and take their share of the DMA queues. Both cores of a chip
-    run at once: each has its half of the memory's bandwidth. Loops and branches wait for everything
-    before them, and each decision of the control CPU takes one DMA latency. A loop's first iteration is
-    listed, the others are added up; its condition is evaluated once more than its body.
+    run beside compute, one after the other, and take their share of the DMA queues. All cores of a chip
+    run at once, each with its share of the memory's bandwidth, unless told otherwise. Loops and branches
+    wait for everything before them, and each decision of the control CPU takes one DMA latency. A loop's
+    first iteration is listed, the others are added up; its condition is evaluated once more than its body.
 
     Args:
       era: one of ``kernels.eras.ERAS``, or constants of one's own.
+      sharers: cores of a chip that are busy at once and share its memory; left out, all of them.
 
     Raises:
       CompileError: the instance or era is unknown, or the instance has fewer cores than the program.
@@ -43,7 +51,11 @@ def time_program(program: Program, instance: str | InstanceSpec, *, era: str | E
             op="program",
             fix="use a larger instance or a smaller tp_degree",
         )
-    clock = _Clock(program, ring, era, spec.family)
+    core = core_of(era, spec.family)
+    if sharers is not None:
+        bandwidth = core.hbm.bandwidth_bytes_per_s * ring.cores_per_chip / sharers
+        core = replace(core, hbm=replace(core.hbm, bandwidth_bytes_per_s=bandwidth))
+    clock = _Clock(program, ring, core, links_of(era, spec.family))
     for number in program.main.arguments:
         clock.ready[number] = 0.0
     clock.steps(program.main)
@@ -69,9 +81,9 @@ def time_program(program: Program, instance: str | InstanceSpec, *, era: str | E
 class _Clock(KernelClock):
     """Plays steps; kernels are the base's."""
 
-    def __init__(self, program: Program, ring: Topology, era: str | Era, family: str) -> None:
-        super().__init__(program.buffers, core_of(era, family))
-        self.ring, self.links, self.accesses = ring, links_of(era, family), load_accesses()
+    def __init__(self, program: Program, ring: Topology, core: Core, links: LinkSpec) -> None:
+        super().__init__(program.buffers, core)
+        self.ring, self.links, self.accesses = ring, links, load_accesses()
 
     def steps(self, block: Block) -> None:
         outer = self.uses, self.position

@@ -18,8 +18,9 @@ class Era:
     """The constants in which eras differ.
 
     Attributes:
-      sustained_fraction: of the tensor engine's clock at which products run; the core table's where the
-        era's own table does not say.
+      sustained_fraction: of the tensor engine's clock at which products run.
+      prefetch_fraction: of the SBUF nothing is kept in, how much reading ahead may fill. This and the one
+        before are the core table's where the era's own table does not say.
       engine_bytes_per_s: of one DMA engine.
       overlap_fraction: how far the engines of one kernel work side by side; at 0 one after the other.
       kernel_start_s: from the end of a kernel to the start of one that needs its result.
@@ -28,6 +29,7 @@ class Era:
     """
 
     sustained_fraction: float
+    prefetch_fraction: float
     engine_bytes_per_s: float
     overlap_fraction: float
     kernel_start_s: float
@@ -41,9 +43,13 @@ def load_era(name: str) -> Era:
     if name not in _FILES:
         raise CompileError(f"unknown era {name!r}", op="era", fix=f"use one of {', '.join(ERAS)}")
     entries = read_tables(_FILES[name])[name]
-    if "sustained_fraction" in entries:
-        return record(Era, name, entries)
-    return record(Era, name, entries, sustained_fraction=load_core().pe.sustained_fraction)
+    core = load_core()
+    given = {
+        "sustained_fraction": core.pe.sustained_fraction,
+        "prefetch_fraction": core.sbuf.prefetch_fraction,
+    }
+    left = {key: value for key, value in given.items() if key not in entries}
+    return record(Era, name, entries, **left)
 
 
 def core_of(era: str | Era, family: str = "inf2") -> Core:
@@ -60,6 +66,7 @@ def _core(era: Era, family: str) -> Core:
         pe=replace(core.pe, sustained_fraction=era.sustained_fraction),
         dma=replace(core.dma, engine_bytes_per_s=era.engine_bytes_per_s),
         issue=issue,
+        sbuf=replace(core.sbuf, prefetch_fraction=era.prefetch_fraction),
     )
 
 

@@ -124,13 +124,15 @@ class Issue:
 class Sbuf:
     """On-chip memory all engines read; the compiler keeps a part of each partition for itself.
 
-    ``stream_fraction`` of the rest holds what streams in ahead of its use, the remainder what stays.
+    ``stream_fraction`` of the rest holds what streams in ahead of its use, the remainder what stays. Of what
+    is not kept, reading ahead may fill ``prefetch_fraction``, if that is more.
     """
 
     partitions: int
     partition_bytes: int
     usable_partition_bytes: int
     stream_fraction: float
+    prefetch_fraction: float
 
     @property
     def usable_bytes(self) -> int:

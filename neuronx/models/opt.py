@@ -32,7 +32,8 @@ NORM_EPSILON = 1e-5
 @dataclass(frozen=True, kw_only=True)
 class OPTConfig:
     """One published OPT size. ``embed`` is the width of the token table (350m projects 512 to 1024);
-    ``norm_first`` is False for 350m, which normalises after each residual and has no final norm."""
+    ``norm_first`` is False for 350m, which normalises after each residual and has no final norm.
+    ``extra_heads`` of zero weights are added where heads have to divide evenly over cores."""
 
     name: str
     hidden: int
@@ -41,6 +42,7 @@ class OPTConfig:
     ffn: int
     embed: int
     norm_first: bool = True
+    extra_heads: int = 0
     vocab: int = 50272
     positions: int = 2048
 
@@ -90,7 +92,9 @@ def _parameter_tree(cfg: OPTConfig, make: Make) -> dict[str, Any]:
         return {"scale": make((cfg.hidden,), 1.0), "bias": make((cfg.hidden,), 0.0)}
 
     def layer() -> dict[str, Any]:
-        attention = {name: linear_of(cfg.hidden, cfg.hidden) for name in ("q", "k", "v", "o")}
+        width = (cfg.heads + cfg.extra_heads) * cfg.head_dim
+        attention = {name: linear_of(cfg.hidden, width) for name in ("q", "k", "v")}
+        attention["o"] = linear_of(width, cfg.hidden)
         feed_forward = {"up": linear_of(cfg.hidden, cfg.ffn), "down": linear_of(cfg.ffn, cfg.hidden)}
         return {"attention_norm": norm(), **attention, "ffn_norm": norm(), **feed_forward}
 
@@ -110,8 +114,8 @@ def _parameter_tree(cfg: OPTConfig, make: Make) -> dict[str, Any]:
 def cache_shapes(
     cfg: OPTConfig, batch: int, max_len: int, dtype: Any, sharding: Any = None
 ) -> list[dict[str, Any]]:
-    """The KV cache: per layer ``k`` and ``v`` of [batch, heads, max_len, head_dim]."""
-    shape = (batch, cfg.heads, max_len, cfg.head_dim)
+    """The KV cache: per layer ``k`` and ``v`` of [batch, heads + extra_heads, max_len, head_dim]."""
+    shape = (batch, cfg.heads + cfg.extra_heads, max_len, cfg.head_dim)
     entry = jax.ShapeDtypeStruct(shape, dtype, sharding=sharding)
     return [{"k": entry, "v": entry} for _ in range(cfg.layers)]
 
@@ -200,8 +204,8 @@ def _self_attention(
 ) -> jax.Array:
     q, k, v = (linear(layer[name], x) for name in ("q", "k", "v"))
     q = q * (1 / math.sqrt(cfg.head_dim))
-    mixed = attend(*(split_heads(part, cfg.heads) for part in (q, k, v)))
-    return linear(layer["o"], mixed.transpose(0, 2, 1, 3).reshape(x.shape))
+    mixed = attend(*(split_heads(part, cfg.heads + cfg.extra_heads) for part in (q, k, v)))
+    return linear(layer["o"], mixed.transpose(0, 2, 1, 3).reshape(*x.shape[:2], -1))
 
 
 def _feed_forward(layer: dict[str, Any], x: jax.Array) -> jax.Array:

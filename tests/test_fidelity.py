@@ -1,0 +1,50 @@
+"""Predictions against published figures: the reach on rows left out, and the page as generated."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from benchmarks.baselines import datasheet_s, fit_two_constants
+from benchmarks.calibrate import errors
+from benchmarks.rows import calibration_rows, predict_s
+from kernels.eras import DEFAULT_ERA
+
+_ROOT = Path(__file__).parent.parent
+
+
+@pytest.fixture(scope="module")
+def fitted():
+    return [row for row in calibration_rows() if row.is_fitted and row.cores == 1]
+
+
+def test_rows_are_read_as_published() -> None:
+    rows = {row.name: row for row in calibration_rows()}
+    assert len(rows) == 11
+    # Four requests in flight on two cores: a core's interval is half of the latency.
+    assert rows["resnet50 interval b8"].seconds == pytest.approx(7.283e-3 / 2)
+    assert rows["Llama-2-13b tpot b8"].seconds == pytest.approx(14.89663e-3)
+    assert not any(row.is_fitted for row in rows.values() if row.model == "opt-13b" or row.what == "ttft")
+
+
+def test_single_core_rows_are_met_and_beat_both_baselines(fitted) -> None:
+    found = np.abs(errors(fitted, [predict_s(row, DEFAULT_ERA) for row in fitted]))
+    simple = fit_two_constants(fitted)
+    assert np.median(found) <= 0.08 and found.max() <= 0.2
+    for baseline in (simple, datasheet_s):
+        assert np.median(found) < np.median(np.abs(errors(fitted, [baseline(row) for row in fitted])))
+
+
+def test_no_prediction_beats_the_datasheet(fitted) -> None:
+    for row in fitted:
+        for era in (DEFAULT_ERA, "ideal"):
+            assert predict_s(row, era) >= datasheet_s(row)
+
+
+@pytest.mark.slow
+def test_the_page_is_as_generated() -> None:
+    command = [sys.executable, "-m", "benchmarks.fidelity", "--check"]
+    done = subprocess.run(command, cwd=_ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr

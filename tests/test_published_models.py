@@ -1,0 +1,197 @@
+"""BERT, Llama and ResNet of ``neuronx.models`` against transformers' own, with the same weights."""
+
+import functools
+import os
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from neuronx.models import bert, llama, resnet
+from neuronx.models.layers import tensor_parallel
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("USE_TORCH", "0")
+transformers = pytest.importorskip("transformers", reason="needs the extra [models]")
+pytest.importorskip("flax", reason="needs the extra [models]")
+
+# Sums of up to a few hundred f32 terms, over a few layers.
+_TOLERANCE = 2e-5
+
+
+def _linear(params):
+    found = {"w": params["kernel"]}
+    return found | {"b": params["bias"]} if "bias" in params else found
+
+
+def _norm(params):
+    return {"scale": params["scale"], "bias": params["bias"]}
+
+
+@pytest.fixture(scope="module")
+def bert_models():
+    cfg = bert.BertConfig(name="tiny", hidden=64, heads=4, layers=2, ffn=96, vocab=100, positions=32)
+    theirs = transformers.FlaxBertModel(
+        transformers.BertConfig(
+            vocab_size=100,
+            hidden_size=64,
+            num_hidden_layers=2,
+            num_attention_heads=4,
+            intermediate_size=96,
+            max_position_embeddings=32,
+        ),
+        seed=1,
+    )
+    given = theirs.params
+    embeddings = given["embeddings"]
+    layers = []
+    for index in range(2):
+        one = given["encoder"]["layer"][str(index)]
+        attention = one["attention"]
+        layers.append(
+            {
+                **{name[0]: _linear(attention["self"][name]) for name in ("query", "key", "value")},
+                "o": _linear(attention["output"]["dense"]),
+                "attention_norm": _norm(attention["output"]["LayerNorm"]),
+                "up": _linear(one["intermediate"]["dense"]),
+                "down": _linear(one["output"]["dense"]),
+                "ffn_norm": _norm(one["output"]["LayerNorm"]),
+            }
+        )
+    params = {
+        "tokens": embeddings["word_embeddings"]["embedding"],
+        "positions": embeddings["position_embeddings"]["embedding"],
+        "types": embeddings["token_type_embeddings"]["embedding"],
+        "norm": _norm(embeddings["LayerNorm"]),
+        "layers": layers,
+        "pooler": _linear(given["pooler"]["dense"]),
+    }
+    return cfg, params, theirs
+
+
+def test_bert_is_transformers_bert(bert_models) -> None:
+    cfg, params, theirs = bert_models
+    rng = np.random.default_rng()
+    tokens, types = rng.integers(0, 100, (3, 20)), rng.integers(0, 2, (3, 20))
+    mask = (np.arange(20) < rng.integers(5, 21, (3, 1))).astype(np.int32)
+    expected = theirs(tokens, attention_mask=mask, token_type_ids=types)
+    hidden, pooled = bert.encode(cfg, params, jnp.asarray(tokens), jnp.asarray(mask), jnp.asarray(types))
+    np.testing.assert_allclose(hidden, expected.last_hidden_state, atol=_TOLERANCE)
+    np.testing.assert_allclose(pooled, expected.pooler_output, atol=_TOLERANCE)
+
+
+@pytest.mark.parametrize("kv_heads", [4, 2])
+def test_llama_is_transformers_llama(kv_heads: int) -> None:
+    cfg = llama.LlamaConfig(
+        name="tiny", hidden=64, heads=4, kv_heads=kv_heads, layers=2, ffn=96, vocab=100, positions=64
+    )
+    theirs = transformers.FlaxLlamaForCausalLM(
+        transformers.LlamaConfig(
+            vocab_size=100,
+            hidden_size=64,
+            intermediate_size=96,
+            num_hidden_layers=2,
+            num_attention_heads=4,
+            num_key_value_heads=kv_heads,
+            max_position_embeddings=64,
+            rms_norm_eps=cfg.norm_epsilon,
+        ),
+        seed=2,
+    )
+    given = theirs.params["model"]
+    layers = []
+    for index in range(2):
+        one = given["layers"][str(index)]
+        layers.append(
+            {
+                "attention_norm": one["input_layernorm"]["weight"],
+                **{name: _linear(one["self_attn"][f"{name}_proj"]) for name in ("q", "k", "v", "o")},
+                "ffn_norm": one["post_attention_layernorm"]["weight"],
+                **{name: _linear(one["mlp"][f"{name}_proj"]) for name in ("gate", "up", "down")},
+            }
+        )
+    params = {
+        "tokens": given["embed_tokens"]["embedding"],
+        "layers": layers,
+        "final_norm": given["norm"]["weight"],
+        "head": _linear(theirs.params["lm_head"]),
+    }
+    tokens = np.random.default_rng().integers(0, 100, (2, 12))
+    expected = theirs(tokens).logits
+    # The last two tokens one by one: the cache must give what the whole sequence gives.
+    token, logits, cache = llama.prefill(cfg, 16, params, jnp.asarray(tokens[:, :10]))
+    np.testing.assert_allclose(logits, expected[:, 9], atol=_TOLERANCE)
+    assert (token == jnp.argmax(logits, axis=-1)).all()
+    for position in (10, 11):
+        step = jnp.asarray(tokens[:, position])
+        _, logits, cache = llama.decode(cfg, params, cache, step, jnp.int32(position))
+        np.testing.assert_allclose(logits, expected[:, position], atol=_TOLERANCE)
+
+
+def _folded(conv, norm, stats):
+    scale = norm["scale"] / np.sqrt(np.asarray(stats["var"]) + 1e-5)
+    return {"w": conv["kernel"] * scale, "b": norm["bias"] - stats["mean"] * scale}
+
+
+def test_resnet_is_transformers_resnet_with_folded_norms() -> None:
+    theirs = transformers.FlaxResNetForImageClassification(
+        transformers.ResNetConfig(
+            embedding_size=8, hidden_sizes=[16, 32], depths=[2, 1], layer_type="bottleneck", num_labels=10
+        ),
+        input_shape=(1, 32, 32, 3),
+        seed=3,
+    )
+    cfg = resnet.ResNetConfig(name="tiny", depths=(2, 1), widths=(4, 8), stem=8, classes=10)
+    given, stats = theirs.params["params"]["resnet"], theirs.params["batch_stats"]["resnet"]
+
+    def fold(*path: str):
+        node, found = (functools.reduce(lambda at, key: at[key], path, tree) for tree in (given, stats))
+        return _folded(node["convolution"], node["normalization"], found["normalization"])
+
+    stages = []
+    for number, depth in enumerate(cfg.depths):
+        blocks = []
+        for index in range(depth):
+            at = ("encoder", "stages", str(number), "layers", str(index))
+            names = zip(("reduce", "mix", "expand"), ("0", "1", "2"), strict=True)
+            block = {name: fold(*at, "layer", key) for name, key in names}
+            if not index:
+                block["shortcut"] = fold(*at, "shortcut")
+            blocks.append(block)
+        stages.append(blocks)
+    head = _linear(theirs.params["params"]["classifier"]["1"])
+    params = {"stem": fold("embedder", "embedder"), "stages": stages, "head": head}
+    images = np.random.default_rng().standard_normal((2, 32, 32, 3), dtype=np.float32)
+    expected = theirs(jnp.asarray(images.transpose(0, 3, 1, 2))).logits
+    np.testing.assert_allclose(resnet.classify(cfg, params, jnp.asarray(images)), expected, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("name", "billions"),
+    [("llama-2-7b", 6.74), ("llama-2-13b", 13.0), ("llama-3-8b", 8.03), ("mistral-7b", 7.24)],
+)
+def test_published_llamas_have_their_published_size(name: str, billions: float) -> None:
+    shapes = jax.tree_util.tree_leaves(llama.parameter_shapes(llama.config(name), jnp.bfloat16))
+    assert sum(shape.size for shape in shapes) == pytest.approx(billions * 1e9, rel=0.005)
+
+
+def test_published_encoders_and_resnet_have_their_published_size() -> None:
+    sizes = {
+        "bert-base-uncased": (bert, 109.5e6),
+        "bert-large-uncased": (bert, 335.1e6),
+        # Batch norms are folded: their scales and means are gone.
+        "resnet50": (resnet, 25.5e6),
+    }
+    for name, (module, count) in sizes.items():
+        shapes = jax.tree_util.tree_leaves(module.parameter_shapes(module.config(name), jnp.float32))
+        assert sum(shape.size for shape in shapes) == pytest.approx(count, rel=0.005), name
+
+
+def test_the_classic_plan_cuts_columns_then_rows() -> None:
+    params = llama.parameter_shapes(llama.config("llama-2-7b"), jnp.bfloat16)
+    specs = tensor_parallel(params)
+    layer = specs["layers"][0]
+    assert tuple(layer["q"]["w"]) == tuple(layer["gate"]["w"]) == (None, "tp")
+    assert tuple(layer["o"]["w"]) == tuple(layer["down"]["w"]) == ("tp",)
+    assert tuple(specs["tokens"]) == tuple(layer["ffn_norm"]) == ()
