@@ -5,8 +5,10 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from kernels.errors import CompileError, OutOfDeviceMemoryError
+    from neuronx import lazy
     from neuronx.api import Function, compile
     from neuronx.arrays import RingArray
+    from neuronx.lazy.session import mark_step
     from neuronx.memory import MemoryStats
     from neuronx.profile import Profile
     from neuronx.stages import Compiled, Lowered
@@ -21,6 +23,8 @@ __all__ = [
     "Profile",
     "RingArray",
     "compile",
+    "lazy",
+    "mark_step",
 ]
 
 # Loaded at first use: verbs that need no compiler (``neuronx hw``) start without importing JAX.
@@ -34,10 +38,16 @@ _HOMES = {
     "Profile": "neuronx.profile",
     "RingArray": "neuronx.arrays",
     "compile": "neuronx.api",
+    "mark_step": "neuronx.lazy.session",
 }
+
+# Modules that are used as they are; ``neuronx.lazy`` can be called as well.
+_MODULES = ("lazy",)
 
 
 def __getattr__(name: str) -> Any:
+    if name in _MODULES:
+        return importlib.import_module(f"neuronx.{name}")
     if name not in _HOMES:
         raise AttributeError(f"module 'neuronx' has no attribute {name!r}")
     value = getattr(importlib.import_module(_HOMES[name]), name)

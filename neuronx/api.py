@@ -10,6 +10,7 @@ from jax.tree_util import tree_flatten, tree_unflatten
 
 from kernels.eras import DEFAULT_ERA
 from kernels.errors import CompileError
+from neuronx.arrays import Deferred
 from neuronx.driver import AUTO_CAST_TYPES, AUTO_CASTS, DEFAULT_INSTANCE, CompileOptions
 from neuronx.frontend import Staged, dynamic_arguments, export, stage, wrap
 from neuronx.stages import Compiled, Lowered
@@ -94,13 +95,14 @@ class Function:
         Raises:
           CompileError: a sharding over an unknown axis, or a mesh of another size than ``tp_degree``.
         """
-        return self._lower(self._stage(args, kwargs))
+        return self._lower(self._stage(*_computed((args, kwargs))))
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Runs ``fn`` on the ring, compiled at the first call with such arguments.
 
         Results are jax.Arrays, except that a donated RingArray comes back as one.
         """
+        args, kwargs = _computed((args, kwargs))
         staged = self._stage(args, kwargs)
         found = self._compiled.get(staged.key)
         if found is None:
@@ -146,3 +148,9 @@ class Function:
         )
         options.warn_if_unusual()
         return options
+
+
+def _computed(tree: Any) -> Any:
+    return jax.tree.map(
+        lambda leaf: leaf.array("neuronx.compile") if isinstance(leaf, Deferred) else leaf, tree
+    )

@@ -11,7 +11,16 @@ import numpy as np
 from distributed.layout import Layout
 from distributed.placement import PlacedValue, join
 
-__all__ = ["Placements", "RingArray"]
+__all__ = ["Deferred", "Placements", "RingArray"]
+
+
+class Deferred:
+    """A value that is computed when somebody reads it; a compiled function takes what ``array`` gives."""
+
+    __slots__ = ()
+
+    def array(self, cause: str = "read") -> jax.Array:
+        raise NotImplementedError
 
 
 class RingArray:

@@ -177,8 +177,11 @@ class Compiled:
         """
         return tree_unflatten(self.out_tree, self.call_flat(self._leaves(args, kwargs)))
 
-    def call_flat(self, leaves: Sequence[Any]) -> list[Any]:
-        """``__call__`` from leaves of ``in_tree``, whose types must be right, to those of ``out_tree``."""
+    def call_flat(self, leaves: Sequence[Any], *, on_ring: bool = False) -> list[Any]:
+        """``__call__`` from leaves of ``in_tree``, whose types must be right, to those of ``out_tree``.
+
+        With ``on_ring`` all results but typed PRNG keys are RingArrays.
+        """
         placed = [self._place(index, leaf) for index, leaf in enumerate(leaves)]
         results = self._runtime.run([*placed, *self._constants])
         donated = {output: leaves[index] for index, output in self._exported.donated.items()}
@@ -187,10 +190,13 @@ class Compiled:
                 leaf.delete()
         return [
             RingArray(value, self._exported.outputs[index].dtype)
-            if isinstance(donated.get(index), RingArray)
+            if isinstance(donated.get(index), RingArray) or (on_ring and self._is_plain(index))
             else logical(self._runtime.gather(index, value), self._exported.outputs[index].dtype)
             for index, value in enumerate(results)
         ]
+
+    def _is_plain(self, index: int) -> bool:
+        return not jax.dtypes.issubdtype(self._exported.outputs[index].dtype, jax.dtypes.extended)
 
     @functools.cached_property
     def _runtime(self) -> Runtime:
