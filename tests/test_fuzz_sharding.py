@@ -1,4 +1,4 @@
-"""Random programs under random shardings: a few new ones in each run, two thousand in the slow suite."""
+"""Random programs under random shardings: a few new ones in each run, hundreds in the slow suite."""
 
 import os
 
@@ -8,7 +8,8 @@ from hypothesis import HealthCheck, given, note, settings
 from hypothesis import strategies as st
 from random_programs import CORES, MAX_STEPS, generate
 
-_SLOW_COUNT = 2000
+# As many as continuous integration has time for; docs/conformance.md has the command for two thousand.
+_SLOW_COUNT = 500
 
 
 @settings(max_examples=30, deadline=None, suppress_health_check=list(HealthCheck))
@@ -36,7 +37,7 @@ def test_programs_cover_every_number_of_cores_and_both_kinds() -> None:
 
 
 @pytest.mark.slow
-def test_two_thousand_random_programs() -> None:
+def test_hundreds_of_random_programs() -> None:
     """At least one in five through the whole pipeline and our runtime, the others on replicas of XLA:CPU."""
     outcomes = list(run_many(range(_SLOW_COUNT), workers=os.cpu_count() or 1))
     failed = [f"{command(outcome)}  # {outcome.failure}" for outcome in outcomes if outcome.failure]

@@ -8,13 +8,14 @@ from harness_ring import TOLERANCES, run_sample, sample
 
 pytestmark = pytest.mark.slow
 
-_SEED, _COUNT = 0, 1000
+# As many as continuous integration has time for; docs/conformance.md has the command for a thousand.
+_SEED, _COUNT = 0, 300
 
 # Why a harness may count for nothing, by the beginning of the reason; more than so many are a fault of ours.
 _SKIPS = {"JAX does not implement it on CPU": 40, "JAX itself": 20, "on one core as well": 10}
 
 
-def test_a_thousand_harnesses_on_a_ring_of_four() -> None:
+def test_a_sample_of_harnesses_on_a_ring_of_four() -> None:
     outcomes = list(run_sample(_SEED, _COUNT, workers=os.cpu_count() or 1))
     failed = [f"{outcome.name}: {outcome.reason}" for outcome in outcomes if outcome.status == "failed"]
     skips = Counter(outcome.reason.split(":")[0] for outcome in outcomes if outcome.status == "skipped")
