@@ -20,7 +20,7 @@ LAYERS = ("kernels", "distributed", "hlo_passes", "neuronx")
 HOMES = {
     "absl": ("neuronx.cli",),
     "jax": ("neuronx", "distributed.executor", "distributed.placement", "distributed.runtime"),
-    "jax._src": ("neuronx.frontend", "neuronx.lazy.trace", "distributed.executor"),
+    "jax._src": ("neuronx.frontend", "neuronx.lazy.trace", "neuronx.lazy.callers", "distributed.executor"),
     "jax._src.interpreters.mlir": ("hlo_passes.ir", "neuronx.frontend"),
     "jaxlib": ("distributed.executor",),
     "jaxlib.mlir": ("hlo_passes.ir",),

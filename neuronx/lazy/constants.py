@@ -39,7 +39,7 @@ def _capture(value: Any) -> Any:
     if not isinstance(value, ClosedJaxpr | Jaxpr):
         return value
     if value not in _captured:
-        new = _closed(value) if isinstance(value, ClosedJaxpr) else _jaxpr(value)
+        new = _closed(value) if isinstance(value, ClosedJaxpr) else _jaxpr(value, {})
         # An entry must not keep its own key alive.
         _captured[value] = None if new is value else new
     found = _captured[value]
@@ -47,25 +47,38 @@ def _capture(value: Any) -> Any:
 
 
 def _closed(closed: ClosedJaxpr) -> ClosedJaxpr:
-    inner = _capture(closed.jaxpr)
-    consts = [captured(c) if isinstance(c, np.ndarray) else c for c in closed.consts]
-    same = inner is closed.jaxpr and all(new is old for new, old in zip(consts, closed.consts, strict=True))
-    return closed if same else ClosedJaxpr(inner, consts)
+    if not closed.consts:
+        inner = _capture(closed.jaxpr)
+        return closed if inner is closed.jaxpr else ClosedJaxpr(inner, ())
+    # As literals they can become arguments of the compiled program, however deep they lie.
+    known = {
+        var: Literal(_copied(value), var.aval)
+        for var, value in zip(closed.jaxpr.constvars, closed.consts, strict=True)
+    }
+    return ClosedJaxpr(_jaxpr(closed.jaxpr, known).replace(constvars=[]), ())
 
 
-def _jaxpr(jaxpr: Jaxpr) -> Jaxpr:
+def _jaxpr(jaxpr: Jaxpr, known: Mapping[Any, Literal]) -> Jaxpr:
+    """``jaxpr`` with ``known`` for its variables; the same object where nothing changes."""
     eqns = []
     for eqn in jaxpr.eqns:
-        invars = [_atom(atom) for atom in eqn.invars]
+        invars = [_atom(atom, known) for atom in eqn.invars]
         params = captured_params(eqn.params)
         same = params is eqn.params and all(n is o for n, o in zip(invars, eqn.invars, strict=True))
         eqns.append(eqn if same else eqn.replace(invars=invars, params=params))
-    if all(new is old for new, old in zip(eqns, jaxpr.eqns, strict=True)):
+    outvars = [_atom(atom, known) for atom in jaxpr.outvars]
+    old = [*jaxpr.eqns, *jaxpr.outvars]
+    if all(new is before for new, before in zip([*eqns, *outvars], old, strict=True)):
         return jaxpr
-    return jaxpr.replace(eqns=eqns)
+    return jaxpr.replace(eqns=eqns, outvars=outvars)
 
 
-def _atom(atom: Any) -> Any:
-    if isinstance(atom, Literal) and isinstance(atom.val, np.ndarray) and atom.val.ndim:
-        return Literal(captured(atom.val), atom.aval)
-    return atom
+def _atom(atom: Any, known: Mapping[Any, Literal]) -> Any:
+    if isinstance(atom, Literal):
+        copied = _copied(atom.val)
+        return atom if copied is atom.val else Literal(copied, atom.aval)
+    return known.get(atom, atom)
+
+
+def _copied(value: Any) -> Any:
+    return captured(value) if isinstance(value, np.ndarray) and value.ndim else value

@@ -7,7 +7,7 @@ from typing import Any
 from neuronx.lazy.graph import Graph, Row, Structure
 from neuronx.lazy.trace import Value
 
-__all__ = ["difference"]
+__all__ = ["changed_number", "difference"]
 
 
 def difference(graph: Graph, new: Structure, known: Sequence[Structure]) -> str:
@@ -16,6 +16,16 @@ def difference(graph: Graph, new: Structure, known: Sequence[Structure]) -> str:
         return ""
     nearest = max(known, key=lambda old: _likeness(new, old))
     return f"differs from lazy_{nearest.digest}: {_first_difference(graph, new, nearest)}"
+
+
+def changed_number(graph: Graph, position: int) -> str:
+    """What to say where a number of JAX's own differs from the one compiled in."""
+    leaf = graph.leaves[position]
+    reader = next(node for node in graph.nodes if leaf.key in map(_key, node.inputs))
+    return (
+        f"the constant that {reader.primitive} reads at {reader.line} is now {leaf.result}; "
+        "from now on it is an input"
+    )
 
 
 def _likeness(new: Structure, old: Structure) -> tuple[int, int]:
@@ -60,7 +70,7 @@ def _key(atom: Any) -> int | None:
 
 
 def _leaf(leaf: tuple[Any, ...]) -> str:
-    dtype, shape, weak, sharding = leaf
+    dtype, shape, weak, sharding, _ = leaf
     text = f"{dtype}{list(shape)}" + (" (weak)" if weak else "")
     return f"{text} as {sharding.spec}" if sharding is not None else text
 

@@ -13,7 +13,7 @@ from jax.extend.core import ClosedJaxpr, Jaxpr, Literal
 from neuronx.frontend import MAX_EMBEDDED_BYTES
 from neuronx.lazy.trace import Node, Value
 
-__all__ = ["Graph", "Row", "Structure", "collect", "structure"]
+__all__ = ["Graph", "Row", "Structure", "collect", "internal_numbers", "structure"]
 
 # Functions that a derivative rule keeps in its jaxpr; what is computed does not depend on them.
 _WITHOUT_MEANING = frozenset({"jvp_jaxpr_fun", "fwd_jaxpr_thunk", "bwd", "out_trees", "debug_info"})
@@ -112,11 +112,20 @@ def structure(graph: Graph) -> Structure:
     return Structure(tuple(map(_leaf, graph.leaves)), tuple(rows), outputs)
 
 
+def internal_numbers(graph: Graph) -> dict[int, bytes]:
+    """The numbers that JAX's own code brought, by the position of their leaf."""
+    return {
+        position: np.asarray(leaf.result, leaf.aval.dtype).tobytes()
+        for position, leaf in enumerate(graph.leaves)
+        if leaf.is_internal
+    }
+
+
 def _leaf(leaf: Value) -> tuple[Any, ...]:
     aval = leaf.aval
     sharding = getattr(leaf.result, "sharding", None)
     named = sharding if isinstance(sharding, jax.sharding.NamedSharding) else None
-    return (str(aval.dtype), aval.shape, aval.weak_type, named)
+    return (str(aval.dtype), aval.shape, aval.weak_type, named, leaf.is_internal)
 
 
 def _params(params: Any) -> tuple[tuple[str, Any], ...]:

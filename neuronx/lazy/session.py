@@ -6,6 +6,7 @@ import time
 import weakref
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import jax
@@ -17,8 +18,8 @@ from neuronx.api import Function
 from neuronx.arrays import RingArray
 from neuronx.driver import AUTO_CAST_TYPES, AUTO_CASTS, DEFAULT_INSTANCE, CompileOptions
 from neuronx.frontend import wrap
-from neuronx.lazy.difference import difference
-from neuronx.lazy.graph import Graph, Structure, collect, structure
+from neuronx.lazy.difference import changed_number, difference
+from neuronx.lazy.graph import Graph, Structure, collect, internal_numbers, structure
 from neuronx.lazy.report import HISTORY, METRICS, Execution
 from neuronx.lazy.tensor import LazyArray
 from neuronx.lazy.trace import Handle, LazyTrace, Value, caller_line, eagerly, recording, replay
@@ -40,21 +41,36 @@ class GraphBudgetError(CompileError):
     """A context wanted to compile more graphs than its ``max_graphs``."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class _Entry:
+    """A compiled graph. ``numbers`` are those of JAX's own code, ``inputs`` the leaves that are arguments."""
+
+    compiled: Compiled
+    name: str
+    numbers: dict[int, bytes]
+    inputs: tuple[int, ...]
+
+    def changed(self, numbers: dict[int, bytes]) -> list[int]:
+        """The positions of the numbers that were compiled in and are others now."""
+        constant = self.numbers.keys() - set(self.inputs)
+        return sorted(position for position in constant if numbers[position] != self.numbers[position])
+
+
 class _Cache:
     """Compiled graphs by options and structure, shared by all contexts of the process."""
 
     def __init__(self) -> None:
         self.lock = threading.RLock()
-        self.entries: OrderedDict[tuple[Any, Structure], tuple[Compiled, str]] = OrderedDict()
+        self.entries: OrderedDict[tuple[Any, Structure], _Entry] = OrderedDict()
 
-    def get(self, key: tuple[Any, Structure]) -> tuple[Compiled, str] | None:
+    def get(self, key: tuple[Any, Structure]) -> _Entry | None:
         found = self.entries.get(key)
         if found is not None:
             self.entries.move_to_end(key)
         return found
 
-    def put(self, key: tuple[Any, Structure], compiled: tuple[Compiled, str]) -> None:
-        self.entries[key] = compiled
+    def put(self, key: tuple[Any, Structure], entry: _Entry) -> None:
+        self.entries[key] = entry
         while len(self.entries) > _MAX_GRAPHS_KEPT:
             self.entries.popitem(last=False)
 
@@ -188,10 +204,11 @@ class Session:
             graph = collect(wanted, self._pending())
             if not graph.nodes:
                 return
-            line, key = caller_line(), structure(graph)
-            compiled, name, compile_s, changed = self._compiled(graph, key)
+            line = caller_line()
+            entry, compile_s, changed = self._compiled(graph)
+            leaves = [graph.leaves[n] for n in entry.inputs]
             start = time.perf_counter()
-            results = compiled.call_flat([_argument(leaf) for leaf in graph.leaves], on_ring=True)
+            results = entry.compiled.call_flat(list(map(_argument, leaves)), on_ring=True)
             jax.block_until_ready([_buffers(result) for result in results])
             run_s = time.perf_counter() - start
             for value, result in zip(graph.outputs, results, strict=True):
@@ -199,12 +216,12 @@ class Session:
         execution = Execution(
             cause=cause,
             line=line,
-            graph=name,
+            graph=entry.name,
             is_new=compile_s is not None,
             num_ops=len(graph.nodes),
-            num_inputs=len(graph.leaves),
+            num_inputs=len(leaves),
             num_outputs=len(graph.outputs),
-            input_bytes=sum(_bytes(leaf.aval) for leaf in graph.leaves),
+            input_bytes=sum(_bytes(leaf.aval) for leaf in leaves),
             output_bytes=sum(_bytes(value.aval) for value in graph.outputs),
             compile_s=compile_s or 0.0,
             run_s=run_s,
@@ -213,42 +230,54 @@ class Session:
         HISTORY.append(execution)
         METRICS.record(execution, [node.primitive.name for node in graph.nodes])
 
-    def _compiled(self, graph: Graph, key: Structure) -> tuple[Compiled, str, float | None, str]:
-        """The graph's program and name, the seconds to compile it (None: it was there), what had changed."""
+    def _compiled(self, graph: Graph) -> tuple[_Entry, float | None, str]:
+        """The graph's program, the seconds it took to compile (None: it was there), and what had changed."""
+        key, numbers = (self._cache_key, structure(graph)), internal_numbers(graph)
         with CACHE.lock:
-            found = CACHE.get((self._cache_key, key))
-            if found is not None:
-                return *found, None, ""
-            changed = difference(graph, key, CACHE.known(self._cache_key))
-            if self._max_graphs is not None and self._num_graphs >= self._max_graphs:
-                raise GraphBudgetError(
-                    f"this would be graph {self._num_graphs + 1}, and max_graphs is {self._max_graphs}"
-                    + (f"; {changed}" if changed else ""),
-                    op="neuronx.lazy",
-                    location=caller_line(),
-                    fix="keep shapes and control flow the same from step to step, or allow more graphs",
-                )
+            found = CACHE.get(key)
+            inputs = {n for n in range(len(graph.leaves)) if n not in numbers}
+            if found is None:
+                changed = difference(graph, key[1], CACHE.known(self._cache_key))
+            else:
+                positions = found.changed(numbers)
+                if not positions:
+                    return found, None, ""
+                changed = changed_number(graph, positions[0])
+                inputs |= {*found.inputs, *positions}
+            self._check_budget(changed)
             start = time.perf_counter()
-            name = f"lazy_{key.digest}"
-            compiled = self._compile(graph, name)
+            name = f"lazy_{key[1].digest}"
+            arguments = tuple(sorted(inputs))
+            compiled = self._compile(graph, [graph.leaves[n] for n in arguments], name)
             self._num_graphs += 1
-            CACHE.put((self._cache_key, key), (compiled, name))
-            return compiled, name, time.perf_counter() - start, changed
+            entry = _Entry(compiled=compiled, name=name, numbers=numbers, inputs=arguments)
+            CACHE.put(key, entry)
+            return entry, time.perf_counter() - start, changed
+
+    def _check_budget(self, changed: str) -> None:
+        if self._max_graphs is not None and self._num_graphs >= self._max_graphs:
+            raise GraphBudgetError(
+                f"this would be graph {self._num_graphs + 1}, and max_graphs is {self._max_graphs}"
+                + (f"; {changed}" if changed else ""),
+                op="neuronx.lazy",
+                location=caller_line(),
+                fix="keep shapes and control flow the same from step to step, or allow more graphs",
+            )
 
     @property
     def _cache_key(self) -> Any:
         return (self._tp_degree, self._options)
 
-    def _compile(self, graph: Graph, name: str) -> Compiled:
+    def _compile(self, graph: Graph, arguments: Sequence[Value], name: str) -> Compiled:
         outputs = [(value.node, value.index) for value in graph.outputs]
 
         def program(*args: Any) -> list[Any]:
-            return replay(graph.nodes, graph.leaves, outputs, args)
+            return replay(graph.nodes, arguments, outputs, args)
 
         program.__name__ = name
         jitted = wrap(program, static_argnums=None, static_argnames=None, donate_argnums=None)
         function = Function(program, jitted, self._tp_degree, self._options, None, None)
-        return function.lower(*map(_type, graph.leaves)).compile()
+        return function.lower(*map(_type, arguments)).compile()
 
 
 def mark_step() -> None:

@@ -3,6 +3,7 @@
 import contextlib
 import itertools
 import sys
+import weakref
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
@@ -16,6 +17,7 @@ from jax._src.sharding_impls import UnspecifiedValue
 
 from kernels.errors import CompileError
 from neuronx.arrays import RingArray
+from neuronx.lazy.callers import from_user
 from neuronx.lazy.constants import captured, captured_params
 
 __all__ = [
@@ -39,6 +41,9 @@ _REFUSED = frozenset({"new_ref", "ref_set", "ref_get", "ref_swap", "get", "swap"
 
 _serials = itertools.count()
 
+# Numbers whose identity is remembered. Beyond it a derivative's use of one may be taken for JAX's own.
+_MAX_NUMBERS = 8192
+
 # Frames of ours are not the user's: ops and errors must name the line that called JAX.
 source_info_util.register_exclusion(str(Path(__file__).parents[1]) + "/")
 
@@ -61,12 +66,18 @@ class Node:
 
 
 class Value:
-    """A value of the program: result ``index`` of ``node``, or (``node`` None) known as ``result``."""
+    """A value of the program: result ``index`` of ``node``, or (``node`` None) known as ``result``.
 
-    __slots__ = ("aval", "host", "index", "node", "result")
+    ``is_internal``: a number that JAX's own code brought, not the user: a constant until it changes.
+    """
 
-    def __init__(self, aval: Any, node: Node | None, index: int, result: Any) -> None:
+    __slots__ = ("__weakref__", "aval", "host", "index", "is_internal", "node", "result")
+
+    def __init__(
+        self, aval: Any, node: Node | None, index: int, result: Any, *, is_internal: bool = False
+    ) -> None:
         self.aval, self.node, self.index, self.result = aval, node, index, result
+        self.is_internal = is_internal
         self.host = None  # a computed result brought to the host
 
     @property
@@ -112,6 +123,9 @@ class LazyTrace(core.Trace):
     def __init__(self, owner: Owner) -> None:
         super().__init__()
         self.owner = owner
+        self._numbers: dict[int, tuple[Any, Value]] = {}
+        self._arrays: weakref.WeakValueDictionary[Any, Value] = weakref.WeakValueDictionary()
+        self._owners: dict[Any, weakref.ref[np.ndarray]] = {}
 
     def stage_value(self, val: Any) -> Any:
         return val if isinstance(val, Handle) and val._trace is self else self.owner.hold(self._value(val))
@@ -156,9 +170,42 @@ class LazyTrace(core.Trace):
             raise core.escaped_tracer_error(x)
         elif isinstance(x, core.Ref):
             raise _not_recordable("a mutable array (Ref)", (), source_info_util.current())
-        elif isinstance(x, np.ndarray):
-            x = captured(x)
+        elif isinstance(x, np.ndarray) and x.ndim:
+            return self._array(x)
+        elif not isinstance(x, core.Array):
+            return self._number(x)
         return Value(core.typeof(x), None, 0, x)
+
+    def _array(self, x: np.ndarray) -> Value:
+        """A copy of the array; the same value where it was copied before and holds what it held then."""
+        # JAX makes a view at each use: what stays is the user's own array, as long as it lives.
+        key = (id(x.base), x.__array_interface__["data"][0], x.shape, x.strides, x.dtype)
+        found = self._arrays.get(key)
+        if found is not None and found.result.tobytes() == x.tobytes():
+            return found
+        value = Value(core.typeof(x), None, 0, captured(x))
+        if isinstance(x.base, np.ndarray):
+            self._owners[key] = weakref.ref(x.base, lambda _: self._forget(key))
+            self._arrays[key] = value
+        return value
+
+    def _forget(self, key: Any) -> None:
+        self._owners.pop(key, None)
+        self._arrays.pop(key, None)
+
+    def _number(self, x: Any) -> Value:
+        """The value of a scalar: the same again where a derivative uses what the function was given."""
+        found = self._numbers.get(id(x))
+        if found is not None:
+            return found[1]
+        number = captured(x) if isinstance(x, np.ndarray) else x
+        value = Value(core.typeof(x), None, 0, number, is_internal=not from_user(x))
+        # Objects of these types are made for one use; True and False are always the same two.
+        if isinstance(x, float | int | complex) and not isinstance(x, bool):
+            if len(self._numbers) >= _MAX_NUMBERS:
+                self._numbers.clear()
+            self._numbers[id(x)] = (x, value)
+        return value
 
     def _splice(self, closed: Any, inputs: list[Value]) -> list[Handle]:
         """Records the body of a jitted function that JAX inlines, as jit itself would; its literals stay."""
@@ -222,7 +269,10 @@ def caller_line() -> str:
 def replay(
     nodes: Sequence[Node], leaves: Sequence[Value], outputs: Sequence[tuple[Node, int]], args: Sequence[Any]
 ) -> list[Any]:
-    """Binds the nodes again, with ``args`` for ``leaves``: traced by jit, that is the recorded program."""
+    """Binds the nodes again: traced by jit, that is the recorded program.
+
+    ``args`` stand for ``leaves``; other known values are constants.
+    """
     env: dict[tuple[int, int], Any] = {}
     known = {leaf.key: arg for leaf, arg in zip(leaves, args, strict=True)}
 
@@ -230,7 +280,7 @@ def replay(
         if isinstance(atom, core.Literal):
             return atom.val
         if atom.node is None:
-            return known[atom.key]
+            return known.get(atom.key, atom.result)
         return env[atom.node.serial, atom.index]
 
     for node in nodes:
