@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from itertools import takewhile
 from typing import Any
 
-from neuronx.lazy.graph import Graph, Row, Structure
+from neuronx.lazy.graph import Graph, InnerFunction, Row, Structure
 from neuronx.lazy.trace import Value
 
 __all__ = ["changed_number", "difference"]
@@ -82,9 +82,22 @@ def _change(row: Row, before: Row) -> str:
         return f"{row.primitive} gives {', '.join(row.types)}, gave {', '.join(before.types)}"
     was = dict(before.params)
     for name, value in row.params:
-        if value != was.get(name):
-            return f"{row.primitive}: {name} is {_short(value)}, was {_short(was.get(name))}"
+        before_value = was.get(name)
+        if value == before_value:
+            continue
+        if isinstance(value, InnerFunction) and isinstance(before_value, InnerFunction):
+            return f"inside {row.primitive}: {_inner_change(value, before_value)}"
+        return f"{row.primitive}: {name} is {_short(value)}, was {_short(before_value)}"
     return f"{row.primitive} reads other operands"
+
+
+def _inner_change(new: InnerFunction, old: InnerFunction) -> str:
+    for row, before in zip(new.rows, old.rows, strict=False):
+        if row != before:
+            return _change(row, before)
+    if len(new.rows) != len(old.rows):
+        return f"{len(new.rows)} ops, there were {len(old.rows)}"
+    return "other arguments, constants or results"
 
 
 def _short(value: Any) -> str:

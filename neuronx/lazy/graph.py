@@ -13,7 +13,7 @@ from jax.extend.core import ClosedJaxpr, Jaxpr, Literal
 from neuronx.frontend import MAX_EMBEDDED_BYTES
 from neuronx.lazy.trace import Node, Value
 
-__all__ = ["Graph", "Row", "Structure", "collect", "internal_numbers", "structure"]
+__all__ = ["Graph", "InnerFunction", "Row", "Structure", "collect", "internal_numbers", "structure"]
 
 # Functions that a derivative rule keeps in its jaxpr; what is computed does not depend on them.
 _WITHOUT_MEANING = frozenset({"jvp_jaxpr_fun", "fwd_jaxpr_thunk", "bwd", "out_trees", "debug_info"})
@@ -135,7 +135,7 @@ def _params(params: Any) -> tuple[tuple[str, Any], ...]:
 def _token(value: Any) -> Any:
     """Something hashable that is equal where the parameter means the same."""
     if isinstance(value, ClosedJaxpr | Jaxpr):
-        return _jaxpr_token(value)
+        return _function(value)
     if isinstance(value, tuple | list):
         return (type(value).__name__, *map(_token, value))
     if isinstance(value, dict):
@@ -166,32 +166,36 @@ class _Same:
         return f"constant {aval}{list(self.value.shape)}" if aval is not None else type(self.value).__name__
 
 
-_tokens: weakref.WeakKeyDictionary[Any, "_JaxprToken"] = weakref.WeakKeyDictionary()
-
-
 @dataclass(frozen=True)
-class _JaxprToken:
-    """A function inside a primitive: equal where its equations are; large constants by object."""
+class InnerFunction:
+    """A function inside a primitive: equal where its ops are; large constants by object.
+
+    ``rows`` are its ops, ``ends`` the types of its arguments and what it returns.
+    """
 
     digest: str
-    parts: tuple[Any, ...]
+    rows: tuple[Row, ...]
+    ends: tuple[Any, ...]
 
     def __repr__(self) -> str:
-        return f"jaxpr {self.digest}"
+        return f"function {self.digest}"
 
 
-def _jaxpr_token(value: Any) -> _JaxprToken:
-    if value not in _tokens:
-        closed = isinstance(value, ClosedJaxpr)
-        parts = (
-            *_equations(value.jaxpr if closed else value),
-            *map(_constant, value.consts if closed else ()),
-        )
-        _tokens[value] = _JaxprToken(hashlib.sha256(repr(parts).encode()).hexdigest()[:12], parts)
-    return _tokens[value]
+_functions: weakref.WeakKeyDictionary[Any, InnerFunction] = weakref.WeakKeyDictionary()
 
 
-def _equations(jaxpr: Jaxpr) -> tuple[Any, ...]:
+def _function(value: Any) -> InnerFunction:
+    if value not in _functions:
+        jaxpr = value.jaxpr if isinstance(value, ClosedJaxpr) else value
+        rows, ends = _ops(jaxpr)
+        if isinstance(value, ClosedJaxpr):
+            ends = (*ends, *map(_constant, value.consts))
+        digest = hashlib.sha256(repr((rows, ends)).encode()).hexdigest()[:12]
+        _functions[value] = InnerFunction(digest, rows, ends)
+    return _functions[value]
+
+
+def _ops(jaxpr: Jaxpr) -> tuple[tuple[Row, ...], tuple[Any, ...]]:
     numbers: dict[Any, int] = {}
 
     def read(atom: Any) -> Any:
@@ -202,11 +206,12 @@ def _equations(jaxpr: Jaxpr) -> tuple[Any, ...]:
             numbers[variable] = len(numbers)
         return tuple(_type(variable.aval) for variable in variables)
 
-    rows: list[Any] = [define([*jaxpr.constvars, *jaxpr.invars])]
+    arguments = define([*jaxpr.constvars, *jaxpr.invars])
+    rows = []
     for eqn in jaxpr.eqns:
         inputs = tuple(map(read, eqn.invars))
-        rows.append((eqn.primitive, _params(eqn.params), eqn.ctx, inputs, define(eqn.outvars)))
-    return (*rows, tuple(map(read, jaxpr.outvars)))
+        rows.append(Row(eqn.primitive, _params(eqn.params), eqn.ctx, inputs, define(eqn.outvars)))
+    return tuple(rows), (arguments, tuple(map(read, jaxpr.outvars)))
 
 
 def _type(aval: Any) -> str:
