@@ -8,7 +8,10 @@ if TYPE_CHECKING:
     from neuronx import lazy
     from neuronx.api import Function, compile
     from neuronx.arrays import RingArray
+    from neuronx.container import SavedFileError
+    from neuronx.debugging import NumericsError, debug
     from neuronx.lazy.session import mark_step
+    from neuronx.loading import load
     from neuronx.memory import MemoryStats
     from neuronx.profile import Profile
     from neuronx.stages import Compiled, Lowered
@@ -19,11 +22,15 @@ __all__ = [
     "Function",
     "Lowered",
     "MemoryStats",
+    "NumericsError",
     "OutOfDeviceMemoryError",
     "Profile",
     "RingArray",
+    "SavedFileError",
     "compile",
+    "debug",
     "lazy",
+    "load",
     "mark_step",
 ]
 
@@ -34,10 +41,14 @@ _HOMES = {
     "Function": "neuronx.api",
     "Lowered": "neuronx.stages",
     "MemoryStats": "neuronx.memory",
+    "NumericsError": "neuronx.debugging",
     "OutOfDeviceMemoryError": "kernels.errors",
     "Profile": "neuronx.profile",
     "RingArray": "neuronx.arrays",
+    "SavedFileError": "neuronx.container",
     "compile": "neuronx.api",
+    "debug": "neuronx.debugging",
+    "load": "neuronx.loading",
     "mark_step": "neuronx.lazy.session",
 }
 

@@ -1,6 +1,7 @@
 """The stages of a compilation, in jax.stages' words: Lowered (StableHLO), Compiled (a ring program)."""
 
 import functools
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -24,6 +25,7 @@ from neuronx.explain import explain
 from neuronx.frontend import Exported, logical, physical
 from neuronx.memory import MemoryStats, memory_stats
 from neuronx.profile import Profile
+from neuronx.saving import save_program
 
 __all__ = ["Compiled", "Lowered"]
 
@@ -78,9 +80,10 @@ def _shared_host(poison: bool) -> _Host:
 class Compiled:
     """A program for the ring. It can be read, timed and priced without arrays, and called with them."""
 
-    def __init__(self, exported: Exported, artifacts: Artifacts) -> None:
+    def __init__(self, exported: Exported, artifacts: Artifacts, weights: tuple[Any, ...] = ()) -> None:
         self._exported = exported
         self._artifacts = artifacts
+        self._weights = weights
 
     @property
     def in_tree(self) -> PyTreeDef:
@@ -136,6 +139,23 @@ class Compiled:
     def explain(self) -> str:
         """The sharding of each argument, what plans cost, every collective, and what was given up and why."""
         return explain(self._artifacts, self._timeline)
+
+    @property
+    def weights(self) -> tuple[Any, ...]:
+        """The first positional arguments, where the program was loaded from a file that holds them."""
+        return self._weights
+
+    def save(self, path: str | os.PathLike[str], *, weights: Sequence[Any] = ()) -> None:
+        """Writes the program to one file that ``neuronx.load`` reads; whole, or not at all.
+
+        Args:
+          path: of the file.
+          weights: the first positional arguments, e.g. ``(params,)``, to be saved along.
+
+        Raises:
+          CompileError: weights that are not those, or a tree or type that cannot be saved.
+        """
+        save_program(path, self._exported, self._artifacts, weights)
 
     def profile(self) -> Profile:
         """The timeline of the program on every engine and link."""

@@ -22,7 +22,7 @@ from neuronx.lazy.difference import changed_number, difference
 from neuronx.lazy.graph import Graph, Structure, collect, internal_numbers, structure
 from neuronx.lazy.report import HISTORY, METRICS, Execution
 from neuronx.lazy.tensor import LazyArray
-from neuronx.lazy.trace import Handle, LazyTrace, Value, caller_line, eagerly, recording, replay
+from neuronx.lazy.trace import Handle, LazyTrace, Node, Value, caller_line, eagerly, recording, replay
 from neuronx.stages import Compiled
 
 __all__ = ["GraphBudgetError", "Session", "StrictError", "mark_step", "strict"]
@@ -102,6 +102,8 @@ class Session:
       CompileError: an option that does not exist, or more cores than the instance has.
     """
 
+    array_type = LazyArray
+
     def __init__(
         self,
         tp_degree: int | None = None,
@@ -169,7 +171,7 @@ class Session:
 
     def hold(self, value: Value) -> Handle:
         """The user's handle for a value; the context knows of it as long as the user keeps it."""
-        array = LazyArray(self._trace, value)
+        array = self.array_type(self._trace, value)
         if value.node is not None:
             self._held.append(weakref.ref(array))
             if len(self._held) > self._prune_at:
@@ -177,6 +179,9 @@ class Session:
                     self._held = [ref for ref in self._held if _pending_value(ref) is not None]
                     self._prune_at = max(1024, 2 * len(self._held))
         return array
+
+    def recorded(self, node: Node, handles: Sequence[Handle]) -> None:
+        """Called with each op after it was recorded."""
 
     def compute(self, handle: Handle, cause: str) -> None:
         """Runs what ``handle`` needs.

@@ -116,6 +116,8 @@ class Owner(Protocol):
 
     def compute(self, handle: Handle, cause: str) -> None: ...
 
+    def recorded(self, node: Node, handles: Sequence[Handle]) -> None: ...
+
 
 class LazyTrace(core.Trace):
     """Set as JAX's current trace, it receives every primitive of any JAX code that runs under it."""
@@ -142,9 +144,9 @@ class LazyTrace(core.Trace):
             raise _not_recordable(primitive, effects, source)
         several = primitive.multiple_results
         node = Node(primitive, inputs, captured_params(params), avals if several else (avals,), source)
-        if not several:
-            return self.owner.hold(Value(avals, node, 0, None))
-        return [self.owner.hold(Value(aval, node, index, None)) for index, aval in enumerate(avals)]
+        handles = [self.owner.hold(Value(aval, node, i, None)) for i, aval in enumerate(node.avals)]
+        self.owner.recorded(node, handles)
+        return handles if several else handles[0]
 
     def process_call(self, primitive: Any, f: Any, tracers: Sequence[Any], params: Any, /) -> Any:
         with core.set_current_trace(self):
