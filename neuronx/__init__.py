@@ -6,10 +6,11 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from kernels.errors import CompileError, OutOfDeviceMemoryError
     from neuronx import lazy
-    from neuronx.api import Function, compile
+    from neuronx.api import compile
     from neuronx.arrays import RingArray
     from neuronx.container import SavedFileError
-    from neuronx.debugging import NumericsError, debug
+    from neuronx.function import Function
+    from neuronx.lazy.debugging import NumericsError, debug
     from neuronx.lazy.session import mark_step
     from neuronx.loading import load
     from neuronx.memory import MemoryStats
@@ -38,16 +39,16 @@ __all__ = [
 _HOMES = {
     "CompileError": "kernels.errors",
     "Compiled": "neuronx.stages",
-    "Function": "neuronx.api",
+    "Function": "neuronx.function",
     "Lowered": "neuronx.stages",
     "MemoryStats": "neuronx.memory",
-    "NumericsError": "neuronx.debugging",
+    "NumericsError": "neuronx.lazy.debugging",
     "OutOfDeviceMemoryError": "kernels.errors",
     "Profile": "neuronx.profile",
     "RingArray": "neuronx.arrays",
     "SavedFileError": "neuronx.container",
     "compile": "neuronx.api",
-    "debug": "neuronx.debugging",
+    "debug": "neuronx.lazy.debugging",
     "load": "neuronx.loading",
     "mark_step": "neuronx.lazy.session",
 }

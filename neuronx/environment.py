@@ -10,6 +10,7 @@ __all__ = ["VARIABLES", "Environment", "environment"]
 
 VARIABLES = {
     "NEURONX_DEBUG": "1: check after every pass that the module is legal, poison padding (default 0)",
+    "NEURONX_EAGER_DEBUG": "1: run op by op, each op checked, as in neuronx.debug (default 0)",
     "NEURONX_DUMP": "a directory: write the module after every pass, runnable, and the program as text",
 }
 
@@ -19,12 +20,22 @@ class Environment:
     """What the environment asks for."""
 
     debug: int
+    eager_debug: bool
     dump: Path | None
 
 
 def environment() -> Environment:
-    """Reads the variables now; raises CompileError where NEURONX_DEBUG is no integer."""
-    debug, dump = os.environ.get("NEURONX_DEBUG", "0"), os.environ.get("NEURONX_DUMP")
-    if not debug.isdigit():
-        raise CompileError(f"NEURONX_DEBUG is {debug!r}, expected 0 or 1", op="environment", fix="unset it")
-    return Environment(debug=int(debug), dump=Path(dump) if dump else None)
+    """Reads the variables now; raises CompileError where a switch is no integer."""
+    dump = os.environ.get("NEURONX_DUMP")
+    return Environment(
+        debug=_switch("NEURONX_DEBUG"),
+        eager_debug=_switch("NEURONX_EAGER_DEBUG") > 0,
+        dump=Path(dump) if dump else None,
+    )
+
+
+def _switch(name: str) -> int:
+    text = os.environ.get(name, "0")
+    if not text.isdigit():
+        raise CompileError(f"{name} is {text!r}, expected 0 or 1", op="environment", fix="unset it")
+    return int(text)

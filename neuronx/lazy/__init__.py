@@ -4,6 +4,8 @@ import sys
 from types import ModuleType
 from typing import Any
 
+from neuronx.environment import environment
+from neuronx.lazy.debugging import DebugSession
 from neuronx.lazy.report import HISTORY, METRICS, Execution, Explanation, explain
 from neuronx.lazy.session import CACHE, GraphBudgetError, Session, StrictError, mark_step, strict
 from neuronx.lazy.tensor import LazyArray
@@ -50,7 +52,7 @@ class _Lazy(ModuleType):
     """The module, callable: ``neuronx.lazy(...)`` is a context and ``neuronx.lazy.explain()`` its story."""
 
     def __call__(self, *args: Any, **options: Any) -> Session:
-        return Session(*args, **options)
+        return (DebugSession if environment().eager_debug else Session)(*args, **options)
 
 
 sys.modules[__name__].__class__ = _Lazy

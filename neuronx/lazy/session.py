@@ -14,10 +14,10 @@ import numpy as np
 
 from kernels.eras import DEFAULT_ERA
 from kernels.errors import CompileError
-from neuronx.api import Function
 from neuronx.arrays import RingArray
 from neuronx.driver import AUTO_CAST_TYPES, AUTO_CASTS, DEFAULT_INSTANCE, CompileOptions
 from neuronx.frontend import wrap
+from neuronx.function import Function
 from neuronx.lazy.difference import changed_number, difference
 from neuronx.lazy.graph import Graph, Structure, collect, internal_numbers, structure
 from neuronx.lazy.report import HISTORY, METRICS, Execution
