@@ -2,13 +2,12 @@
 
 import functools
 import itertools
-import math
 from collections.abc import Callable, Mapping, Sequence
 
 import ml_dtypes
 import numpy as np
 
-from distributed.host_memory import aligned_empty
+from distributed.host_memory import aligned_copy, aligned_empty
 from distributed.program import Collective
 
 __all__ = ["COLLECTIVES", "ORDERS", "REDUCERS", "run"]
@@ -40,7 +39,10 @@ _COMPUTED_IN_F32 = frozenset(
 )
 
 # One chunk of a hop at a time in FP32: large enough for NumPy's loops, small enough for the host's caches.
-_CHUNK_ELEMENTS = 1 << 16
+_BLOCK_ELEMENTS = 1 << 16
+
+# So few in all ranks together that a call of NumPy for each chunk would cost more than to copy them.
+_SMALL_ELEMENTS = 1 << 18
 
 
 def run(collective: Collective, operands: Sequence[Ranks]) -> list[list[np.ndarray]]:
@@ -71,32 +73,30 @@ def run(collective: Collective, operands: Sequence[Ranks]) -> list[list[np.ndarr
 
 
 def _all_reduce(collective: Collective, ranks: Ranks) -> list[np.ndarray]:
-    reduce = _order(collective, ranks[0].dtype)
+    reduce = _sum_up(collective)
 
     def one_group(group: Sequence[int]) -> list[np.ndarray]:
         ring = sorted(group)
-        flat = [ranks[rank].reshape(-1) for rank in ring]
         result = aligned_empty(ranks[0].shape, ranks[0].dtype)
-        target = result.reshape(-1)
-        for position, chunk in enumerate(_chunks(target.size, len(ring))):
-            reduce([x[chunk] for x in flat], position, target[chunk])
+        chunks = enumerate(_chunks(result.size, len(ring)))
+        reduce([ranks[rank].reshape(-1) for rank in ring], list(chunks), result.reshape(-1))
         return [result] * len(group)
 
     return _in_groups(collective, ranks, one_group)
 
 
 def _reduce_scatter(collective: Collective, ranks: Ranks) -> list[np.ndarray]:
-    reduce, dim = _order(collective, ranks[0].dtype), _dim(collective.dim, ranks[0])
+    reduce, dim = _sum_up(collective), _dim(collective.dim, ranks[0])
 
     def one_group(group: Sequence[int]) -> list[np.ndarray]:
         ring = sorted(group)
-        pieces = {rank: _split(ranks[rank], len(group), dim, collective) for rank in ring}
-        results = []
-        for index, rank in enumerate(group):
-            result = aligned_empty(pieces[rank][index].shape, ranks[0].dtype)
-            reduce([pieces[peer][index] for peer in ring], ring.index(rank), result)
-            results.append(result)
-        return results
+        # Piece after piece, so that each lies in one stretch as the chunks of an all-reduce do.
+        pieces = [np.stack(_split(ranks[rank], len(group), dim, collective)) for rank in ring]
+        result = aligned_empty(pieces[0].shape, ranks[0].dtype)
+        owners = [ring.index(rank) for rank in group]
+        chunks = zip(owners, _chunks(result.size, len(group)), strict=True)
+        reduce([piece.reshape(-1) for piece in pieces], list(chunks), result.reshape(-1))
+        return [aligned_copy(result[index]) for index in range(len(group))]
 
     return _in_groups(collective, ranks, one_group)
 
@@ -173,12 +173,12 @@ def _moved(sources: Mapping[int, int], ranks: Ranks) -> list[np.ndarray]:
     return [ranks[sources[rank]] if rank in sources else zeros for rank in range(len(ranks))]
 
 
-Reduce = Callable[[Sequence[np.ndarray], int, np.ndarray], None]
-"""``reduce(parts, owner, out)``: one chunk of every rank, in ring order, into the chunk of rank ``owner``."""
+Chunks = Sequence[tuple[int, slice]]
+"""Who owns which stretch of the flat operands of a ring."""
 
 
-def _order(collective: Collective, dtype: np.dtype) -> Reduce:
-    """How the collective sums up a chunk: its reducer, its algorithm, and where ``dtype`` rounds."""
+def _sum_up(collective: Collective) -> Callable[[Sequence[np.ndarray], Chunks, np.ndarray], None]:
+    """``reduce(parts, chunks, out)``: flat operands of a ring's ranks, summed up as the collective does."""
     if collective.reducer not in REDUCERS:
         known = ", ".join(REDUCERS)
         raise ValueError(f"{collective.kind}: unknown reducer {collective.reducer!r}; known: {known}")
@@ -187,63 +187,74 @@ def _order(collective: Collective, dtype: np.dtype) -> Reduce:
         raise ValueError(f"{collective.kind}: unknown algorithm {collective.algorithm!r}; known: {known}")
     order, reducer = ORDERS[collective.algorithm], REDUCERS[collective.reducer]
 
-    def reduce(parts: Sequence[np.ndarray], owner: int, out: np.ndarray) -> None:
-        if len(parts) == 1:
-            out[...] = parts[0]
+    def reduce(parts: Sequence[np.ndarray], chunks: Chunks, out: np.ndarray) -> None:
+        if out.size * len(parts) <= _SMALL_ELEMENTS:
+            out[:] = order(reducer, parts, chunks)
             return
-        rows = max(1, _CHUNK_ELEMENTS * (len(out) if out.ndim else 1) // max(out.size, 1))
-        for start in range(0, len(out) if out.ndim else 1, rows):
-            piece = slice(start, start + rows) if out.ndim else ...
-            order(reducer, [part[piece] for part in parts], owner, out[piece])
+        for owner, chunk in chunks:
+            for start in range(chunk.start, chunk.stop, _BLOCK_ELEMENTS):
+                at = slice(start, min(start + _BLOCK_ELEMENTS, chunk.stop))
+                whole = [(owner, slice(0, at.stop - at.start))]
+                out[at] = order(reducer, [part[at] for part in parts], whole)
 
     return reduce
 
 
-def _hop(reducer: np.ufunc, arrived: np.ndarray, own: np.ndarray, out: np.ndarray) -> None:
-    """What a rank does with an arriving chunk: ``out = reducer(arrived, own)``, rounded to its type."""
-    if own.dtype in _COMPUTED_IN_F32:
-        out[...] = reducer(arrived.astype(np.float32), own.astype(np.float32)).astype(own.dtype)
-    else:
-        reducer(arrived, own, out=out)
+def _as_they_pass(parts: Sequence[np.ndarray], chunks: Chunks) -> Sequence[np.ndarray]:
+    """Row i holds, chunk by chunk, the part of the rank i + 1 after the owner: one row is one hop of all."""
+    if len(chunks) == 1:
+        first = chunks[0][0] + 1
+        return [*parts[first:], *parts[:first]]
+    stacked, count = np.stack(parts), len(parts)
+    rows = np.empty_like(stacked)
+    for owner, chunk in chunks:
+        first = owner + 1
+        rows[: count - first, chunk] = stacked[first:, chunk]
+        rows[count - first :, chunk] = stacked[:first, chunk]
+    return rows
 
 
-def _chain(reducer: np.ufunc, parts: Sequence[np.ndarray], out: np.ndarray) -> None:
-    """A chunk on its way from the first part's rank to the last one's, written at every stop."""
-    if len(parts) == 1:
-        out[...] = parts[0]
-        return
-    _hop(reducer, parts[0], parts[1], out)
-    for part in parts[2:]:
-        _hop(reducer, out, part, out)
+def _chain(reducer: np.ufunc, rows: Sequence[np.ndarray]) -> np.ndarray:
+    """``reducer(arrived, own)`` from row to row, rounded to their type at every stop."""
+    dtype = rows[0].dtype
+    if dtype not in _COMPUTED_IN_F32:
+        return _fold(reducer, rows)
+
+    def hop(arrived: np.ndarray, own: np.ndarray) -> np.ndarray:
+        return reducer(arrived.astype(np.float32), own.astype(np.float32)).astype(dtype)
+
+    return functools.reduce(hop, rows)
 
 
-def _around(reducer: np.ufunc, parts: Sequence[np.ndarray], owner: int, out: np.ndarray) -> None:
+def _around(reducer: np.ufunc, parts: Sequence[np.ndarray], chunks: Chunks) -> np.ndarray:
     """From the rank after the owner around to the owner."""
-    _chain(reducer, [parts[(owner + hop) % len(parts)] for hop in range(1, len(parts) + 1)], out)
+    return _chain(reducer, _as_they_pass(parts, chunks))
 
 
-def _both_ways(reducer: np.ufunc, parts: Sequence[np.ndarray], owner: int, out: np.ndarray) -> None:
+def _both_ways(reducer: np.ufunc, parts: Sequence[np.ndarray], chunks: Chunks) -> np.ndarray:
     """From the far side to the owner along both halves; the owner adds the half before it, then the other."""
-    count = len(parts)
-    before = [parts[(owner - hop) % count] for hop in range(math.ceil((count - 1) / 2), -1, -1)]
-    after = [parts[(owner + hop) % count] for hop in range((count - 1) // 2, 0, -1)]
-    _chain(reducer, before, out)
-    if after:
-        arrived = np.empty_like(out)
-        _chain(reducer, after, arrived)
-        _hop(reducer, arrived, out, out)
+    rows, after = _as_they_pass(parts, chunks), (len(parts) - 1) // 2
+    total = _chain(reducer, rows[after:])
+    return _chain(reducer, [_chain(reducer, rows[:after][::-1]), total]) if after else total
 
 
-def _all_at_once(reducer: np.ufunc, parts: Sequence[np.ndarray], owner: int, out: np.ndarray) -> None:
+def _all_at_once(reducer: np.ufunc, parts: Sequence[np.ndarray], chunks: Chunks) -> np.ndarray:
     """Everything arrives and is added in the order of the ranks; only the end is rounded."""
-    if out.dtype in _COMPUTED_IN_F32:
-        total = functools.reduce(reducer, [part.astype(np.float32) for part in parts])
-        out[...] = total.astype(out.dtype)
-    else:
-        _chain(reducer, parts, out)
+    if parts[0].dtype not in _COMPUTED_IN_F32:
+        return _fold(reducer, parts)
+    return _fold(reducer, [part.astype(np.float32) for part in parts]).astype(parts[0].dtype)
 
 
-ORDERS: Mapping[str, Callable[[np.ufunc, Sequence[np.ndarray], int, np.ndarray], None]] = {
+def _fold(reducer: np.ufunc, rows: Sequence[np.ndarray]) -> np.ndarray:
+    if len(rows) == 1:
+        return rows[0]
+    total = reducer(rows[0], rows[1])
+    for row in rows[2:]:
+        reducer(total, row, out=total)
+    return total
+
+
+ORDERS: Mapping[str, Callable[[np.ufunc, Sequence[np.ndarray], Chunks], np.ndarray]] = {
     "ring": _around,
     "pair_exchange": _all_at_once,
     "bidirectional_ring": _both_ways,
