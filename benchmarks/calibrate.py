@@ -37,6 +37,8 @@ PRIORS: Mapping[str, tuple[float, float, float, float]] = {
 }
 # A row off by this factor counts as much as a constant off by its spread.
 _ROW_SPREAD = 1.1
+# The times have kinks where another engine bounds: from long steps, which see past them, to short ones.
+_STEPS = (0.3, 0.1, 0.03)
 _DIGITS = 3
 
 
@@ -55,9 +57,12 @@ def fit(rows: Sequence[Measured]) -> Era:
         off = [math.log(predict_s(row, era) / row.seconds) / math.log(_ROW_SPREAD) for row in rows]
         return np.concatenate([off, at - 1])
 
-    start = np.ones(len(table))
-    found = least_squares(residuals, start, bounds=(lower, upper), diff_step=1e-2, xtol=1e-4, ftol=1e-5)
-    return _era(float(f"{value:.{_DIGITS}g}") for value in values(found.x))
+    at = np.ones(len(table))
+    for step in _STEPS:
+        found = least_squares(residuals, at, bounds=(lower, upper), diff_step=step, xtol=1e-4, ftol=1e-5)
+        # A start must lie inside the bounds.
+        at = np.clip(found.x, lower + 1e-3, upper - 1e-3)
+    return _era(float(f"{value:.{_DIGITS}g}") for value in values(at))
 
 
 def _era(values: Iterable[float]) -> Era:

@@ -180,20 +180,31 @@ class KernelClock:
             size = (ended - began) * per_s
             self.record(kernel.work.name, "dma", began, ended, kernel.location, size_bytes=size)
         if held:
-            self.ahead.append((end, held))
+            self.give_back(held, max(start, arrived), end)
         return arrived, end
 
     def fetch(self, size_bytes: float, room: float, seconds: float) -> list[tuple[float, float]]:
-        """Reads ahead into SBUF as soon as earlier kernels have given back enough of the streaming part."""
+        """Reads ahead into SBUF, part by part, as earlier kernels give back enough of the streaming part."""
+        parts = self.core.sbuf.prefetch_parts
         if not size_bytes:
             return []
         held = sum(size for _, size in self.ahead)
-        while self.ahead and held + size_bytes > room:
-            done_s, size = self.ahead.popleft()
-            held -= size
-            self.room_s = max(self.room_s, done_s)
-        self.queues["dma"].forget(self.room_s)
-        return self.queues["dma"].fill(self.room_s, seconds)
+        pieces: list[tuple[float, float]] = []
+        for part in range(1, parts + 1):
+            while self.ahead and held + size_bytes * part / parts > room:
+                done_s, size = self.ahead.popleft()
+                held -= size
+                self.room_s = max(self.room_s, done_s)
+            self.queues["dma"].forget(self.room_s)
+            pieces += self.queues["dma"].fill(self.room_s, seconds / parts)
+        return pieces
+
+    def give_back(self, size_bytes: float, start: float, end: float) -> None:
+        """Notes when a kernel no longer needs what was read ahead for it, part by part."""
+        parts = self.core.sbuf.prefetch_parts
+        self.ahead += [
+            (end - (end - start) * left / parts, size_bytes / parts) for left in reversed(range(parts))
+        ]
 
     def latest_of(self, numbers: Sequence[int]) -> tuple[float, int]:
         """When the last of these buffers is there, and the run that makes it."""

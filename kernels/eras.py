@@ -19,8 +19,9 @@ class Era:
 
     Attributes:
       sustained_fraction: of the tensor engine's clock at which products run.
-      prefetch_fraction: of the SBUF nothing is kept in, how much reading ahead may fill. This and the one
-        before are the core table's where the era's own table does not say.
+      prefetch_fraction: of the SBUF nothing is kept in, how much reading ahead may fill.
+      prefetch_parts: in how many parts a kernel's weights come and go. This and the two before are the core
+        table's where the era's own table does not say.
       engine_bytes_per_s: of one DMA engine.
       overlap_fraction: how far the engines of one kernel work side by side; at 0 one after the other.
       kernel_start_s: from the end of a kernel to the start of one that needs its result.
@@ -30,6 +31,7 @@ class Era:
 
     sustained_fraction: float
     prefetch_fraction: float
+    prefetch_parts: int
     engine_bytes_per_s: float
     overlap_fraction: float
     kernel_start_s: float
@@ -47,6 +49,7 @@ def load_era(name: str) -> Era:
     given = {
         "sustained_fraction": core.pe.sustained_fraction,
         "prefetch_fraction": core.sbuf.prefetch_fraction,
+        "prefetch_parts": core.sbuf.prefetch_parts,
     }
     left = {key: value for key, value in given.items() if key not in entries}
     return record(Era, name, entries, **left)
@@ -66,11 +69,16 @@ def _core(era: Era, family: str) -> Core:
         pe=replace(core.pe, sustained_fraction=era.sustained_fraction),
         dma=replace(core.dma, engine_bytes_per_s=era.engine_bytes_per_s),
         issue=issue,
-        sbuf=replace(core.sbuf, prefetch_fraction=era.prefetch_fraction),
+        sbuf=replace(core.sbuf, prefetch_fraction=era.prefetch_fraction, prefetch_parts=era.prefetch_parts),
     )
 
 
 def links_of(era: str | Era, family: str = "inf2") -> LinkSpec:
     """The links as the era's software drives them."""
     found = load_era(era) if isinstance(era, str) else era
-    return replace(load_links(family), hop_latency_s=found.hop_latency_s, launch_s=found.launch_s)
+    return replace(
+        load_links(family),
+        hop_latency_s=found.hop_latency_s,
+        launch_s=found.launch_s,
+        engine_bytes_per_s=found.engine_bytes_per_s,
+    )

@@ -125,7 +125,8 @@ class Sbuf:
     """On-chip memory all engines read; the compiler keeps a part of each partition for itself.
 
     ``stream_fraction`` of the rest holds what streams in ahead of its use, the remainder what stays. Of what
-    is not kept, reading ahead may fill ``prefetch_fraction``, if that is more.
+    is not kept, reading ahead may fill ``prefetch_fraction``, if that is more. A kernel's weights come,
+    and leave as it works through them, in ``prefetch_parts``.
     """
 
     partitions: int
@@ -133,6 +134,7 @@ class Sbuf:
     usable_partition_bytes: int
     stream_fraction: float
     prefetch_fraction: float
+    prefetch_parts: int
 
     @property
     def usable_bytes(self) -> int:
@@ -216,7 +218,10 @@ class InstanceSpec:
 
 @dataclass(frozen=True, kw_only=True)
 class LinkSpec:
-    """Links between cores and what a step of a collective costs; bandwidths are per direction."""
+    """Links between cores and what a step of a collective costs; bandwidths are per direction.
+
+    ``engine_bytes_per_s`` is that of one DMA engine, which moves a packet from chip to chip.
+    """
 
     chip_link_bytes_per_s: float
     links_per_chip: int
@@ -227,6 +232,7 @@ class LinkSpec:
     launch_s: float
     packet_bytes: int
     host_bytes_per_s: float
+    engine_bytes_per_s: float
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -316,7 +322,9 @@ def load_core(family: str = _DEFAULT_FAMILY) -> Core:
 def load_links(family: str = _DEFAULT_FAMILY) -> LinkSpec:
     """The links of a family of instances: those of Inf2, changed where its own table says so."""
     tables = read_tables(_LINKS)
-    return record(LinkSpec, "links", tables["links"] | tables.get(family, {}))
+    engine_bytes_per_s = load_core(family).dma.engine_bytes_per_s
+    entries = tables["links"] | tables.get(family, {})
+    return record(LinkSpec, "links", entries, engine_bytes_per_s=engine_bytes_per_s)
 
 
 @functools.cache

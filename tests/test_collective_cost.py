@@ -44,6 +44,33 @@ def test_two_ranks_as_measured():
     assert statistics.median(errors) < 0.05
 
 
+def test_thirty_two_ranks_gather_as_measured():
+    """Flat up to 64 KiB, then each of 31 hops takes 16 KiB at the rate of one DMA engine: 150 and 179 us."""
+    links, torus = load_links("trn1"), topology("trn1.32xlarge")
+
+    def microseconds(size_bytes):
+        gather = Collective(
+            kind="all_gather", operands=(0,), results=(1,), groups=(tuple(range(32)),), algorithm="ring"
+        )
+        return 1e6 * collective_cost(gather, size_bytes // 32, torus, links).seconds
+
+    small = microseconds(2**10)
+    assert microseconds(2**13) - small == pytest.approx(0, abs=2)
+    assert microseconds(2**16) - small == pytest.approx(0, abs=4)
+    assert microseconds(2**19) - small == pytest.approx(29, abs=2)
+
+
+def test_a_packet_between_chips_takes_one_engine():
+    """A large transfer has packets enough to reach the pair's rate; inside a chip none is charged."""
+
+    def latency_free(size_bytes, groups):
+        return price("collective_permute", groups, size_bytes).seconds - LINKS.hop_latency_s
+
+    assert latency_free(2**14, [(1, 2)]) == pytest.approx(2**14 / LINKS.engine_bytes_per_s)
+    assert latency_free(2**26, [(1, 2)]) == pytest.approx(2**26 / LINKS.pair_bytes_per_s)
+    assert latency_free(2**14, [(0, 1)]) == pytest.approx(2**14 / LINKS.pair_bytes_per_s)
+
+
 @pytest.mark.parametrize("ranks", (2, 4, 8, 12, 24))
 def test_bus_factors(ranks):
     """Large buffers on the closed ring take factor * bytes / bandwidth, plus the hops."""
