@@ -1,6 +1,8 @@
 """Runs segments on XLA:CPU: the one home of XLA's client, its compiler and its buffers."""
 
-from collections.abc import Sequence
+import os
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 
 import jax
 import numpy as np
@@ -19,6 +21,10 @@ _OPTIONS = (
     # (-O0 changes bits; turning the fusion emitters off compiles faster still, but runs up to twice as long.)
     ("xla_backend_optimization_level", "1"),
 )
+
+
+# XLA lets go of the interpreter while it compiles, and seldom uses more than one core for a segment.
+_COMPILERS = max(1, os.cpu_count() or 1)
 
 
 class Executable:
@@ -54,6 +60,14 @@ class Executor:
         if found is None:
             found = self._executables[text] = Executable(self._compile(text))
         return found
+
+    def load_all(self, texts: Mapping[str, str]) -> dict[str, Executable]:
+        """The executables of several modules by name; as many are compiled at once as the host has cores."""
+        new = {text for text in texts.values() if text not in self._executables}
+        if len(new) > 1:
+            with ThreadPoolExecutor(_COMPILERS) as pool:
+                list(pool.map(self.load, new))
+        return {name: self.load(text) for name, text in texts.items()}
 
     @property
     def num_compiled(self) -> int:

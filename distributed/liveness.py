@@ -1,5 +1,6 @@
 """Which buffers of a block die at which of its steps."""
 
+from collections.abc import Set
 from dataclasses import dataclass
 
 from distributed.program import Block, Branch, Loop, Program, Step
@@ -19,10 +20,10 @@ class Deaths:
     after: tuple[tuple[int, ...], ...]
 
 
-def deaths(program: Program) -> dict[int, Deaths]:
-    """Deaths of every block in the program, by ``id`` of the block."""
+def deaths(program: Program, *, immortal: Set[int] = frozenset()) -> dict[int, Deaths]:
+    """Deaths of every block in the program, by ``id`` of the block; those of ``immortal`` left out."""
     result: dict[int, Deaths] = {}
-    _visit(program.main, result)
+    _visit(program.main, result, immortal)
     return result
 
 
@@ -37,7 +38,7 @@ def nested_blocks(step: Step) -> tuple[Block, ...]:
     return step.blocks if isinstance(step, Branch) else ()
 
 
-def _visit(block: Block, result: dict[int, Deaths]) -> set[int]:
+def _visit(block: Block, result: dict[int, Deaths], immortal: Set[int]) -> set[int]:
     """Fills ``result`` for this block and those inside; returns the buffers captured from outside."""
     defined, read = set(block.arguments), set(block.results)
     uses: list[set[int]] = []
@@ -45,7 +46,7 @@ def _visit(block: Block, result: dict[int, Deaths]) -> set[int]:
     for step in block.steps:
         captured: set[int] = set()
         for nested in nested_blocks(step):
-            captured |= _visit(nested, result)
+            captured |= _visit(nested, result, immortal)
         captures.append(captured)
         uses.append(captured | set(operands_of(step)))
         read |= uses[-1]
@@ -55,7 +56,7 @@ def _visit(block: Block, result: dict[int, Deaths]) -> set[int]:
     moved: list[tuple[int, ...]] = []
     after: list[tuple[int, ...]] = []
     for step, used, captured in zip(reversed(block.steps), reversed(uses), reversed(captures), strict=True):
-        dying = (used & defined) - alive
+        dying = (used & defined) - alive - immortal
         early = dying - captured if isinstance(step, Loop) else set()
         unused = set(step.results) - alive
         moved.append(tuple(sorted(early)))

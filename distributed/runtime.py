@@ -1,13 +1,13 @@
 """Runs a program over the ring: inputs placed, launches, collectives and loops walked, outputs gathered."""
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import jax
 import numpy as np
 
 from distributed import collectives
-from distributed.executor import Executor
+from distributed.executor import Executable, Executor
 from distributed.liveness import Deaths, deaths
 from distributed.placement import PlacedValue, cut, join
 from distributed.program import Block, Branch, Collective, Launch, Loop, Program
@@ -41,7 +41,15 @@ class Runtime:
         self._poison = poison
         self._buffers = {buffer.id: buffer for buffer in program.buffers}
         self._donated = frozenset(source for _, source in program.aliases)
-        self._deaths = deaths(program)
+        arguments = enumerate(program.main.arguments)
+        # Their caller holds these throughout, so no launch may overwrite them, and none dies.
+        self._kept = frozenset(number for index, number in arguments if index not in self._donated)
+        self._deaths = deaths(program, immortal=self._kept)
+        launched = Counter(
+            number for step in program.main.steps if isinstance(step, Launch) for number in step.results
+        )
+        # Launches make fresh arrays; what other steps give out may be something else's array as well.
+        self._passed_on = Counter(program.main.results) - launched
         self._ranks = [executor.to_device(np.array(r, np.uint32)) for r in range(program.num_cores)]
 
     def place(self, index: int, array: np.ndarray | jax.Array) -> PlacedValue:
@@ -64,24 +72,32 @@ class Runtime:
         an earlier run consumed, RankMissingError for a collective that some rank does not reach.
         """
         self._check(inputs)
-        walk = _Walk(self.program, self._executor, self._deaths, self._ranks)
-        # Their caller still holds these, so no launch may overwrite them.
-        kept = [x for index, value in enumerate(inputs) if index not in self._donated for x in value.arrays]
-        walk.hold(kept)
-        values = [
-            value.consume() if index in self._donated else list(value.arrays)
-            for index, value in enumerate(inputs)
-        ]
-        seen = {id(x) for x in kept}
-        outputs = []
-        for layout, arrays in zip(
-            self.program.output_layouts, walk.block(self.program.main, values), strict=True
-        ):
-            # An output that is an input or another output as well gets memory of its own: either may be
-            # donated later without the other.
+        executables = self._executor.load_all(self.program.segments)
+        walk = _Walk(self.program, self._executor, executables, self._deaths, self._kept, self._ranks)
+        kept = {id(value) for index, value in enumerate(inputs) if index not in self._donated}
+        values = []
+        for index, value in enumerate(inputs):
+            if index in self._donated:
+                arrays = value.consume()
+                walk.hold_again(arrays if id(value) in kept else _repeated(arrays))
+            else:
+                arrays = value.arrays
+            values.append(arrays)
+        outputs = self._own(inputs, walk.block(self.program.main, values))
+        return [PlacedValue(*pair) for pair in zip(self.program.output_layouts, outputs, strict=True)]
+
+    def _own(self, inputs: Sequence[PlacedValue], outputs: list[list[jax.Array]]) -> list[list[jax.Array]]:
+        """Memory of its own for each output that is an input or another output as well.
+
+        Either may be donated later without the other.
+        """
+        if not self._passed_on:
+            return outputs
+        seen = {id(x) for value in inputs if not value.is_consumed for x in value.arrays}
+        for index, arrays in enumerate(outputs):
             own = {id(x): self._executor.copy(x) if id(x) in seen else x for x in arrays}
             seen |= set(own)
-            outputs.append(PlacedValue(layout, [own[id(x)] for x in arrays]))
+            outputs[index] = [own[id(x)] for x in arrays]
         return outputs
 
     def gather(self, index: int, placed: PlacedValue) -> np.ndarray:
@@ -103,39 +119,54 @@ class Runtime:
                 raise ValueError(f"input {index} of {name} is placed on no core")
 
 
+def _repeated(arrays: Sequence[jax.Array]) -> list[jax.Array]:
+    """Each array once for every time it occurs after the first."""
+    found = {id(x): x for x in arrays}
+    return [found[key] for key in (Counter(map(id, arrays)) - Counter(found.keys())).elements()]
+
+
 class _Walk:
-    """One run. Counts who holds each array, so that only an array with a single holder is overwritten."""
+    """One run. Knows which arrays have several holders, for only what a single one holds is overwritten."""
 
     def __init__(
-        self, program: Program, executor: Executor, dying: dict[int, Deaths], ranks: list[jax.Array]
+        self,
+        program: Program,
+        executor: Executor,
+        executables: Mapping[str, Executable],
+        dying: dict[int, Deaths],
+        kept: frozenset[int],
+        ranks: list[jax.Array],
     ) -> None:
-        self.program, self.executor, self.dying, self.ranks = program, executor, dying, ranks
+        self.executor, self.executables = executor, executables
+        self.dying, self.kept, self.ranks = dying, kept, ranks
         self.num_cores = program.num_cores
         self.values: dict[int, list[jax.Array]] = {}
-        self.holders: Counter[int] = Counter()
+        # Holders of an array beyond its first; hardly any array has some.
+        self.more_holders: Counter[int] = Counter()
 
-    def hold(self, arrays: Sequence[jax.Array]) -> None:
-        self.holders.update(map(id, arrays))
+    def hold_again(self, arrays: Sequence[jax.Array]) -> None:
+        self.more_holders.update(map(id, arrays))
 
     def release(self, arrays: Sequence[jax.Array]) -> None:
+        if not self.more_holders:
+            return
         for array in arrays:
-            self.holders[id(array)] -= 1
-            # ids are used again once the array is gone
-            if not self.holders[id(array)]:
-                del self.holders[id(array)]
-
-    def bind(self, number: int, arrays: list[jax.Array]) -> None:
-        self.hold(arrays)
-        self.values[number] = arrays
+            if id(array) in self.more_holders:
+                self.more_holders[id(array)] -= 1
+                # ids are used again once the array is gone
+                if not self.more_holders[id(array)]:
+                    del self.more_holders[id(array)]
 
     def drop(self, numbers: Sequence[int]) -> None:
         for number in numbers:
             self.release(self.values.pop(number))
 
     def block(self, block: Block, values: list[list[jax.Array]]) -> list[list[jax.Array]]:
-        """Runs a block; takes ``values`` out of the list, so that what dies inside is really freed."""
-        for number, arrays in zip(block.arguments, values, strict=True):
-            self.bind(number, arrays)
+        """Runs a block. Its arguments take over a hold on each of ``values``, its caller one on each result.
+
+        Takes ``values`` out of the list, so that what dies inside is really freed.
+        """
+        self.values.update(zip(block.arguments, values, strict=True))
         values.clear()
         defined = list(block.arguments)
         dying = self.dying[id(block)]
@@ -144,28 +175,36 @@ class _Walk:
             self.drop(after)
             defined += step.results
         results = [self.values[number] for number in block.results]
-        self.drop([number for number in defined if number in self.values])
+        for arrays in results:
+            self.hold_again(arrays)
+        self.drop([number for number in defined if number in self.values and number not in self.kept])
         return results
 
     def launch(self, step: Launch, moved: Sequence[int]) -> None:
-        executable = self.executor.load(self.program.segments[step.segment])
-        operands = [self.values[number] for number in step.operands]
-        donated = {operand for operand, _ in step.donated}
-        if not step.varying and any(len(arrays) > 1 for arrays in operands):
-            raise AssertionError(f"launch {step.segment} is uniform but reads a varying buffer")
         count = self.num_cores if step.varying else 1
-        results: list[list[jax.Array]] = [[] for _ in step.results]
-        for rank in range(count):
-            arguments = [self.ranks[rank]] if step.takes_rank else []
-            for index, arrays in enumerate(operands):
-                array = arrays[rank if len(arrays) > 1 else 0]
-                if index in donated and (len(arrays) < count or self.holders[id(array)] > 1):
-                    array = self.executor.copy(array)
-                arguments.append(array)
-            for result, array in zip(results, executable(arguments), strict=True):
-                result.append(array)
-        for number, arrays in zip(step.results, results, strict=True):
-            self.bind(number, arrays)
+        columns = [self.values[number] for number in step.operands]
+        if not step.varying and any(len(arrays) > 1 for arrays in columns):
+            raise AssertionError(f"launch {step.segment} is uniform but reads a varying buffer")
+        for operand, _ in step.donated:
+            columns[operand] = self.owned(step.operands[operand], count)
+        columns = [arrays if len(arrays) == count else arrays * count for arrays in columns]
+        if step.takes_rank:
+            columns.insert(0, self.ranks[:count])
+        executable = self.executables[step.segment]
+        rows = zip(*columns, strict=True) if columns else [()] * count
+        outputs = [executable(arguments) for arguments in rows]
+        for number, *arrays in zip(step.results, *outputs, strict=True):
+            self.values[number] = arrays
+
+    def owned(self, number: int, count: int) -> list[jax.Array]:
+        """The arrays of a buffer, one for each of ``count`` cores, each to be overwritten."""
+        arrays = self.values[number]
+        shared = number in self.kept or len(arrays) < count
+        if not shared and not self.more_holders:
+            return arrays
+        if len(arrays) < count:
+            arrays = arrays * count
+        return [self.executor.copy(x) if shared or id(x) in self.more_holders else x for x in arrays]
 
     def collective(self, step: Collective, moved: Sequence[int]) -> None:
         operands = [self.arrived(step, number) for number in step.operands]
@@ -174,11 +213,19 @@ class _Walk:
         on_device = {id(on_host[id(x)]): x for arrays in operands for x in arrays}
         outputs = collectives.run(step, [[on_host[id(x)] for x in arrays] for arrays in operands])
         for number, ranks in zip(step.results, outputs, strict=True):
-            for array in ranks:
-                if id(array) not in on_device:
-                    on_device[id(array)] = self.executor.to_device(array)
             shared = all(array is ranks[0] for array in ranks)
-            self.bind(number, [on_device[id(array)] for array in (ranks[:1] if shared else ranks)])
+            self.values[number] = [
+                self._landed(array, on_device) for array in (ranks[:1] if shared else ranks)
+            ]
+
+    def _landed(self, array: np.ndarray, on_device: dict[int, jax.Array]) -> jax.Array:
+        """The buffer of a collective's result; another hold on it, if there is one already."""
+        found = on_device.get(id(array))
+        if found is None:
+            found = on_device[id(array)] = self.executor.to_device(array)
+        else:
+            self.hold_again([found])
+        return found
 
     def arrived(self, step: Collective, number: int) -> list[jax.Array]:
         """One array per rank for operand ``number``, or an error that names the rank that does not come."""
@@ -198,26 +245,25 @@ class _Walk:
 
     def loop(self, step: Loop, moved: Sequence[int]) -> None:
         values = [self.values[number] for number in step.operands]
+        for arrays in values:
+            self.hold_again(arrays)
         self.drop(moved)
         while True:
-            carried = [x for arrays in values for x in arrays]
-            self.hold(carried)
+            for arrays in values:
+                self.hold_again(arrays)
             [[holds]] = self.block(step.condition, list(values))
-            self.release(carried)
-            del carried
+            self.release([holds])
             if not self.executor.to_host(holds):
                 break
             values = self.block(step.body, values)
-        for number, arrays in zip(step.results, values, strict=True):
-            self.bind(number, arrays)
+        self.values.update(zip(step.results, values, strict=True))
 
     def branch(self, step: Branch, moved: Sequence[int]) -> None:
         [index] = self.values[step.index]
         chosen = int(self.executor.to_host(index))
         if not 0 <= chosen < len(step.blocks):
             chosen = len(step.blocks) - 1
-        for number, arrays in zip(step.results, self.block(step.blocks[chosen], []), strict=True):
-            self.bind(number, arrays)
+        self.values.update(zip(step.results, self.block(step.blocks[chosen], []), strict=True))
 
 
 _STEPS = {
