@@ -13,7 +13,8 @@ class Layout:
 
     Along dim d shard i (of ``mesh.size(dim_axes[d])``) holds the global rows
     ``[i * local_shape[d], (i + 1) * local_shape[d])``, cut off at ``global_shape[d]``; what lies
-    beyond is padding of no defined value, and a shard may be all padding. A dim without axes is whole.
+    beyond is padding, of no defined value unless the program asks for more (``finite_padding``);
+    a shard may be all padding. A dim without axes is whole.
     """
 
     global_shape: tuple[int, ...]
@@ -25,6 +26,12 @@ class Layout:
     @property
     def is_replicated(self) -> bool:
         return not any(self.dim_axes)
+
+    @property
+    def is_padded(self) -> bool:
+        """Whether some core's block is not full."""
+        sizes = zip(self.global_shape, self.local_shape, self.dim_axes, strict=True)
+        return any(local * self.mesh.size(axes) != whole for whole, local, axes in sizes)
 
     def block(self, rank: int) -> tuple[slice, ...]:
         """The part of the global tensor that ``rank`` holds, without its padding."""

@@ -1,6 +1,6 @@
 """Global arrays cut into the blocks of the cores, and put together again."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import jax
 import ml_dtypes
@@ -10,17 +10,21 @@ from distributed.host_memory import aligned_copy, aligned_empty
 from distributed.layout import Layout
 from kernels.dtypes import dtype as find_dtype
 
-__all__ = ["PlacedValue", "cut", "join"]
+__all__ = ["PlacedValue", "cut", "join", "poison"]
 
 
 class PlacedValue:
     """A value that lives on the ring: one array if all cores hold the same, else one per core.
 
     A donated input is consumed by the run it enters; ``arrays`` raises RuntimeError from then on.
+    ``is_finite_padded`` says that no padding holds NaN or infinity; of a result of a run nobody knows.
     """
 
-    def __init__(self, layout: Layout, arrays: Sequence[jax.Array]) -> None:
+    def __init__(
+        self, layout: Layout, arrays: Sequence[jax.Array], *, is_finite_padded: bool = False
+    ) -> None:
         self.layout = layout
+        self.is_finite_padded = is_finite_padded or not layout.is_padded
         self._arrays: list[jax.Array] | None = list(arrays)
 
     @property
@@ -43,12 +47,23 @@ class PlacedValue:
         arrays, self._arrays = self.arrays, None
         return arrays
 
+    def clear_padding(self, to_device: Callable[[np.ndarray], jax.Array]) -> None:
+        """Fills the padding with zeros, unless it is known to be finite; the value stays the same."""
+        if self.is_finite_padded:
+            return
+        blocks = [np.asarray(array) for array in self.arrays]
+        parts = [block[_inside(self.layout, rank)] for rank, block in enumerate(blocks)]
+        self._arrays = [to_device(_block(self.layout, part, np.zeros((), part.dtype))) for part in parts]
+        self.is_finite_padded = True
 
-def cut(layout: Layout, array: np.ndarray, *, varying: bool, poison: bool, copy: bool) -> list[np.ndarray]:
+
+def cut(
+    layout: Layout, array: np.ndarray, *, varying: bool, copy: bool, padding: np.ndarray | None = None
+) -> list[np.ndarray]:
     """Blocks of a global array, one per rank (one in all where not ``varying``).
 
-    Ranks that hold the same block share one array. Padding is zero, or with ``poison`` NaN (integers:
-    the largest value). Without ``copy`` a block that is the whole array is the caller's own.
+    Ranks that hold the same block share one array. Padding holds the scalar ``padding``, by default zero.
+    Without ``copy`` a block that is the whole array is the caller's own.
 
     Raises ValueError if shape or dtype are not the layout's.
     """
@@ -66,7 +81,7 @@ def cut(layout: Layout, array: np.ndarray, *, varying: bool, poison: bool, copy:
         at = layout.block(rank)
         key = tuple((s.start, s.stop) for s in at)
         if key not in blocks:
-            blocks[key] = _block(layout, array[at], poison)
+            blocks[key] = _block(layout, array[at], np.zeros((), dtype) if padding is None else padding)
         result.append(blocks[key])
     return result
 
@@ -79,21 +94,26 @@ def join(layout: Layout, blocks: Sequence[np.ndarray]) -> np.ndarray:
     for rank in range(layout.mesh.num_ranks):
         at = layout.block(rank)
         block = blocks[rank] if len(blocks) > 1 else blocks[0]
-        result[at] = block[tuple(slice(0, s.stop - s.start) for s in at)]
+        result[at] = block[_inside(layout, rank)]
     return result
 
 
-def _block(layout: Layout, part: np.ndarray, poison: bool) -> np.ndarray:
+def _inside(layout: Layout, rank: int) -> tuple[slice, ...]:
+    """Where in its block ``rank`` has rows of the global array."""
+    return tuple(slice(0, s.stop - s.start) for s in layout.block(rank))
+
+
+def _block(layout: Layout, part: np.ndarray, padding: np.ndarray) -> np.ndarray:
     if part.shape == layout.local_shape:
         return aligned_copy(part)
     result = aligned_empty(layout.local_shape, part.dtype)
-    result[...] = _poison(part.dtype) if poison else np.zeros((), part.dtype)
+    result[...] = padding
     result[tuple(slice(0, size) for size in part.shape)] = part
     return result
 
 
-def _poison(dtype: np.dtype) -> np.ndarray:
-    """What padding holds under poison: NaN, the largest integer, or True."""
+def poison(dtype: np.dtype, *, finite: bool = False) -> np.ndarray:
+    """What shows when padding is read: NaN (where it must be ``finite`` 16), the largest integer, or True."""
     if dtype.kind in "iu":
         return np.array(np.iinfo(dtype).max, dtype)
     if dtype.kind == "b":
@@ -101,4 +121,4 @@ def _poison(dtype: np.dtype) -> np.ndarray:
     try:
         return np.array(ml_dtypes.iinfo(dtype).max, dtype)
     except ValueError:
-        return np.array(np.nan).astype(dtype)
+        return np.array(16 if finite else np.nan).astype(dtype)

@@ -114,6 +114,7 @@ class Program:
 
     ``layouts`` say how global inputs are cut and outputs put together, in the order of ``main``'s
     arguments and results. ``aliases`` are (output index, input index) pairs in the same memory.
+    ``finite_padding`` are inputs whose padding must hold finite numbers: products multiply it by zero.
     """
 
     name: str
@@ -124,3 +125,4 @@ class Program:
     input_layouts: tuple[Layout, ...]
     output_layouts: tuple[Layout, ...]
     aliases: tuple[tuple[int, int], ...] = ()
+    finite_padding: tuple[int, ...] = ()

@@ -26,7 +26,8 @@ def program_text(program: Program) -> str:
         for index, (number, layout) in enumerate(zip(ids, layouts, strict=True)):
             shape = "x".join(str(d) for d in layout.global_shape) or "scalar"
             cut = "replicated" if layout.is_replicated else f"cut by {_axes(layout.dim_axes)}"
-            lines.append(f"{_INDENT}{kind} {index} = %{number}: global {shape} {layout.dtype} {cut}")
+            finite = ", padding finite" if kind == "input" and index in program.finite_padding else ""
+            lines.append(f"{_INDENT}{kind} {index} = %{number}: global {shape} {layout.dtype} {cut}{finite}")
     for output, source in program.aliases:
         lines.append(f"{_INDENT}output {output} lies in the memory of input {source}")
     lines += printer.block("main", program.main, "")

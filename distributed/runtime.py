@@ -9,7 +9,7 @@ import numpy as np
 from distributed import collectives
 from distributed.executor import Executable, Executor
 from distributed.liveness import Deaths, deaths
-from distributed.placement import PlacedValue, cut, join
+from distributed.placement import PlacedValue, cut, join, poison
 from distributed.program import Block, Branch, Collective, Launch, Loop, Program
 
 __all__ = ["RankMissingError", "Runtime"]
@@ -31,8 +31,8 @@ class Runtime:
     Args:
       program: what to run.
       executor: compiles and runs the segments; programs that share one share equal segments.
-      poison: fill the padding of uneven shards with NaN (integers: their maximum) instead of zeros, so
-        that whatever reads padding shows.
+      poison: fill the padding of uneven shards with what shows when it is read (``placement.poison``)
+        instead of zeros.
     """
 
     def __init__(self, program: Program, executor: Executor, *, poison: bool = False) -> None:
@@ -61,9 +61,12 @@ class Runtime:
         layout = self.program.input_layouts[index]
         varying = self._buffers[self.program.main.arguments[index]].varying
         copy = not isinstance(array, jax.Array) or index in self._donated
-        blocks = cut(layout, np.asarray(array), varying=varying, poison=self._poison, copy=copy)
+        host, finite = np.asarray(array), index in self.program.finite_padding
+        padding = poison(host.dtype, finite=finite) if self._poison else None
+        blocks = cut(layout, host, varying=varying, copy=copy, padding=padding)
         placed = {id(block): self._executor.to_device(block) for block in blocks}
-        return PlacedValue(layout, [placed[id(block)] for block in blocks])
+        arrays = [placed[id(block)] for block in blocks]
+        return PlacedValue(layout, arrays, is_finite_padded=finite or not self._poison)
 
     def run(self, inputs: Sequence[PlacedValue]) -> list[PlacedValue]:
         """Runs the program on placed inputs; its outputs stay on the cores.
@@ -72,6 +75,8 @@ class Runtime:
         an earlier run consumed, RankMissingError for a collective that some rank does not reach.
         """
         self._check(inputs)
+        for index in self.program.finite_padding:
+            inputs[index].clear_padding(self._executor.to_device)
         executables = self._executor.load_all(self.program.segments)
         walk = _Walk(self.program, self._executor, executables, self._deaths, self._kept, self._ranks)
         kept = {id(value) for index, value in enumerate(inputs) if index not in self._donated}

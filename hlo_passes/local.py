@@ -8,7 +8,7 @@ from hlo_passes.ir import func, ir
 from hlo_passes.ops import tensor
 from kernels.errors import CompileError
 
-__all__ = ["argument_layouts", "donations", "mesh", "num_ranks", "result_layouts"]
+__all__ = ["argument_layouts", "donations", "finite_padding", "mesh", "num_ranks", "result_layouts"]
 
 
 def num_ranks(module: ir.Module) -> int:
@@ -49,6 +49,12 @@ def donations(function: func.FuncOp) -> tuple[tuple[int | None, int], ...]:
         elif "jax.buffer_donor" in attributes:
             found.append((None, number))
     return tuple(found)
+
+
+def finite_padding(function: func.FuncOp) -> tuple[int, ...]:
+    """The arguments whose padding products multiply by zero instead of masking it."""
+    given = _attributes(function, "arg_attrs", len(function.type.inputs))
+    return tuple(number for number, attributes in enumerate(given) if "neuron.finite_padding" in attributes)
 
 
 def _attributes(function: func.FuncOp, key: str, count: int) -> list[dict[str, ir.Attribute]]:

@@ -5,9 +5,9 @@ from collections import Counter
 from distributed.events import Timeline
 from distributed.layout import Layout
 from distributed.program import Program
-from hlo_passes.ir import ir, parse
+from hlo_passes.ir import ir
 from hlo_passes.notes import notes
-from neuronx.driver import Artifacts
+from kernels.work import Tensor
 
 __all__ = ["explain"]
 
@@ -19,16 +19,21 @@ _PRICES = (
 )
 
 
-def explain(artifacts: Artifacts, timeline: Timeline) -> str:
-    """The account of one compilation: shardings, prices, collectives and notes."""
-    local = parse(artifacts.levels["local"])
+def explain(module: ir.Module, program: Program, timeline: Timeline) -> str:
+    """The account of one compilation: shardings, prices, collectives and notes.
+
+    Args:
+      module: at any level from LOCAL on.
+      program: what became of it.
+      timeline: of ``program``.
+    """
+    prices = "prices of plans (ops and collectives one after the other; exe.profile() overlaps them)"
     sections = {
-        "arguments": _arguments(artifacts.program),
-        "prices of plans (ops and collectives one after the other; exe.profile() overlaps them)": _prices(
-            local
-        ),
+        "arguments": _arguments(program),
+        "padding of uneven arguments": _padding(program, timeline.bandwidth_bytes_per_s),
+        prices: _prices(module),
         "collectives": _collectives(timeline),
-        "notes": [f"- {note}" for note in notes(local)] or ["nothing was given up"],
+        "notes": [f"- {note}" for note in notes(module)] or ["nothing was given up"],
     }
     return "\n".join(
         f"{title}\n" + "".join(f"  {line}\n" for line in lines) for title, lines in sections.items()
@@ -50,8 +55,24 @@ def _layout(layout: Layout) -> str:
     return f"{layout.dtype}[{dims}]: " + ("whole" if layout.is_replicated else f"[{held}] a core")
 
 
-def _prices(local: ir.Module) -> list[str]:
-    attributes = local.operation.attributes
+def _padding(program: Program, bandwidth_bytes_per_s: float) -> list[str]:
+    """What the fullest core holds of each uneven argument beyond an even share, and the time to read it."""
+    extra: Counter[Layout] = Counter()
+    for layout in filter(lambda layout: layout.is_padded, program.input_layouts):
+        held = Tensor(shape=layout.local_shape, dtype=layout.dtype).size_bytes
+        whole = Tensor(shape=layout.global_shape, dtype=layout.dtype).size_bytes
+        extra[layout] += held - whole // layout.mesh.size(
+            tuple(axis for axes in layout.dim_axes for axis in axes)
+        )
+    if not extra:
+        return ["none"]
+    read_s = extra.total() / bandwidth_bytes_per_s
+    lines = [f"{size:12d} B a core  {_layout(layout)}" for layout, size in extra.most_common()]
+    return [*lines, f"{extra.total()} B a core in all, {read_s * 1e3:.3f} ms to read them once"]
+
+
+def _prices(module: ir.Module) -> list[str]:
+    attributes = module.operation.attributes
     if "neuron.plan" not in attributes:
         return ["nothing was planned: the shardings are yours, or there is one core"]
     plan = attributes["neuron.plan"]

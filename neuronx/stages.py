@@ -15,6 +15,7 @@ from distributed.placement import PlacedValue
 from distributed.program import Program
 from distributed.runtime import Runtime
 from distributed.timeline import Timeline, time_program
+from hlo_passes.ir import parse
 from kernels.dtypes import dtype as find_dtype
 from kernels.errors import CompileError
 from kernels.hardware import load_instance
@@ -138,7 +139,8 @@ class Compiled:
 
     def explain(self) -> str:
         """The sharding of each argument, what plans cost, every collective, and what was given up and why."""
-        return explain(self._artifacts, self._timeline)
+        module = parse(self._artifacts.levels["planned"])
+        return explain(module, self._artifacts.program, self._timeline)
 
     @property
     def weights(self) -> tuple[Any, ...]:

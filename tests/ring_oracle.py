@@ -10,9 +10,10 @@ import numpy as np
 from oracles import run_local_on_xla
 
 from distributed.layout import Layout
+from distributed.placement import poison
 from hlo_passes import canonicalize, shard
 from hlo_passes.ir import ir, main, parse
-from hlo_passes.local import argument_layouts, result_layouts
+from hlo_passes.local import argument_layouts, finite_padding, result_layouts
 from kernels.dtypes import dtype as find_dtype
 
 __all__ = ["assemble", "collectives", "cut", "lower", "run_sharded", "shard_function"]
@@ -45,8 +46,13 @@ def run_sharded(module: ir.Module, arguments: Any, tp: int) -> list[np.ndarray]:
         np.asarray(leaf).astype(find_dtype(layout.dtype).numpy)
         for leaf, layout in zip(jax.tree.leaves(arguments), layouts, strict=True)
     ]
+    finite = finite_padding(function)
     inputs = [
-        [cut(leaf, layout, rank) for leaf, layout in zip(leaves, layouts, strict=True)] for rank in range(tp)
+        [
+            cut(leaf, lay, rank, finite=n in finite)
+            for n, (leaf, lay) in enumerate(zip(leaves, layouts, strict=True))
+        ]
+        for rank in range(tp)
     ]
     by_rank = run_local_on_xla(str(module), inputs)
     outputs = result_layouts(module, function)
@@ -55,18 +61,12 @@ def run_sharded(module: ir.Module, arguments: Any, tp: int) -> list[np.ndarray]:
     ]
 
 
-def cut(array: np.ndarray, layout: Layout, rank: int) -> np.ndarray:
-    """The block of ``rank``; padding is NaN, True or a huge integer, so that whatever reads it shows."""
-    block = np.full(layout.local_shape, _poison(array.dtype), array.dtype)
+def cut(array: np.ndarray, layout: Layout, rank: int, *, finite: bool = False) -> np.ndarray:
+    """The block of ``rank``; its padding (NaN where it need not be ``finite``) shows when it is read."""
+    block = np.full(layout.local_shape, poison(array.dtype, finite=finite), array.dtype)
     part = array[layout.block(rank)]
     block[tuple(slice(0, size) for size in part.shape)] = part
     return block
-
-
-def _poison(dtype: np.dtype) -> Any:
-    if dtype.kind == "b":
-        return True
-    return np.iinfo(dtype).max // 3 if np.issubdtype(dtype, np.integer) else np.nan
 
 
 def assemble(shards: Sequence[np.ndarray], layout: Layout) -> np.ndarray:

@@ -158,6 +158,16 @@ def test_opt_prints_the_program(tmp_path: Path, capsys: pytest.CaptureFixture[st
     assert "on 2 cores" in capsys.readouterr().out
 
 
+def test_opt_explains(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    text = "func.func @main(%a: tensor<4xf32>) -> tensor<4xf32> { return %a : tensor<4xf32> }"
+    (file,) = _write(tmp_path, f=text)
+    assert _call("opt", "--explain", "-p", "canonicalize,shard{tp=2},fuse,plan_memory,schedule", file) == 0
+    out = capsys.readouterr().out
+    assert "prices of plans" in out and "collectives" in out and "program @" not in out
+    assert _call("opt", "--explain", "-p", "canonicalize", file) == 2
+    assert "let schedule be the last pass" in capsys.readouterr().err
+
+
 def test_opt_writes_dumps(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("NEURONX_DUMP", str(tmp_path / "dump"))
     monkeypatch.setenv("NEURONX_DEBUG", "1")

@@ -44,3 +44,15 @@ def test_says_what_was_given_up():
 def test_one_core_has_nothing_to_say():
     text = compiled(mlp, (4, 8), (8, 16), (16, 8), tp_degree=1).explain()
     assert "nothing was planned" in text and "none" in text and "nothing was given up" in text
+
+
+def test_says_what_padding_costs():
+    """7 columns over 4 cores are 2 a core, so each weight takes 2/7 where 1/4 would do: 24 floats more."""
+    text = compiled(mlp, (4, 96), (96, 7), (7, 96), tp_degree=4).explain()
+    assert "96 B a core  f32[96, 7 over tp]: [96, 2] a core" in text
+    assert "96 B a core  f32[7 over tp, 96]: [2, 96] a core" in text
+    assert "192 B a core in all" in text
+    assert (
+        "padding of uneven arguments\n  none"
+        in compiled(mlp, (4, 8), (8, 16), (16, 8), tp_degree=4).explain()
+    )

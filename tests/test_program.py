@@ -11,7 +11,7 @@ from ring_programs import Builder, elementwise_work
 from distributed.layout import Layout
 from distributed.liveness import deaths
 from distributed.mesh import Mesh
-from distributed.placement import cut, join
+from distributed.placement import cut, join, poison
 from distributed.program_text import program_text
 from kernels.dtypes import dtype as find_dtype
 
@@ -38,10 +38,10 @@ def layouts(draw):
     )
 
 
-@given(layouts(), st.booleans())
-def test_cut_then_join_is_the_array(layout, poison):
+@given(layouts(), st.sampled_from((None, np.float32(np.nan))))
+def test_cut_then_join_is_the_array(layout, padding):
     array = np.random.default_rng().normal(size=layout.global_shape).astype(np.float32)
-    blocks = cut(layout, array, varying=True, poison=poison, copy=True)
+    blocks = cut(layout, array, varying=True, copy=True, padding=padding)
     assert {block.shape for block in blocks} == {layout.local_shape}
     np.testing.assert_array_equal(join(layout, blocks), array)
 
@@ -50,7 +50,7 @@ def test_cut_then_join_is_the_array(layout, poison):
 def test_blocks_are_numpys_own(layout):
     """Each rank's block is what np.pad and np.split along every dim give for its coordinates."""
     array = np.arange(np.prod(layout.global_shape), dtype=np.float32).reshape(layout.global_shape) + 1
-    blocks = cut(layout, array, varying=True, poison=False, copy=True)
+    blocks = cut(layout, array, varying=True, copy=True)
     for rank in range(layout.mesh.num_ranks):
         expected = array
         for dim, axes in enumerate(layout.dim_axes):
@@ -143,7 +143,7 @@ def test_poison_is_nan_or_the_largest(dtype):
         global_shape=(3,), local_shape=(2,), dtype=dtype, mesh=Mesh(axes=(("tp", 2),)), dim_axes=(("tp",),)
     )
     kind = find_dtype(dtype).numpy
-    padding = cut(layout, np.ones(3, kind), varying=True, poison=True, copy=True)[1][1]
+    padding = cut(layout, np.ones(3, kind), varying=True, copy=True, padding=poison(kind))[1][1]
     if dtype in ("bf16", "f8E4M3", "complex<f32>"):
         assert np.isnan(padding.astype(np.complex64))
     else:

@@ -250,7 +250,7 @@ def test_partly_replicated_input_shares_its_blocks():
     """Cut over one of two mesh axes: ranks along the other hold the same array, not a copy."""
     mesh = Mesh(axes=(("dp", 2), ("tp", 3)))
     layout = Layout(global_shape=(9,), local_shape=(3,), dtype="f32", mesh=mesh, dim_axes=(("tp",),))
-    blocks = cut(layout, np.arange(9, dtype=np.float32), varying=True, poison=False, copy=True)
+    blocks = cut(layout, np.arange(9, dtype=np.float32), varying=True, copy=True)
     assert [blocks[r] is blocks[r + 3] for r in range(3)] == [True] * 3
     np.testing.assert_array_equal(blocks[4], [3, 4, 5])
 

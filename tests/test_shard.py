@@ -1,5 +1,7 @@
 """Pass shard against unsharded jax.jit: the plan, the user's own shardings, control flow, uneven shards."""
 
+import re
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -8,9 +10,10 @@ from jax.sharding import AbstractMesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 from ring_oracle import collectives, lower, run_sharded, shard_function
 
+import neuronx
 from hlo_passes import shard
 from hlo_passes.ir import main
-from hlo_passes.local import argument_layouts
+from hlo_passes.local import argument_layouts, finite_padding
 from kernels.errors import CompileError
 
 
@@ -371,3 +374,27 @@ def test_a_mesh_of_another_size_is_refused():
     module = lower(lambda x: x, with_shardings((normal(8),), (P("tp"),), MESH))
     with pytest.raises(CompileError, match="expected one mesh of 8 cores"):
         shard.run(module, shard.Options(tp=8))
+
+
+def test_the_padding_of_a_placed_weight_is_not_masked():
+    """Only the activation's is: the weight's is finite, which the program asks of the runtime."""
+    arguments = (normal(3, 24), normal(24, 7), normal(7, 24))
+    module = check(lambda x, up, down: jnp.tanh(x @ up) @ down, arguments, 4)
+    assert re.findall(r"stablehlo\.select .*, tensor<(\w+)xf32>", str(module)) == ["3x2"]
+    assert finite_padding(main(module)) == (2,)
+
+
+def test_a_donated_weight_may_leave_nan_in_its_padding():
+    """0 / 0 there: the step masks what it is given back, and the runtime clears it for the next program."""
+    x, up, down = normal(3, 24), normal(24, 7), 1 + np.abs(normal(7, 24))
+    mlp = lambda x, up, down: jnp.tanh(x @ up) @ down  # noqa: E731
+    step = lambda x, up, down: (mlp(x, up, down), 2 * down / down)  # noqa: E731
+    assert finite_padding(main(shard_function(step, (x, up, down), 4, donate_argnums=2))) == ()
+    first = neuronx.compile(step, tp_degree=4, donate_argnums=2).lower(x, up, down).compile()
+    second = neuronx.compile(mlp, tp_degree=4).lower(x, up, down).compile()
+    placed = first.device_put(x, up, down)
+    _, twos = first(*placed)
+    assert any(np.isnan(np.asarray(block)).any() for block in twos.placed.arrays)
+    np.testing.assert_allclose(second(x, up, twos), mlp(x, up, np.full_like(down, 2)), rtol=1e-5, atol=1e-5)
+    got, _ = first(x, up, twos)
+    np.testing.assert_allclose(got, mlp(x, up, np.full_like(down, 2)), rtol=1e-5, atol=1e-5)

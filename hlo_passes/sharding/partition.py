@@ -8,10 +8,12 @@ from dataclasses import dataclass, field
 
 from distributed.mesh import Mesh
 from hlo_passes.ir import func, ir
+from hlo_passes.local import donations
 from hlo_passes.sharding.emit import Emitter
 from hlo_passes.sharding.local_sizes import LOCAL_SIZES
 from hlo_passes.sharding.notes import element_bytes, gather_note, reshard_note, whole_note
-from hlo_passes.sharding.reductions import all_reducer, combine_parts, padding_fill
+from hlo_passes.sharding.padding import finite_argument, padding_fill
+from hlo_passes.sharding.reductions import all_reducer, combine_parts
 from hlo_passes.sharding.reshard import reshard
 from hlo_passes.sharding.rules import RULE, OpRule
 from hlo_passes.sharding.spec import Sharding, layout_attributes, mesh_attribute
@@ -73,6 +75,8 @@ class Partitioner:
         self.env: dict[ir.Value, tuple[ir.Value, Sharding]] = {}
         self.notes: list[str] = []
         self.manual_depth = 0
+        self._donated = frozenset(argument for _, argument in donations(function))
+        self._finite_padding: set[int] = set()
         self._reader: ir.Operation | None = None
         self._reader_is_noted = False
         self._handlers = handlers
@@ -236,11 +240,8 @@ class Partitioner:
         operands = []
         for number, (value, dims) in enumerate(zip(op.operands, rule.operands, strict=True)):
             sharding = choice.sharding(shape_of(value), dims, rule)
-            local = operand(number, value, sharding) if operand else self.use(value, sharding)
-            for dim, factors in enumerate(dims):
-                if factors and factors[0] in rule.reductions and sharding.axes[dim]:
-                    local = self._mask(op, number, local, dim, sharding)
-            operands.append(local)
+            operands.append(operand(number, value, sharding) if operand else self.use(value, sharding))
+        self._mask(op, rule, choice, operands)
         shardings = [
             result(choice.sharding(shape_of(v), d, rule))
             for v, d in zip(op.results, rule.results, strict=True)
@@ -253,14 +254,26 @@ class Partitioner:
             narrowed = combine_parts(self.emit, self.env, op, new, reduced)
             self.done |= {narrowed} if narrowed else set()
 
-    def _mask(self, op: ir.Operation, number: int, local: ir.Value, dim: int, sharding: Sharding) -> ir.Value:
-        """Fills the padding of a reduced dim of operand ``number`` with what the reduction ignores."""
-        size, axes = shape_of(op.operands[number])[dim], sharding.axes[dim]
-        if sharding.local[dim] * self.targets.mesh.size(axes) == size:
-            return local
-        fill = padding_fill(op, number)
-        scalar = self.emit.zero(local.type.element_type) if fill is None else self.whole(fill)
-        return self.emit.fill_padding(local, dim, axes, size, scalar)
+    def _mask(self, op: ir.Operation, rule: OpRule, choice: Choice, operands: list[ir.Value]) -> None:
+        """Fills the padding of reduced dims with what the reduction ignores.
+
+        A weight keeps the padding it was placed with: all that is asked of it is to be finite, because
+        the other operand of the product has zeros there.
+        """
+        kept, argument = finite_argument(op, operands, self._donated)
+        for number, (value, dims) in enumerate(zip(op.operands, rule.operands, strict=True)):
+            sharding, shape = choice.sharding(shape_of(value), dims, rule), shape_of(value)
+            for dim, (axes, factors) in enumerate(zip(sharding.axes, dims, strict=True)):
+                even = sharding.local[dim] * self.targets.mesh.size(axes) == shape[dim]
+                if even or not axes or factors[0] not in rule.reductions:
+                    continue
+                if number == kept:
+                    self._finite_padding.add(argument)
+                    continue
+                fill = padding_fill(op, number)
+                local = operands[number]
+                scalar = self.emit.zero(local.type.element_type) if fill is None else self.whole(fill)
+                operands[number] = self.emit.fill_padding(local, dim, axes, shape[dim], scalar)
 
     def emit_op(
         self, op: ir.Operation, operands: Sequence[ir.Value], shardings: Sequence[Sharding]
@@ -354,6 +367,8 @@ class Partitioner:
         if "arg_attrs" in self.function.attributes:
             given = self.function.arg_attrs[number]
             attributes |= {name: given[name] for name in _KEPT_ARGUMENT_ATTRIBUTES if name in given}
+        if number in self._finite_padding:
+            attributes["neuron.finite_padding"] = ir.UnitAttr.get()
         return ir.DictAttr.get(attributes)
 
 

@@ -1,5 +1,6 @@
 """The integer program of a plan: which classes to shard so that the most seconds are saved."""
 
+import math
 from collections import defaultdict
 from collections.abc import Iterable, Set
 from dataclasses import dataclass, field, replace
@@ -41,12 +42,13 @@ class Problem:
 
     def step_s(self, chosen: Set[Class]) -> float:
         """Seconds of all ops and collectives under a plan, one after the other."""
-        moved_s = sum(price for (a, b), price in self.cuts.items() if a in chosen and b not in chosen)
-        return self.whole_s - sum(self.gain_s[name] for name in chosen) + moved_s
+        moved = [price for (a, b), price in self.cuts.items() if a in chosen and b not in chosen]
+        # A set has no order of its own: fsum's result does not depend on one.
+        return self.whole_s - math.fsum(self.gain_s[name] for name in chosen) + math.fsum(moved)
 
     def value_s(self, chosen: Set[Class]) -> float:
         """What a plan is worth in all: what it saves, and its bonus."""
-        return self.whole_s - self.step_s(chosen) + sum(self.bonus_s[name] for name in chosen)
+        return self.whole_s - self.step_s(chosen) + math.fsum(self.bonus_s[name] for name in chosen)
 
     def without_cuts(self) -> "_Joined":
         """The same with a value and its views sharded alike."""

@@ -4,7 +4,7 @@ from hlo_passes.ir import ir
 from hlo_passes.sharding.emit import Emitter
 from hlo_passes.sharding.spec import Sharding
 
-__all__ = ["all_reducer", "combine_parts", "padding_fill", "simple_reducer", "splat"]
+__all__ = ["all_reducer", "combine_parts", "simple_reducer", "splat"]
 
 Env = dict[ir.Value, tuple[ir.Value, Sharding]]
 
@@ -89,11 +89,6 @@ def splat(owner: ir.Operation | ir.Block) -> complex | None:
         return complex(float(real), float(imaginary)) if imaginary else float(real)
     except ValueError:
         return None
-
-
-def padding_fill(op: ir.Operation, number: int) -> ir.Value | None:
-    """The (global) scalar that padding of operand ``number`` must hold along a reduced dim; None is zero."""
-    return op.operands[number + len(op.results)] if op.name == "stablehlo.reduce" else None
 
 
 def combine_parts(

@@ -4,11 +4,15 @@ import argparse
 import sys
 from pathlib import Path
 
+from distributed.program import Program
 from distributed.program_text import program_text
+from distributed.timeline import time_program
 from hlo_passes.ir import ir, parse
-from hlo_passes.pipeline import PASSES, Debug, parse_pipeline, run_pipeline
+from hlo_passes.pipeline import PASSES, Debug, Stage, parse_pipeline, run_pipeline
 from kernels.errors import CompileError
+from kernels.hardware import load_instance
 from neuronx.environment import environment
+from neuronx.explain import explain
 
 __all__ = ["HELP", "NAME", "add_arguments", "main"]
 
@@ -24,6 +28,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         required=True,
         help=f"passes in order, as 'canonicalize,shard{{tp=4}},fuse'; there is {names}",
     )
+    parser.add_argument(
+        "--explain",
+        action="store_true",
+        help="print the plan, its prices, collectives and what was given up; the last pass is schedule",
+    )
     parser.add_argument("file", help="a .mlir file, or - for standard input")
 
 
@@ -32,8 +41,17 @@ def main(args: argparse.Namespace) -> int:
     module = _read(args.file)
     asked = environment()
     program = run_pipeline(module, stages, debug=Debug(check_levels=asked.debug > 0, dump_dir=asked.dump))
-    print(module if program is None else program_text(program))
+    if args.explain:
+        print(_explained(module, program, stages[-1]))
+    else:
+        print(module if program is None else program_text(program))
     return 0
+
+
+def _explained(module: ir.Module, program: Program | None, last: Stage) -> str:
+    if program is None:
+        raise CompileError("--explain needs the program", fix="let schedule be the last pass")
+    return explain(module, program, time_program(program, load_instance(last.options.instance)))
 
 
 def _read(name: str) -> ir.Module:
