@@ -14,6 +14,7 @@ from hlo_passes import (
     combine_collectives,
     fuse,
     hoist,
+    order,
     overlap,
     plan_memory,
     reassociate,
@@ -57,6 +58,8 @@ PASSES: tuple[Pass, ...] = (
     Pass(name="combine_collectives", code=combine_collectives, leaves="local"),
     # After the collectives are final, for they are where kernels must end.
     Pass(name="fuse", code=fuse, leaves="fused"),
+    # After fuse, whose kernels it moves, and before the plan, which gives memory to values in their order.
+    Pass(name="order", code=order, leaves="fused"),
     # After fuse: what stays inside a kernel needs no place in HBM.
     Pass(name="plan_memory", code=plan_memory, leaves="planned"),
     # Last: reads all of the above into the program that the ring runs and the clock times.

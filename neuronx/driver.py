@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from distributed.device_memory import DeviceMemory, check_fits
 from distributed.program import Program
 from distributed.program_text import program_text
-from hlo_passes import autocast, overlap, schedule, shard
+from hlo_passes import autocast, order, overlap, schedule, shard
 from hlo_passes.ir import ir, parse
 from hlo_passes.pipeline import PASSES, Debug, Stage, default_pipeline, run_pipeline
 from hlo_passes.spec import unknown
@@ -135,6 +135,7 @@ def compile_module(module: ir.Module, options: CompileOptions, *, weights: Colle
             autocast=autocast.Options(mode=options.auto_cast, type=options.auto_cast_type),
             shard=shard.Options(tp=options.tp_degree, instance=options.instance),
             overlap=overlap.Options(instance=options.instance),
+            order=order.Options(instance=options.instance, era=options.era),
             schedule=schedule.Options(instance=options.instance),
         ),
         debug=Debug(check_levels=asked.debug > 0, dump_dir=asked.dump),

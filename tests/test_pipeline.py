@@ -37,7 +37,7 @@ def test_the_order() -> None:
     names = [row.name for row in PASSES]
     wanted = (
         "canonicalize", "autocast", "shard", "reassociate", "scatter_reductions", "hoist",
-        "overlap", "combine_collectives", "fuse", "plan_memory", "schedule",
+        "overlap", "combine_collectives", "fuse", "order", "plan_memory", "schedule",
     )  # fmt: skip
     assert tuple(names) == wanted
 
