@@ -1,7 +1,7 @@
 """Which dims of which values must be sharded alike: union-find over the factors of a whole program."""
 
 import math
-from collections.abc import Hashable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 from hlo_passes.ir import ir
@@ -19,8 +19,11 @@ _RELAYOUTS = frozenset(
     f"stablehlo.{name}" for name in ("broadcast_in_dim", "concatenate", "convert", "reshape", "transpose")
 )
 
-Node = tuple[Hashable, int]
+Node = int
+"""One dim of one value, or of a product's view of it."""
+
 Class = Node
+"""A class is named by one of its dims."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,9 +55,12 @@ class DimClasses:
     """
 
     def __init__(self, function: ir.Operation) -> None:
-        self._parent: dict[Node, Node] = {}
-        self._tile_parent: dict[Node, Node] = {}
-        self._tiles: dict[Node, int] = {}
+        self._parent: list[Node] = []
+        self._tile_parent: list[Node] = []
+        self._tiles: list[int] = []
+        # The nodes of a value's dims follow upon one another.
+        self._first: dict[ir.Value | View, Node] = {}
+        self._heads: dict[ir.Operation, tuple[tuple[int, Node], ...]] = {}
         self.rules: dict[ir.Operation, OpRule | None] = {}
         self.ops: list[ir.Operation] = []
         self.repeats: dict[ir.Operation, int] = {}
@@ -65,33 +71,40 @@ class DimClasses:
 
     def class_of(self, source: ir.Value | View, dim: int) -> Class:
         """The class of one dim, named by its representative."""
-        node = (source, dim)
-        if node not in self._parent:
-            self._parent[node] = self._tile_parent[node] = node
-            value = source.value if isinstance(source, View) else source
-            self._tiles[node] = value.type.shape[dim]
-        return _find(self._parent, node)
+        return _find(self._parent, self._node(source, dim))
 
     def tiles(self, name: Class) -> int:
         return self._tiles[_find(self._tile_parent, name)]
 
-    def sources(self, op: ir.Operation) -> Iterator[ir.Value | View]:
+    def factor_classes(self, op: ir.Operation) -> list[tuple[int, Class]]:
+        """(factor, class) for every factor of ``op`` that heads some dim."""
+        if self.rules[op] is None:
+            return []
+        if op not in self._heads:
+            self._heads[op] = tuple(self._find_heads(op, self.rules[op]))
+        return list(dict.fromkeys((factor, _find(self._parent, node)) for factor, node in self._heads[op]))
+
+    def _node(self, source: ir.Value | View, dim: int) -> Node:
+        first = self._first.get(source)
+        if first is None:
+            first = self._first[source] = len(self._parent)
+            shape = (source.value if isinstance(source, View) else source).type.shape
+            self._parent += range(first, first + len(shape))
+            self._tile_parent += range(first, first + len(shape))
+            self._tiles += shape
+        return first + dim
+
+    def _sources(self, op: ir.Operation) -> Iterator[ir.Value | View]:
         """The operands of ``op`` as it takes them, then its results."""
         for number, value in enumerate(op.operands):
             yield View(op=op, number=number) if self._is_viewed(op, value) else value
         yield from (View(op=op, number=None),) if op.name in PRODUCTS else op.results
 
-    def factor_classes(self, op: ir.Operation) -> Iterator[tuple[int, Class]]:
-        """(factor, class) for every factor of ``op`` that heads some dim."""
-        rule = self.rules[op]
-        if rule is None:
-            return
-        seen = set()
-        for source, dims in zip(self.sources(op), rule.tensors, strict=True):
+    def _find_heads(self, op: ir.Operation, rule: OpRule) -> Iterator[tuple[int, Node]]:
+        for source, dims in zip(self._sources(op), rule.tensors, strict=True):
             for dim, factors in enumerate(dims):
-                if factors and (factors[0], self.class_of(source, dim)) not in seen:
-                    seen.add((factors[0], self.class_of(source, dim)))
-                    yield factors[0], self.class_of(source, dim)
+                if factors:
+                    yield factors[0], self._node(source, dim)
 
     def _add_block(self, block: ir.Block, repeats: int) -> None:
         for view in block.operations:
@@ -112,18 +125,22 @@ class DimClasses:
 
     def _add_op(self, op: ir.Operation, rule: OpRule) -> None:
         homes: dict[int, Node] = {}
-        for source, dims in zip(self.sources(op), rule.tensors, strict=True):
+        heads: list[tuple[int, Node]] = []
+        for source, dims in zip(self._sources(op), rule.tensors, strict=True):
             if isinstance(source, View):
                 self._add_view(source)
             for dim, factors in enumerate(dims):
-                node = self.class_of(source, dim)
+                node = self._node(source, dim)
                 if not factors:
                     self._limit_tiles(node, 1)  # corresponds to nothing: a convolution's window, say
-                if not factors or factors[0] in rule.blocked:
                     continue
                 factor = factors[0]
+                heads.append((factor, node))
+                if factor in rule.blocked:
+                    continue
                 self._limit_tiles(node, rule.sizes[factor])
                 homes[factor] = self._unite(homes[factor], node) if factor in homes else node
+        self._heads[op] = tuple(heads)
 
     def _is_viewed(self, op: ir.Operation, value: ir.Value) -> bool:
         """Products view what is computed; an argument for them alone may as well lie as it is taken."""
@@ -137,7 +154,7 @@ class DimClasses:
     def _add_view(self, view: View) -> None:
         self.views.append(view)
         for dim in range(view.value.type.rank):
-            self._unite_tiles(self.class_of(view, dim), self.class_of(view.value, dim))
+            self._unite_tiles(self._node(view, dim), self._node(view.value, dim))
 
     def _add_loop(self, op: ir.Operation, repeats: int) -> None:
         # A loop of unknown length counts once: more would be a guess.
@@ -159,7 +176,7 @@ class DimClasses:
     def _unite_values(self, left: ir.Value, right: ir.Value) -> None:
         if isinstance(left.type, ir.RankedTensorType):
             for dim in range(left.type.rank):
-                self._unite(self.class_of(left, dim), self.class_of(right, dim))
+                self._unite(self._node(left, dim), self._node(right, dim))
 
     def _unite(self, left: Node, right: Node) -> Node:
         left, right = _find(self._parent, left), _find(self._parent, right)
@@ -204,8 +221,7 @@ def _is_invariant(loop: ir.Operation, number: int) -> bool:
     return list(body.operations)[-1].operands[number] == body.arguments[number]
 
 
-def _find(parent: dict[Node, Node], node: Node) -> Node:
-    while parent[node] != node:
-        parent[node] = parent[parent[node]]
-        node = parent[node]
+def _find(parent: list[Node], node: Node) -> Node:
+    while (up := parent[node]) != node:
+        parent[node] = node = parent[up]
     return node
