@@ -8,6 +8,7 @@ if TYPE_CHECKING:
     from neuronx import lazy
     from neuronx.api import compile
     from neuronx.arrays import RingArray
+    from neuronx.bisection import Bisection, bisect
     from neuronx.container import SavedFileError
     from neuronx.function import Function
     from neuronx.lazy.debugging import NumericsError, debug
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
     from neuronx.stages import Compiled, Lowered
 
 __all__ = [
+    "Bisection",
     "CompileError",
     "Compiled",
     "Function",
@@ -28,6 +30,7 @@ __all__ = [
     "Profile",
     "RingArray",
     "SavedFileError",
+    "bisect",
     "compile",
     "debug",
     "lazy",
@@ -37,6 +40,7 @@ __all__ = [
 
 # Loaded at first use: verbs that need no compiler (``neuronx hw``) start without importing JAX.
 _HOMES = {
+    "Bisection": "neuronx.bisection",
     "CompileError": "kernels.errors",
     "Compiled": "neuronx.stages",
     "Function": "neuronx.function",
@@ -47,6 +51,7 @@ _HOMES = {
     "Profile": "neuronx.profile",
     "RingArray": "neuronx.arrays",
     "SavedFileError": "neuronx.container",
+    "bisect": "neuronx.bisection",
     "compile": "neuronx.api",
     "debug": "neuronx.lazy.debugging",
     "load": "neuronx.loading",

@@ -27,6 +27,7 @@ __all__ = [
     "CompileOptions",
     "compile_module",
     "copy_module",
+    "pipeline_for",
 ]
 
 DEFAULT_INSTANCE = "inf2.48xlarge"
@@ -131,19 +132,24 @@ def compile_module(module: ir.Module, options: CompileOptions, *, weights: Colle
 
     program = run_pipeline(
         module,
-        default_pipeline(
-            autocast=autocast.Options(mode=options.auto_cast, type=options.auto_cast_type),
-            shard=shard.Options(tp=options.tp_degree, instance=options.instance),
-            overlap=overlap.Options(instance=options.instance),
-            order=order.Options(instance=options.instance, era=options.era),
-            schedule=schedule.Options(instance=options.instance),
-        ),
+        pipeline_for(options),
         debug=Debug(check_levels=asked.debug > 0, dump_dir=asked.dump),
         after=keep,
     )
     assert program is not None, "the pipeline ends with schedule"
     memory = check_fits(program, options.instance, weights=weights)
     return Artifacts(program=program, memory=memory, options=options, levels=levels)
+
+
+def pipeline_for(options: CompileOptions) -> tuple[Stage, ...]:
+    """The passes of a compilation, in order."""
+    return default_pipeline(
+        autocast=autocast.Options(mode=options.auto_cast, type=options.auto_cast_type),
+        shard=shard.Options(tp=options.tp_degree, instance=options.instance),
+        overlap=overlap.Options(instance=options.instance),
+        order=order.Options(instance=options.instance, era=options.era),
+        schedule=schedule.Options(instance=options.instance),
+    )
 
 
 def copy_module(module: ir.Module) -> ir.Module:

@@ -12,7 +12,7 @@ from jax.tree_util import tree_flatten, tree_unflatten
 from kernels.errors import CompileError
 from neuronx.arrays import Deferred
 from neuronx.driver import CompileOptions
-from neuronx.frontend import Staged, dynamic_arguments, export, stage
+from neuronx.frontend import Staged, dynamic_arguments, export, stage, wrap
 from neuronx.stages import Compiled, Lowered
 
 __all__ = ["Function"]
@@ -44,7 +44,7 @@ class Function:
         Raises:
           CompileError: a sharding over an unknown axis, or a mesh of another size than ``tp_degree``.
         """
-        return self._lower(self._stage(*_computed((args, kwargs))))
+        return self._lower(self.trace(*_computed((args, kwargs))))
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Runs ``fn`` on the ring, compiled at the first call with such arguments.
@@ -52,18 +52,30 @@ class Function:
         Results are jax.Arrays, except that a donated RingArray comes back as one.
         """
         args, kwargs = _computed((args, kwargs))
-        staged = self._stage(args, kwargs)
+        staged = self.trace(args, kwargs)
         found = self._compiled.get(staged.key)
         if found is None:
             found = self._compiled[staged.key] = (staged, self._lower(staged).compile())
         compiled = found[1]
-        leaves, _ = tree_flatten(dynamic_arguments(self._jitted, args, kwargs))
+        leaves, _ = tree_flatten(self.dynamic(args, kwargs))
         return tree_unflatten(compiled.out_tree, compiled.call_flat(leaves))
+
+    def dynamic(
+        self, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """``args`` and ``kwargs`` without the static ones."""
+        return dynamic_arguments(self._jitted, args, kwargs)
+
+    def with_body(self, fn: Callable[..., Any]) -> "Function":
+        """Another function of the dynamic arguments, with the same options and shardings of arguments."""
+        jitted = wrap(fn, static_argnums=None, static_argnames=None, donate_argnums=None)
+        return Function(fn, jitted, self._tp_degree, self._options, self._in_shardings, None)
 
     def _axes(self) -> tuple[tuple[str, int], ...]:
         return (("tp", self._options.tp_degree),)
 
-    def _stage(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Staged:
+    def trace(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Staged:
+        """Traces for these arguments, static ones included."""
         for leaf in tree_flatten((args, kwargs))[0]:
             if isinstance(leaf, jax.core.Tracer):
                 raise CompileError(

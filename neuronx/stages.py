@@ -39,6 +39,16 @@ class Lowered:
         self._options = options
 
     @property
+    def exported(self) -> Exported:
+        """The module with what is needed to call it."""
+        return self._exported
+
+    @property
+    def options(self) -> CompileOptions:
+        """What it will be compiled for."""
+        return self._options
+
+    @property
     def in_tree(self) -> PyTreeDef:
         """The tree of ``(args, kwargs)`` a compiled program is called with: static arguments left out."""
         return self._exported.in_tree

@@ -19,10 +19,22 @@ LAYERS = ("kernels", "distributed", "hlo_passes", "neuronx")
 # a package (everything in it) or one module.
 HOMES = {
     "absl": ("neuronx.cli",),
-    "jax": ("neuronx", "distributed.executor", "distributed.placement", "distributed.runtime"),
-    "jax._src": ("neuronx.frontend", "neuronx.lazy.trace", "neuronx.lazy.callers", "distributed.executor"),
+    "jax": (
+        "neuronx",
+        "distributed.executor",
+        "distributed.placement",
+        "distributed.replicas",
+        "distributed.runtime",
+    ),
+    "jax._src": (
+        "neuronx.frontend",
+        "neuronx.lazy.trace",
+        "neuronx.lazy.callers",
+        "distributed.executor",
+        "distributed.replicas",
+    ),
     "jax._src.interpreters.mlir": ("hlo_passes.ir", "neuronx.frontend"),
-    "jaxlib": ("distributed.executor",),
+    "jaxlib": ("distributed.executor", "distributed.replicas"),
     "jaxlib.mlir": ("hlo_passes.ir",),
     "ml_dtypes": ("kernels.dtypes", "distributed.placement", "distributed.collectives"),
     "numpy": LAYERS,

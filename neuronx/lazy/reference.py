@@ -12,7 +12,16 @@ from jax.extend.core import Primitive
 
 from neuronx.lazy.trace import eagerly
 
-__all__ = ["Comparison", "compare", "describe", "is_inexact", "num_not_finite", "roundoff", "widened"]
+__all__ = [
+    "Comparison",
+    "compare",
+    "describe",
+    "is_inexact",
+    "num_not_finite",
+    "numbers",
+    "roundoff",
+    "widened",
+]
 
 # Parameters of primitives that name the type of the result.
 _TYPE_PARAMETERS = frozenset({"dtype", "new_dtype", "out_dtype", "preferred_element_type"})
@@ -116,7 +125,7 @@ def roundoff(dtype: Any) -> float:
 
 def num_not_finite(value: Any) -> int:
     """How many elements are NaN or infinite."""
-    return int((~np.isfinite(_numbers(value))).sum()) if is_inexact(value) else 0
+    return int((~np.isfinite(numbers(value))).sum()) if is_inexact(value) else 0
 
 
 def describe(value: Any) -> str:
@@ -125,11 +134,11 @@ def describe(value: Any) -> str:
     text = f"{kind}{shape}"
     if 0 in shape or not isinstance(value, np.ndarray) or not jnp.issubdtype(kind, jnp.number):
         return text
-    numbers = _numbers(value)
-    finite = numbers[np.isfinite(numbers)]
+    known = numbers(value)
+    finite = known[np.isfinite(known)]
     if finite.size and not np.iscomplexobj(finite):
         text += f", {finite.min():.6g} to {finite.max():.6g}, mean {finite.mean():.6g}"
-    return text + (f", {numbers.size - finite.size} not finite" if finite.size < numbers.size else "")
+    return text + (f", {known.size - finite.size} not finite" if finite.size < known.size else "")
 
 
 def _evaluate(
@@ -150,7 +159,7 @@ def _evaluate(
 
 def _error(got: Any, value: Any, scale: float) -> float:
     """The largest deviation, as a part of ``scale``, of elements that are finite in both."""
-    got, value = _numbers(got), _numbers(value)
+    got, value = numbers(got), numbers(value)
     assert got.shape == value.shape, "the reference is of another shape"
     both = np.isfinite(got) & np.isfinite(value)
     deviation = np.abs(got[both] - value[both]).max(initial=0.0)
@@ -159,11 +168,12 @@ def _error(got: Any, value: Any, scale: float) -> float:
 
 def _largest(value: Any) -> float:
     """The largest finite magnitude."""
-    numbers = np.abs(_numbers(value))
-    return float(numbers[np.isfinite(numbers)].max(initial=0.0))
+    sizes = np.abs(numbers(value))
+    return float(sizes[np.isfinite(sizes)].max(initial=0.0))
 
 
-def _numbers(value: Any) -> np.ndarray:
+def numbers(value: Any) -> np.ndarray:
+    """An array of numbers of any type as float64, or complex128."""
     is_complex = jnp.issubdtype(value.dtype, jnp.complexfloating)
     return np.asarray(value).astype(np.complex128 if is_complex else np.float64)
 

@@ -28,6 +28,7 @@ __all__ = [
     "Value",
     "caller_line",
     "eagerly",
+    "line_of",
     "recording",
     "replay",
     "wants_value",
@@ -62,7 +63,7 @@ class Node:
     @property
     def line(self) -> str:
         """``file:line`` of the user's code that made it, or ""."""
-        return _line(self.source.traceback)
+        return line_of(self.source.traceback)
 
 
 class Value:
@@ -265,7 +266,7 @@ def eagerly() -> contextlib.AbstractContextManager[None]:
 
 def caller_line() -> str:
     """``file:line`` of the user's code that is running now, or ""."""
-    return _line(source_info_util.current().traceback)
+    return line_of(source_info_util.current().traceback)
 
 
 def replay(
@@ -337,12 +338,13 @@ def _not_recordable(what: Any, effects: Any, source: Any) -> CompileError:
     return CompileError(
         f"cannot be recorded{said}: its effect would happen later, or not at all",
         op=str(what),
-        location=_line(source.traceback),
+        location=line_of(source.traceback),
         fix="take host callbacks and mutable arrays out of jitted functions, scans and conditions, "
         "or run it outside of the lazy context",
     )
 
 
-def _line(traceback: Any) -> str:
+def line_of(traceback: Any) -> str:
+    """``file:line`` of the user's innermost frame, or ""."""
     frame = source_info_util.user_frame(traceback)
     return f"{frame.file_name}:{frame.start_line}" if frame is not None else ""
