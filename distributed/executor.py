@@ -1,8 +1,11 @@
 """Runs segments on XLA:CPU: the one home of XLA's client, its compiler and its buffers."""
 
+import functools
 import os
-from collections.abc import Mapping, Sequence
+import threading
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from typing import Protocol
 
 import jax
 import numpy as np
@@ -11,8 +14,9 @@ from jax.sharding import SingleDeviceSharding
 from jaxlib import _jax, lapack, xla_client
 
 from kernels.errors import CompileError
+from kernels.host.handlers import handler
 
-__all__ = ["Executable", "Executor"]
+__all__ = ["Executable", "Executor", "HostText"]
 
 _OPTIONS = (
     # Round where the device rounds: XLA:CPU would otherwise keep bf16 chains in f32 between ops.
@@ -39,13 +43,25 @@ class Executable:
         return [shards[0] for shards in outputs.disassemble_into_single_device_arrays()]
 
 
+class HostText(Protocol):
+    """A segment's text for this host: it calls the kernels named in ``targets``."""
+
+    text: str
+    targets: frozenset[str]
+
+
 class Executor:
     """Compiles each segment text once and moves arrays between NumPy and XLA:CPU.
 
-    All state is in the object: two executors share nothing, and dropping one frees its executables.
+    All state is in the object: two executors share nothing, and dropping one frees its executables. (XLA
+    knows a kernel by name in the whole process, so that its registration alone outlives the object.)
+
+    Args:
+      lower: puts kernels of the host into a text before XLA compiles it; without it XLA computes all.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, lower: Callable[[str], HostText] | None = None) -> None:
+        self._lower = lower
         self._device = jax.local_devices(backend="cpu")[0]
         self._sharding = SingleDeviceSharding(self._device)
         self._executables: dict[str, Executable] = {}
@@ -54,7 +70,9 @@ class Executor:
     def load(self, text: str) -> Executable:
         """The executable of a StableHLO module's ``@main``, compiled on the first call with this text.
 
-        Composites run through their decomposition. Raises CompileError where XLA:CPU refuses the text.
+        Composites run through their decomposition, parts of which kernels of the host may do.
+
+        Raises CompileError where XLA:CPU refuses the text.
         """
         found = self._executables.get(text)
         if found is None:
@@ -92,6 +110,11 @@ class Executor:
         )
 
     def _compile(self, text: str) -> _jax.LoadedExecutable:
+        if self._lower is not None:
+            lowered = self._lower(text)
+            for target in sorted(lowered.targets):
+                _register(target)
+            text = lowered.text
         options = xla_client.CompileOptions()
         options.env_option_overrides = list(_OPTIONS)
         devices = xla_client.DeviceList((self._device,))
@@ -104,3 +127,17 @@ class Executor:
                 op="segment",
                 fix="the text is in Program.segments; the op it names has no implementation on the host",
             ) from error
+
+
+_REGISTERING = threading.Lock()
+
+
+def _register(target: str) -> None:
+    # Segments compile side by side, and XLA takes a name once.
+    with _REGISTERING:
+        _register_once(target)
+
+
+@functools.cache
+def _register_once(target: str) -> None:
+    xla_client.register_custom_call_target(target, handler(target), platform="cpu", api_version=1)

@@ -15,6 +15,7 @@ from distributed.placement import PlacedValue
 from distributed.program import Program
 from distributed.runtime import Runtime
 from distributed.timeline import Timeline, time_program
+from hlo_passes.host_lowering import lower_text
 from hlo_passes.ir import parse
 from kernels.dtypes import dtype as find_dtype
 from kernels.errors import CompileError
@@ -84,8 +85,9 @@ class _Host:
 
 
 @functools.cache
-def _shared_host(poison: bool) -> _Host:
-    return _Host(executor=Executor(), placements=Placements(), poison=poison)
+def _shared_host(poison: bool, host_kernels: bool) -> _Host:
+    executor = Executor(lower_text if host_kernels else None)
+    return _Host(executor=executor, placements=Placements(), poison=poison)
 
 
 class Compiled:
@@ -150,7 +152,7 @@ class Compiled:
     def explain(self) -> str:
         """The sharding of each argument, what plans cost, every collective, and what was given up and why."""
         module = parse(self._artifacts.levels["planned"])
-        return explain(module, self._artifacts.program, self._timeline)
+        return explain(module, self._artifacts.program, self._timeline, self._artifacts.tried_s)
 
     @property
     def weights(self) -> tuple[Any, ...]:
@@ -236,7 +238,7 @@ class Compiled:
 
     @functools.cached_property
     def _host(self) -> "_Host":
-        return _shared_host(environment().debug > 0)
+        return _shared_host(environment().debug > 0, self._artifacts.options.host_kernels)
 
     @functools.cached_property
     def _constants(self) -> list[PlacedValue]:

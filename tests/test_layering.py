@@ -36,7 +36,9 @@ HOMES = {
     "jax._src.interpreters.mlir": ("hlo_passes.ir", "neuronx.frontend"),
     "jaxlib": ("distributed.executor", "distributed.replicas"),
     "jaxlib.mlir": ("hlo_passes.ir",),
+    "llvmlite": ("kernels.host",),
     "ml_dtypes": ("kernels.dtypes", "distributed.placement", "distributed.collectives"),
+    "numba": ("kernels.host",),
     "numpy": LAYERS,
     "scipy": ("hlo_passes.sharding.problem",),
 }

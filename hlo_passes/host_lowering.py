@@ -1,0 +1,167 @@
+"""Puts the host's JIT'd kernels in the place of products in a segment's text, for this machine to run.
+
+No pass of the pipeline: programs hold plain StableHLO, and only what is about to run here is lowered.
+"""
+
+import math
+from dataclasses import dataclass
+
+from hlo_passes.ir import ir, parse, stablehlo, walk
+from hlo_passes.ops import kind, tensor
+from kernels.host.targets import FEW_ROWS, WEIGHTS, matmul_target, why_not_matmul
+
+__all__ = ["Decision", "Lowered", "lower_text"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Decision:
+    """What became of one product: the ``target`` that computes it, or "" and why XLA does (``reason``)."""
+
+    op: str
+    target: str
+    reason: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Lowered:
+    """A segment's text with custom calls in it, the ``targets`` they need, and what was decided."""
+
+    text: str
+    targets: frozenset[str]
+    decisions: tuple[Decision, ...]
+
+
+def lower_text(text: str) -> Lowered:
+    """Replaces each ``dot_general`` that a kernel takes by a call of it; the rest stays as it is."""
+    if "stablehlo.dot_general" not in text:
+        return Lowered(text=text, targets=frozenset(), decisions=())
+    module = parse(text)
+    decisions: list[Decision] = []
+
+    def visit(op: ir.Operation) -> None:
+        if kind(op) == "dot_general":
+            decisions.append(_lower(op))
+
+    with module.context, ir.Location.unknown():
+        walk(module.operation, visit)
+    targets = frozenset(decision.target for decision in decisions if decision.target)
+    lowered = module.operation.get_asm(enable_debug_info=False) if targets else text
+    return Lowered(text=lowered, targets=targets, decisions=tuple(decisions))
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Operand:
+    """One side of a product: its value, and its dims of each role in the order of the product."""
+
+    value: ir.Value
+    batch: list[int]
+    free: list[int]
+    contracting: list[int]
+
+    def sizes(self, dims: list[int]) -> list[int]:
+        shape = tensor(self.value.type).shape
+        return [shape[dim] for dim in dims]
+
+    def size(self, dims: list[int]) -> int:
+        return math.prod(self.sizes(dims))
+
+
+def _lower(op: ir.Operation) -> Decision:
+    left, right = _operands(op)
+    # The operand that streams from memory should be the weights, whatever side it stands on.
+    swapped = right.size(right.free) <= FEW_ROWS < left.size(left.free)
+    x, w = (right, left) if swapped else (left, right)
+    w = _Operand(value=_stored(w.value), batch=w.batch, free=w.free, contracting=w.contracting)
+    name = f"{tensor(left.value.type)} x {tensor(right.value.type)} -> {tensor(op.results[0].type)}"
+    batch, m, n, k = x.size(x.batch), x.size(x.free), w.size(w.free), x.size(x.contracting)
+    types = (tensor(x.value.type).dtype, tensor(w.value.type).dtype, tensor(op.results[0].type).dtype)
+    reason = why_not_matmul(types, batch=batch, m=m, k=k, n=n, algorithm="algorithm" in op.attributes)
+    if reason:
+        return Decision(op=name, target="", reason=reason)
+    by_rows = w.free != [] and w.contracting != [] and max(w.free) < min(w.contracting)
+    # The left operand follows the order in which the weights hold what is summed over.
+    order = sorted(range(len(w.contracting)), key=lambda i: w.contracting[i])
+    summed_x, summed_w = ([side.contracting[i] for i in order] for side in (x, w))
+    with ir.InsertionPoint(op), op.location:
+        rows = _arranged(_converted(x.value, "f32"), [x.batch, x.free, summed_x], [batch, m, k])
+        sides = [w.free, summed_w] if by_rows else [summed_w, w.free]
+        sizes = [batch, n, k] if by_rows else [batch, k, n]
+        weights = _arranged(w.value, [w.batch, *sides], sizes)
+        target = matmul_target(types[1], by_rows=by_rows)
+        result = _call(target, [rows, weights], [batch, m, n])
+        result = _in_the_order_of(op, result, x, w, swapped)
+        op.results[0].replace_all_uses_with(result)
+    op.erase()
+    return Decision(op=name, target=target)
+
+
+def _operands(op: ir.Operation) -> tuple[_Operand, _Operand]:
+    dims = stablehlo.DotDimensionNumbers(op.attributes["dot_dimension_numbers"])
+    sides = (
+        (op.operands[0], dims.lhs_batching_dimensions, dims.lhs_contracting_dimensions),
+        (op.operands[1], dims.rhs_batching_dimensions, dims.rhs_contracting_dimensions),
+    )
+    left, right = (
+        _Operand(
+            value=value,
+            batch=list(batch),
+            contracting=list(contracting),
+            free=[dim for dim in range(len(tensor(value.type).shape)) if dim not in {*batch, *contracting}],
+        )
+        for value, batch, contracting in sides
+    )
+    return left, right
+
+
+def _stored(value: ir.Value) -> ir.Value:
+    """The value before a conversion that loses nothing: the kernel widens what is stored by itself."""
+    owner = value.owner
+    if isinstance(owner, ir.Block) or kind(owner) != "convert":
+        return value
+    source = owner.operands[0]
+    narrow, wide = tensor(source.type).dtype, tensor(value.type).dtype
+    return source if wide in WEIGHTS.get(narrow, ()) else value
+
+
+def _converted(value: ir.Value, dtype: str) -> ir.Value:
+    found = tensor(value.type)
+    if found.dtype == dtype:
+        return value
+    return stablehlo.convert(_type(found.shape, dtype), value)
+
+
+def _arranged(value: ir.Value, groups: list[list[int]], sizes: list[int]) -> ir.Value:
+    """The value with its dims in the order of ``groups``, each group as one dim."""
+    order = [dim for group in groups for dim in group]
+    if order != sorted(order):
+        value = stablehlo.transpose(value, ir.DenseI64ArrayAttr.get(order))
+    return stablehlo.reshape(_type(sizes, tensor(value.type).dtype), value)
+
+
+def _in_the_order_of(op: ir.Operation, value: ir.Value, x: _Operand, w: _Operand, swapped: bool) -> ir.Value:
+    """The kernel's [batch, m, n] in the shape, order and type of the product's result."""
+    shape = [*x.sizes(x.batch), *x.sizes(x.free), *w.sizes(w.free)]
+    value = stablehlo.reshape(_type(shape, "f32"), value)
+    if swapped:
+        batch, rows, columns = len(x.batch), len(x.free), len(w.free)
+        order = [*range(batch), *range(batch + rows, batch + rows + columns), *range(batch, batch + rows)]
+        value = stablehlo.transpose(value, ir.DenseI64ArrayAttr.get(order))
+    return _converted(value, tensor(op.results[0].type).dtype)
+
+
+def _call(target: str, operands: list[ir.Value], shape: list[int]) -> ir.Value:
+    # Without layouts XLA may hand over operands in any order of their dims.
+    in_order = ir.Attribute.parse("dense<[2, 1, 0]> : tensor<3xindex>")
+    return stablehlo.custom_call(
+        [_type(shape, "f32")],
+        operands,
+        target,
+        api_version=ir.IntegerAttr.get(ir.IntegerType.get_signless(32), 4),
+        backend_config=ir.DictAttr.get({}),
+        operand_layouts=ir.ArrayAttr.get([in_order] * len(operands)),
+        result_layouts=ir.ArrayAttr.get([in_order]),
+    )
+
+
+def _type(shape: list[int] | tuple[int, ...], dtype: str) -> ir.Type:
+    return ir.Type.parse(f"tensor<{''.join(f'{size}x' for size in shape)}{dtype}>")

@@ -1,0 +1,274 @@
+"""The product kernel: f32 rows times weights of any stored type, in both layouts, as XLA custom calls."""
+
+from llvmlite import binding
+from numba import cfunc, literally, njit
+
+from kernels.host.memory import allocate, clear, function_address, release, store_word, word
+from kernels.host.pool import (
+    FIRST_OWN_WORD,
+    finish_tile,
+    new_job,
+    next_tile,
+    release_job,
+    share_job,
+    wait_for_job,
+)
+from kernels.host.targets import FEW_ROWS
+from kernels.host.vectors import KINDS, LANES, SIZES, column_tile, row_tile, transpose_tile, widen_tile
+
+__all__ = ["compile_matmul"]
+
+# Words of the job. x is [batch, m, k], w [batch, k, n] or (by rows) [batch, n, k], out [batch, m, n].
+_X, _W, _OUT, _M, _K, _N, _WIDTH, _TILES = range(FIRST_OWN_WORD, FIRST_OWN_WORD + 8)
+
+# XLA_FFI_CallFrame, XLA_FFI_Buffer and XLA_FFI_Metadata in words.
+_FRAME_EXTENSION, _FRAME_ARGUMENTS, _FRAME_RESULTS = 1, 9, 14
+_BUFFER_DATA, _BUFFER_DIMS = 3, 5
+_METADATA, _METADATA_VERSION = 3, 3
+_API_VERSION = 3 << 32  # 0.3
+
+_STREAM_DEPTH = 8
+"""Rows of weights that stream by together, so that the sums are read and written once for all of them."""
+
+_BLOCK_DEPTH = 256
+_BLOCK_COLUMNS = 256
+_PANEL = 2 * LANES
+"""Widened weights lie in panels of two vectors a row, 256 rows and 8 panels at a time: a quarter of the
+second-level cache."""
+
+_PARALLEL_FROM = 1 << 17
+"""Multiplications that are worth waking another thread for."""
+
+_F32 = KINDS["f32"]
+_ALIGN = 64
+
+
+@njit
+def _column_group(kind, rows, vectors, x, ldx, w, size, ldw, out, ldo, depth, ahead, columns):
+    literally(kind)
+    literally(rows)
+    literally(vectors)
+    step = vectors * LANES
+    column = 0
+    while column + step <= columns:
+        column_tile(
+            kind, rows, vectors, 0, out + 4 * column, ldo, x, ldx, w + size * column, ldw, depth, ahead, 0
+        )
+        column += step
+    while column < columns:
+        left = min(columns - column, LANES)
+        column_tile(
+            kind, rows, 1, 1, out + 4 * column, ldo, x, ldx, w + size * column, ldw, depth, ahead, left
+        )
+        column += LANES
+
+
+@njit
+def _add_product(kind, x, ldx, w, size, ldw, out, ldo, m, depth, ahead, columns):
+    """``out[m, columns] += x[m, depth] @ w[depth, columns]``, rows of x in groups that fit registers."""
+    literally(kind)
+    row = 0
+    while row < m:
+        x_row, out_row = x + row * ldx, out + row * ldo
+        if m - row >= 8:
+            _column_group(kind, 8, 2, x_row, ldx, w, size, ldw, out_row, ldo, depth, ahead, columns)
+            row += 8
+        elif m - row >= 4:
+            _column_group(kind, 4, 2, x_row, ldx, w, size, ldw, out_row, ldo, depth, ahead, columns)
+            row += 4
+        elif m - row >= 2:
+            _column_group(kind, 2, 4, x_row, ldx, w, size, ldw, out_row, ldo, depth, ahead, columns)
+            row += 2
+        else:
+            _column_group(kind, 1, 4, x_row, ldx, w, size, ldw, out_row, ldo, depth, ahead, columns)
+            row += 1
+
+
+@njit
+def _stream_columns(kind, x, w, size, ldw, out, ldo, m, k, columns):
+    """Few rows, weights [k, n]: a few rows of weights at a time pass by once."""
+    literally(kind)
+    for top in range(0, k, _STREAM_DEPTH):
+        depth = min(_STREAM_DEPTH, k - top)
+        _add_product(
+            kind, x + 4 * top, 4 * k, w + top * ldw, size, ldw, out, ldo, m, depth, depth * ldw, columns
+        )
+
+
+@njit
+def _row_group(kind, rows, wide, x, w, size, out, ldo, k, columns):
+    literally(kind)
+    literally(rows)
+    literally(wide)
+    column = 0
+    while column + wide <= columns:
+        row_tile(kind, rows, wide, out + 4 * column, ldo, x, 4 * k, w + size * k * column, size * k, k)
+        column += wide
+    while column < columns:
+        row_tile(kind, rows, 1, out + 4 * column, ldo, x, 4 * k, w + size * k * column, size * k, k)
+        column += 1
+
+
+@njit
+def _stream_rows(kind, x, w, size, out, ldo, m, k, columns):
+    """Few rows, weights [n, k]: dot products along their rows."""
+    literally(kind)
+    row = 0
+    while row < m:
+        x_row, out_row = x + 4 * k * row, out + ldo * row
+        if m - row >= 8:
+            _row_group(kind, 8, 2, x_row, w, size, out_row, ldo, k, columns)
+            row += 8
+        elif m - row >= 4:
+            _row_group(kind, 4, 4, x_row, w, size, out_row, ldo, k, columns)
+            row += 4
+        elif m - row >= 2:
+            _row_group(kind, 2, 4, x_row, w, size, out_row, ldo, k, columns)
+            row += 2
+        else:
+            _row_group(kind, 1, 4, x_row, w, size, out_row, ldo, k, columns)
+            row += 1
+
+
+@njit
+def _pack_columns(kind, panels, w, size, ldw, depth, columns):
+    """``w[depth, columns]`` to f32 panels; few rows at a time, so that each is read along memory."""
+    literally(kind)
+    for top in range(0, depth, _STREAM_DEPTH):
+        rows = min(_STREAM_DEPTH, depth - top)
+        for column in range(0, columns, LANES):
+            panel = panels + 4 * (column // _PANEL * _PANEL * _BLOCK_DEPTH + column % _PANEL)
+            place = w + top * ldw + size * column
+            left = min(LANES, columns - column)
+            widen_tile(kind, panel + 4 * _PANEL * top, 4 * _PANEL, place, ldw, rows, rows * ldw, left)
+
+
+@njit
+def _pack_rows(kind, panels, w, size, ldw, depth, columns):
+    """``w[columns, depth].T`` to f32 panels."""
+    literally(kind)
+    for column in range(0, columns, LANES):
+        panel = panels + 4 * (column // _PANEL * _PANEL * _BLOCK_DEPTH + column % _PANEL)
+        left = min(LANES, columns - column)
+        for top in range(0, depth, LANES):
+            place = w + column * ldw + size * top
+            rows = min(LANES, depth - top)
+            transpose_tile(kind, panel + 4 * _PANEL * top, 4 * _PANEL, place, ldw, rows, left)
+
+
+@njit
+def _blocks(kind, by_rows, x, w, size, ldw, out, ldo, m, k, columns):
+    """Many rows: blocks of weights are widened once and stay in the cache for all rows of x."""
+    literally(kind)
+    literally(by_rows)
+    memory = allocate(4 * _BLOCK_DEPTH * _BLOCK_COLUMNS + _ALIGN)
+    panels = (memory + _ALIGN - 1) // _ALIGN * _ALIGN
+    for top in range(0, k, _BLOCK_DEPTH):
+        depth = min(_BLOCK_DEPTH, k - top)
+        if by_rows:
+            _pack_rows(kind, panels, w + size * top, size, ldw, depth, columns)
+        else:
+            _pack_columns(kind, panels, w + top * ldw, size, ldw, depth, columns)
+        for column in range(0, columns, _PANEL):
+            panel = panels + 4 * column * _BLOCK_DEPTH
+            place = out + 4 * column
+            left = min(_PANEL, columns - column)
+            _add_product(_F32, x + 4 * top, 4 * k, panel, 4, 4 * _PANEL, place, ldo, m, depth, 0, left)
+    release(memory)
+
+
+@njit
+def _compute_tile(kind, size, by_rows, job, tile):
+    """All rows of one range of columns, in one order of summation however the tiles are shared out."""
+    literally(kind)
+    literally(by_rows)
+    m, k, n, width = word(job, _M), word(job, _K), word(job, _N), word(job, _WIDTH)
+    batch, part = divmod(tile, word(job, _TILES))
+    first = part * width
+    columns = min(width, n - first)
+    x = word(job, _X) + 4 * batch * m * k
+    w = word(job, _W) + size * (batch * k * n + first * (k if by_rows else 1))
+    out, ldo = word(job, _OUT) + 4 * (batch * m * n + first), 4 * n
+    if by_rows and m <= FEW_ROWS:
+        _stream_rows(kind, x, w, size, out, ldo, m, k, columns)
+        return
+    for row in range(m):
+        clear(out + row * ldo, 4 * columns)
+    if m <= FEW_ROWS:
+        _stream_columns(kind, x, w, size, size * n, out, ldo, m, k, columns)
+    else:
+        _blocks(kind, by_rows, x, w, size, size * (k if by_rows else n), out, ldo, m, k, columns)
+
+
+@njit
+def _tile_width(m, n):
+    """Columns of a tile: some tiles for each thread, none below what a stream from memory needs."""
+    wanted = (n + 7) // 8
+    lowest, highest = (128, 1024) if m <= FEW_ROWS else (64, _BLOCK_COLUMNS)
+    return min(highest, max(lowest, (wanted + _PANEL - 1) // _PANEL * _PANEL))
+
+
+@njit
+def _run(frame, task):
+    """Reads the call frame, makes the job and works on it, with other threads, until it is done."""
+    arguments, results = word(frame, _FRAME_ARGUMENTS), word(frame, _FRAME_RESULTS)
+    x, w, out = word(arguments, 0), word(arguments, 1), word(results, 0)
+    x_dims, out_dims = word(x, _BUFFER_DIMS), word(out, _BUFFER_DIMS)
+    batch, m, k, n = word(out_dims, 0), word(out_dims, 1), word(x_dims, 2), word(out_dims, 2)
+    width = _tile_width(m, n)
+    tiles = (n + width - 1) // width
+    job = new_job(batch * tiles)
+    store_word(job, _X, word(x, _BUFFER_DATA))
+    store_word(job, _W, word(w, _BUFFER_DATA))
+    store_word(job, _OUT, word(out, _BUFFER_DATA))
+    store_word(job, _M, m)
+    store_word(job, _K, k)
+    store_word(job, _N, n)
+    store_word(job, _WIDTH, width)
+    store_word(job, _TILES, tiles)
+    share_job(frame, job, task, batch * m * k * n >= _PARALLEL_FROM)
+    wait_for_job(job)
+    release_job(job)
+
+
+_COMPILED = []
+"""Keeps what XLA calls by address."""
+
+
+def compile_matmul(weights: str, by_rows: bool, stamp: str) -> int:
+    """The address of the compiled XLA handler of the product with weights of one type and layout.
+
+    Operands: f32 [batch, m, k] and weights [batch, k, n], or with ``by_rows`` [batch, n, k]; result f32
+    [batch, m, n]. Loaded from Numba's cache on disk where this machine compiled it before.
+
+    Args:
+      weights: one of ``KINDS``.
+      stamp: of the sources; what was compiled of others is not found again.
+    """
+    kind, size = KINDS[weights], SIZES[weights]
+    task_name = f"neuronx_matmul_{weights}_{by_rows}_{stamp}"
+
+    @cfunc("intp(intp)", cache=True)
+    def task(job):
+        tile = next_tile(job)
+        while tile >= 0:
+            _compute_tile(kind, size, by_rows, job, tile)
+            finish_tile(job)
+            tile = next_tile(job)
+        release_job(job)
+        return len(stamp)  # nobody asks, but so the stamp is part of the cache's key
+
+    # The handler finds the task by its name: an address would be wrong once it is loaded from the cache.
+    binding.add_symbol(task_name, task.address)
+
+    @cfunc("intp(intp)", cache=True)
+    def handler(frame):
+        extension = word(frame, _FRAME_EXTENSION)
+        if extension:
+            store_word(word(extension, _METADATA), _METADATA_VERSION, _API_VERSION)
+        else:
+            _run(frame, function_address(task_name))
+        return 0
+
+    _COMPILED.extend((task, handler))
+    return handler.address

@@ -1,0 +1,62 @@
+"""The host kernels by the names XLA calls them, and what each takes."""
+
+from collections.abc import Mapping
+
+__all__ = ["FEW_ROWS", "WEIGHTS", "matmul_target", "matmul_targets", "why_not_matmul"]
+
+WEIGHTS: Mapping[str, frozenset[str]] = {
+    "f32": frozenset(),
+    "bf16": frozenset({"f32"}),
+    "f16": frozenset({"f32"}),
+    "i8": frozenset({"bf16", "f16", "f32"}),
+    "ui8": frozenset({"bf16", "f16", "f32"}),
+    "f8E4M3": frozenset({"bf16", "f16", "f32"}),
+    "f8E4M3FN": frozenset({"bf16", "f16", "f32"}),
+    "f8E5M2": frozenset({"bf16", "f16", "f32"}),
+    "f8E3M4": frozenset({"bf16", "f16", "f32"}),
+}
+"""Types of weights the product kernel reads, and the types each converts to without loss."""
+
+FEW_ROWS = 8
+"""Up to so many rows of the other operand the weights stream by once and are not kept."""
+
+_FLOATS = frozenset(WEIGHTS) - {"i8", "ui8"}
+_RESULTS = frozenset({"f32", "bf16", "f16"})
+
+_LEAST_MULTIPLICATIONS = 1 << 14
+"""Below it a call through the FFI costs more than XLA's own loop."""
+
+_LAYOUTS = {False: "columns", True: "rows"}
+
+
+def matmul_target(weights: str, *, by_rows: bool) -> str:
+    """The custom call of ``x[b, m, k] @ w[b, k, n]``; ``by_rows``: w is [b, n, k]. All but w are f32."""
+    return f"neuronx_matmul_{weights}_{_LAYOUTS[by_rows]}"
+
+
+def why_not_matmul(
+    types: tuple[str, str, str], *, batch: int, m: int, k: int, n: int, algorithm: bool
+) -> str:
+    """Why XLA computes this product itself, or "" where the kernel does.
+
+    Args:
+      types: of the streamed rows, the weights as stored, and the result.
+      algorithm: whether the product names the arithmetic it wants.
+    """
+    x, w, result = types
+    if algorithm:
+        return "it asks for an algorithm of its own"
+    if x not in _FLOATS or w not in WEIGHTS or result not in _RESULTS:
+        return f"{x} x {w} -> {result} is not among the kernel's types"
+    if batch * m * k * n < _LEAST_MULTIPLICATIONS:
+        return f"{batch * m * k * n} multiplications are fewer than {_LEAST_MULTIPLICATIONS}"
+    return ""
+
+
+def matmul_targets() -> dict[str, tuple[str, bool]]:
+    """Every target of the product kernel with its type of weights and whether they lie by rows."""
+    return {
+        matmul_target(weights, by_rows=by_rows): (weights, by_rows)
+        for weights in WEIGHTS
+        for by_rows in _LAYOUTS
+    }

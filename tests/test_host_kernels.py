@@ -1,0 +1,177 @@
+"""The host's product kernels against float64: every stored type and layout, awkward sizes, special values."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from distributed.executor import Executor
+from hlo_passes.host_lowering import lower_text
+from kernels.dtypes import dtype
+from kernels.host.targets import WEIGHTS, matmul_target
+
+ROOT = Path(__file__).parent.parent
+COLUMNS, ROWS = "[2] x [1]", "[2] x [2]"
+LAYOUTS = {COLUMNS: False, ROWS: True}
+
+# (batch, m, k, n): odd sizes leave every row and batch after the first off any boundary.
+SIZES = [
+    (1, 1, 17, 4097),
+    (1, 1, 4097, 17),
+    (1, 2, 129, 127),
+    (1, 3, 127, 129),
+    (1, 7, 513, 63),
+    (1, 8, 257, 129),
+    (1, 17, 129, 127),
+    (1, 33, 300, 257),
+    (1, 129, 17, 127),
+    (3, 1, 127, 129),
+    (3, 5, 127, 129),
+    (2, 129, 65, 33),
+]
+
+
+def product(batch: int, m: int, k: int, n: int, weights: str, contracting: str) -> str:
+    x, y = f"tensor<{batch}x{m}x{k}xf32>", f"tensor<{batch}x{m}x{n}xf32>"
+    w = (
+        f"tensor<{batch}x{k}x{n}x{weights}>"
+        if contracting == COLUMNS
+        else f"tensor<{batch}x{n}x{k}x{weights}>"
+    )
+    return f"""
+    func.func @main(%x: {x}, %w: {w}) -> {y} {{
+      %y = stablehlo.dot_general %x, %w, batching_dims = [0] x [0], contracting_dims = {contracting}
+        : ({x}, {w}) -> {y}
+      return %y : {y}
+    }}"""
+
+
+def run(text: str, *arrays: np.ndarray, lower=lower_text) -> np.ndarray:
+    executor = Executor(lower)
+    [result] = executor.load(text)([executor.to_device(array) for array in arrays])
+    return np.array(executor.to_host(result))
+
+
+def randoms(rng: np.random.Generator, shape: tuple[int, ...], element: np.dtype) -> np.ndarray:
+    if element.kind in "iu":
+        limits = np.iinfo(element)
+        return rng.integers(limits.min, limits.max, shape, element, endpoint=True)
+    return rng.standard_normal(shape, dtype=np.float32).astype(element)
+
+
+def exact(x: np.ndarray, w: np.ndarray, contracting: str) -> tuple[np.ndarray, np.ndarray]:
+    """The product in float64, and that of the absolute values: what its rounding errors are relative to."""
+    wide = w.astype(np.float32).astype(np.float64)
+    wide = wide if contracting == COLUMNS else wide.transpose(0, 2, 1)
+    return x.astype(np.float64) @ wide, np.abs(x.astype(np.float64)) @ np.abs(wide)
+
+
+def _name(one: object) -> str:
+    return one if isinstance(one, str) else one.values[0]
+
+
+# Each type is compiled for itself where Numba's cache does not hold it: the rest is left to the slow suite.
+TYPES = [
+    name if name in {"f32", "bf16", "i8", "f8E4M3FN"} else pytest.param(name, marks=pytest.mark.slow)
+    for name in WEIGHTS
+]
+
+
+@pytest.mark.parametrize("contracting", LAYOUTS)
+@pytest.mark.parametrize("weights", TYPES)
+def test_products_are_those_of_float64(weights, contracting, rng):
+    for batch, m, k, n in SIZES:
+        text = product(batch, m, k, n, weights, contracting)
+        lowered = lower_text(text)
+        assert lowered.targets == {matmul_target(weights, by_rows=LAYOUTS[contracting])}
+        x = randoms(rng, (batch, m, k), np.dtype(np.float32))
+        shape = (batch, k, n) if contracting == COLUMNS else (batch, n, k)
+        w = randoms(rng, shape, dtype(weights).numpy)
+        got = run(text, x, w)
+        expected, magnitude = exact(x, w, contracting)
+        # One rounding a term at most: k * 2**-24 of the sum of magnitudes bounds any order of summation.
+        assert np.all(np.abs(got - expected) <= k * 2.0**-24 * magnitude), (batch, m, k, n)
+
+
+@pytest.mark.parametrize("contracting", LAYOUTS)
+@pytest.mark.parametrize("weights", [one for one in TYPES if dtype(_name(one)).bits == 8])
+@pytest.mark.parametrize("m", [1, 16])
+def test_every_eight_bit_value_is_widened_exactly(weights, contracting, m):
+    """All 256 patterns, subnormals, infinities and NaN among them, picked out one by one by an identity."""
+    w = np.arange(256, dtype=np.uint8).view(dtype(weights).numpy)
+    column = w.reshape((1, 1, 256) if contracting == COLUMNS else (1, 256, 1))
+    x = np.ones((1, m, 1), np.float32)
+    got = run(product(1, m, 1, 256, weights, contracting), x, column, lower=force)
+    np.testing.assert_array_equal(got, np.broadcast_to(w.astype(np.float32), (1, m, 256)))
+
+
+def force(text: str):
+    """``lower_text`` of a text whose product it would find too small."""
+    import hlo_passes.host_lowering as lowering
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(lowering, "why_not_matmul", lambda *types, **sizes: "")
+        return lower_text(text)
+
+
+@pytest.mark.parametrize("contracting", LAYOUTS)
+@pytest.mark.parametrize("weights", ["f32", "bf16", pytest.param("f16", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("m", [1, 5, 20])
+def test_infinity_and_nan_reach_only_what_reads_them(weights, contracting, m, rng):
+    k, n = 257, 129
+    w = randoms(rng, (1, k, n), dtype(weights).numpy)
+    w[0, 5, 3], w[0, 256, 128], w[0, 100, 64] = np.nan, np.inf, -np.inf
+    if contracting == ROWS:
+        w = np.ascontiguousarray(w.transpose(0, 2, 1))
+    x = np.abs(randoms(rng, (1, m, k), np.dtype(np.float32))) + 1
+    got = run(product(1, m, k, n, weights, contracting), x, w)
+    expected, _ = exact(x, w, contracting)
+    assert np.isnan(got[..., 3]).all() and (got[..., 128] == np.inf).all() and (got[..., 64] == -np.inf).all()
+    np.testing.assert_array_equal(np.isfinite(got), np.isfinite(expected))
+
+
+def test_infinite_rows_and_empty_contraction_columns(rng):
+    """0 * inf is NaN, as IEEE has it: nothing is skipped for a zero."""
+    x = np.zeros((1, 1, 300), np.float32)
+    w = randoms(rng, (1, 300, 100), dtype("bf16").numpy)
+    w[0, 7, 9] = np.inf
+    got = run(product(1, 1, 300, 100, "bf16", COLUMNS), x, w)
+    assert np.isnan(got[0, 0, 9]) and np.count_nonzero(np.isnan(got)) == 1
+
+
+_DIGEST = """
+import os, sys
+os.sched_setaffinity(0, set(sorted(os.sched_getaffinity(0))[:int(sys.argv[1])]))
+sys.path.insert(0, "tests")
+import hashlib
+import numpy as np
+from test_host_kernels import COLUMNS, ROWS, dtype, product, randoms, run
+digest = hashlib.sha256()
+for m in (1, 6, 40):
+    for contracting in (COLUMNS, ROWS):
+        rng = np.random.default_rng(m)
+        x = randoms(rng, (1, m, 700), np.dtype(np.float32))
+        w = randoms(rng, (1, 700, 900) if contracting == COLUMNS else (1, 900, 700), dtype("bf16").numpy)
+        digest.update(run(product(1, m, 700, 900, "bf16", contracting), x, w).tobytes())
+print(digest.hexdigest())
+"""
+
+
+def test_bits_are_the_same_with_one_thread_and_with_two():
+    found = [
+        subprocess.run(
+            [sys.executable, "-c", _DIGEST, threads], cwd=ROOT, capture_output=True, text=True, check=True
+        ).stdout
+        for threads in ("1", "2")
+    ]
+    assert found[0] == found[1]
+
+
+def test_bits_are_the_same_from_run_to_run(rng):
+    x = randoms(rng, (1, 40, 900), np.dtype(np.float32))
+    w = randoms(rng, (1, 900, 1000), dtype("bf16").numpy)
+    text = product(1, 40, 900, 1000, "bf16", COLUMNS)
+    first = run(text, x, w)
+    assert all(np.array_equal(run(text, x, w), first) for _ in range(10))
