@@ -3,18 +3,17 @@
 import io
 import warnings
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass
 
 from distributed.device_memory import DeviceMemory, check_fits
 from distributed.program import Program
 from distributed.program_text import program_text
-from distributed.timeline import time_program
 from hlo_passes import autocast, order, overlap, schedule, shard
 from hlo_passes.ir import ir, parse
 from hlo_passes.pipeline import PASSES, Debug, Stage, default_pipeline, run_pipeline
 from hlo_passes.spec import unknown
 from kernels.eras import DEFAULT_ERA, ERAS
-from kernels.errors import CompileError, OutOfDeviceMemoryError
+from kernels.errors import CompileError
 from kernels.hardware import load_instance
 from neuronx.environment import environment
 
@@ -24,7 +23,6 @@ __all__ = [
     "DEFAULT_INSTANCE",
     "DOCUMENTED_DEGREES",
     "LEVELS",
-    "OBJECTIVES",
     "Artifacts",
     "CompileOptions",
     "compile_module",
@@ -38,10 +36,6 @@ LEVELS = ("global", "local", "fused", "planned", "program")
 # neuronx-cc's --auto-cast and --auto-cast-type; the first of each is its default since SDK 2.27.
 AUTO_CASTS = ("none", "matmult", "all")
 AUTO_CAST_TYPES = ("bf16", "fp16", "tf32", "fp8_e4m3")
-
-# What a plan is for, the default first, and the plans of the pass shard that are tried for it.
-_PLANS = {"memory": ("weights",), "time": shard.PLANS}
-OBJECTIVES = tuple(_PLANS)
 
 # Tensor-parallel degrees AWS documents for Inf2; the runtime may refuse others.
 DOCUMENTED_DEGREES = (1, 2, 4, 8, 12, 24)
@@ -58,7 +52,6 @@ class CompileOptions:
       auto_cast_type: bf16, fp16, tf32 or fp8_e4m3.
       era: whose constants predictions use: "sdk-2.18", what AWS's software achieved, or "ideal", what the
         documented rates of the hardware allow.
-      objective: what the plan of an unannotated program is for: memory or time.
       host_kernels: execute products with the host's JIT'd kernels; False leaves all to XLA:CPU.
 
     Raises:
@@ -70,7 +63,6 @@ class CompileOptions:
     auto_cast: str = AUTO_CASTS[0]
     auto_cast_type: str = AUTO_CAST_TYPES[0]
     era: str = DEFAULT_ERA
-    objective: str = OBJECTIVES[0]
     host_kernels: bool = True
 
     def __post_init__(self) -> None:
@@ -78,7 +70,6 @@ class CompileOptions:
             ("auto_cast", self.auto_cast, AUTO_CASTS),
             ("auto_cast_type", self.auto_cast_type, AUTO_CAST_TYPES),
             ("era", self.era, ERAS),
-            ("objective", self.objective, OBJECTIVES),
         ):
             if value not in known:
                 raise unknown(name, value, known)
@@ -109,16 +100,12 @@ class CompileOptions:
 
 @dataclass(frozen=True, kw_only=True)
 class Artifacts:
-    """What a compilation leaves: the program, and the module at each level as MLIR bytecode.
-
-    ``tried_s`` are the predicted seconds of a step under each plan that was tried, where several were.
-    """
+    """What a compilation leaves: the program, and the module at each level as MLIR bytecode."""
 
     program: Program
     memory: DeviceMemory
     options: CompileOptions
     levels: Mapping[str, bytes]
-    tried_s: Mapping[str, float] = field(default_factory=dict)
 
     def text(self, level: str) -> str:
         """The module at ``level`` (one of ``LEVELS``), or the program, as text."""
@@ -132,35 +119,12 @@ class Artifacts:
 def compile_module(module: ir.Module, options: CompileOptions, *, weights: Collection[int] = ()) -> Artifacts:
     """Runs the whole pipeline on ``module``, in place, and checks that the program fits the device.
 
-    Where the objective allows several plans the pipeline runs for each, on copies, and the one of the least
-    predicted time among those that fit is kept.
-
     ``weights`` are the positions of ``@main``'s arguments that count as weights in memory tables.
 
     Raises:
       CompileError: the module holds what the compiler cannot take; names op, line and what to do.
       OutOfDeviceMemoryError: the program needs more HBM than a core has.
     """
-    plans = _PLANS[options.objective]
-    if len(plans) == 1 or options.tp_degree == 1 or shard.is_annotated(module):
-        return _compile(module, options, plans[0], weights)
-    tried, too_large = {}, None
-    for plan in plans:
-        try:
-            tried[plan] = _compile(copy_module(module), options, plan, weights)
-        except OutOfDeviceMemoryError as error:
-            too_large = error
-    if not tried:
-        raise too_large
-    instance = load_instance(options.instance)
-    tried_s = {
-        plan: time_program(artifacts.program, instance, era=options.era).total_s
-        for plan, artifacts in tried.items()
-    }
-    return replace(tried[min(tried_s, key=tried_s.get)], tried_s=tried_s)
-
-
-def _compile(module: ir.Module, options: CompileOptions, plan: str, weights: Collection[int]) -> Artifacts:
     asked = environment()
     levels: dict[str, bytes] = {}
     leaves = {row.name: row.leaves for row in PASSES}
@@ -170,7 +134,7 @@ def _compile(module: ir.Module, options: CompileOptions, plan: str, weights: Col
 
     program = run_pipeline(
         module,
-        pipeline_for(options, plan),
+        pipeline_for(options),
         debug=Debug(check_levels=asked.debug > 0, dump_dir=asked.dump),
         after=keep,
     )
@@ -179,11 +143,11 @@ def _compile(module: ir.Module, options: CompileOptions, plan: str, weights: Col
     return Artifacts(program=program, memory=memory, options=options, levels=levels)
 
 
-def pipeline_for(options: CompileOptions, plan: str = shard.PLANS[0]) -> tuple[Stage, ...]:
-    """The passes of a compilation, in order; ``plan`` is one of the pass ``shard``."""
+def pipeline_for(options: CompileOptions) -> tuple[Stage, ...]:
+    """The passes of a compilation, in order."""
     return default_pipeline(
         autocast=autocast.Options(mode=options.auto_cast, type=options.auto_cast_type),
-        shard=shard.Options(tp=options.tp_degree, instance=options.instance, plan=plan),
+        shard=shard.Options(tp=options.tp_degree, instance=options.instance),
         overlap=overlap.Options(instance=options.instance),
         order=order.Options(instance=options.instance, era=options.era),
         schedule=schedule.Options(instance=options.instance),
