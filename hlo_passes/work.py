@@ -5,6 +5,7 @@ from collections.abc import Iterator, Sequence, Set
 from dataclasses import replace
 
 from hlo_passes.activations import activations
+from hlo_passes.fused_instructions import fused_instructions
 from hlo_passes.in_place import Update, updates
 from hlo_passes.ir import func, ir, stablehlo
 from hlo_passes.ops import kind, tensor
@@ -110,6 +111,8 @@ def _parts_read(value: ir.Value, overwritten: bool) -> list[Tensor] | None:
 
 def _block_work(block: ir.Block, repeats: int) -> Iterator[OpWork]:
     roots, inside = activations(block)
+    fused, replaced = fused_instructions(block)
+    roots, inside = roots | (fused - inside), inside | replaced
     for view in block.operations:
         op = view.operation
         if kind(op) == "return":

@@ -27,10 +27,14 @@ def price(op: OpWork, places: tuple[str, ...], core: Core) -> OpCost:
     inputs = op.operands[: max(1, len(op.results))]
     is_bf16 = {tensor.dtype for tensor in (*inputs, *op.results)} == {"bf16"}
     cycles = core.vector.bf16_reduce_cycles if is_bf16 else 1.0
-    seconds = sum(vector_s(lane_elements(tensor), core, cycles=cycles) for tensor in inputs)
     taken = max((tensor.size for tensor in inputs), default=0)
     made = max((tensor.size for tensor in op.results), default=0)
-    return OpCost(engine_s={"vector": seconds}, flops=max(0, taken - made), chain=len(inputs))
+    flops = max(0, taken - made)
+    if op.activation:
+        # The activation that makes the input adds it up.
+        return OpCost(flops=flops)
+    seconds = sum(vector_s(lane_elements(tensor), core, cycles=cycles) for tensor in inputs)
+    return OpCost(engine_s={"vector": seconds}, flops=flops, chain=len(inputs))
 
 
 def price_window(op: OpWork, places: tuple[str, ...], core: Core) -> OpCost:

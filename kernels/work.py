@@ -34,7 +34,8 @@ class OpWork:
     ``taps`` are the sizes of a convolution's window, the last dim last, whose product is part of k.
     ``window`` is how many elements one result combines (reduce_window, select_and_scatter), else 1.
     ``activation``: "result" for the op whose result one activation of the scalar engine makes out of its
-    tables (GELU, SiLU, ...), "inside" for the ops which that activation replaces, else empty.
+    tables (GELU, SiLU, ...), "inside" for the ops which that activation replaces (a bias before it and a sum
+    over its results too), else empty.
     """
 
     kind: str

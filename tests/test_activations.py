@@ -55,3 +55,35 @@ def test_flops_stay_those_of_the_ops() -> None:
     costs = neuronx.compile(jax.nn.gelu).lower(_X).compile().cost_analysis()
     expected = jax.jit(jax.nn.gelu).lower(_X).cost_analysis()
     assert costs["flops"] == pytest.approx(expected["flops"], rel=0.3)
+
+
+def _row_cycles(busy: dict[str, float], engine: str) -> float:
+    """Passes over all elements."""
+    clock = getattr(load_core(), engine).clock_hz
+    return busy.get(engine, 0.0) * clock / _X.shape[1]
+
+
+def test_a_softmax_takes_its_bias_and_its_sum_along() -> None:
+    """Maximum and division are the vector engine's; subtraction, exponential and sum one activation."""
+    busy = _busy(jax.nn.softmax)
+    assert _row_cycles(busy, "scalar") == pytest.approx(1, rel=0.05)
+    assert _row_cycles(busy, "vector") == pytest.approx(2, rel=0.05)
+
+
+def test_a_sum_of_squares_is_one_activation() -> None:
+    busy = _busy(lambda x: jnp.sum(x * x, axis=-1))
+    assert _row_cycles(busy, "scalar") == pytest.approx(1, rel=0.05)
+    assert _row_cycles(busy, "vector") < 0.05
+
+
+@pytest.mark.parametrize(
+    "function",
+    [
+        lambda x: jnp.max(jnp.exp(x), axis=-1),
+        lambda x: jnp.sum(jnp.exp(x), axis=0),
+        lambda x: jnp.sum(jnp.exp(x), axis=(0, 1)),
+        lambda x: jnp.exp(x - jnp.max(x, axis=0)),
+    ],
+)
+def test_other_sums_and_biases_are_not_taken_along(function) -> None:
+    assert _row_cycles(_busy(function), "vector") >= 0.95
