@@ -8,7 +8,7 @@ from hlo_passes.ir import ir, main, run_mlir_passes, stablehlo, walk
 from hlo_passes.reject import DYNAMIC_OPS, reject_annotations, reject_unsupported
 from kernels.errors import CompileError
 
-__all__ = ["Options", "run"]
+__all__ = ["Options", "flatten", "lower", "run"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,6 +41,17 @@ def run(module: ir.Module, options: Options) -> None:
       CompileError: a host callback, a shape that stays dynamic, an element type the device has no
         substitute for, a GSPMD annotation, or an op that no lowering knows.
     """
+    flatten(module)
+    lower(module)
+    reject_unsupported(module)
+
+
+def flatten(module: ir.Module) -> None:
+    """Inlines all calls and composites into one ``@main``; its ops stay as they were written.
+
+    Raises:
+      CompileError: a GSPMD annotation, a recursive or missing function.
+    """
     entry = main(module)
     reject_annotations(module)
     _apply(module, "func.func(stablehlo-legalize-composite-to-call)")
@@ -48,6 +59,14 @@ def run(module: ir.Module, options: Options) -> None:
     with module.context:
         entry.attributes["sym_name"] = ir.StringAttr.get("main")
         entry.attributes["sym_visibility"] = ir.StringAttr.get("public")
+
+
+def lower(module: ir.Module) -> None:
+    """Writes what is no StableHLO op of its own right as such ops, makes shapes static, folds and drops ops.
+
+    Raises:
+      CompileError: something no lowering knows.
+    """
     if _has(module, _is_dynamic, DYNAMIC_OPS):
         _apply(module, _REFINE)
     # Before the rest is lowered: the arithmetic of quantised types is written with CHLO ops.
@@ -56,7 +75,6 @@ def run(module: ir.Module, options: Options) -> None:
     _apply(module, _LOWER)
     walk(module.operation, _name_boolean_op)
     _apply(module, _SIMPLIFY)
-    reject_unsupported(module)
 
 
 def _apply(module: ir.Module, pipeline: str) -> None:

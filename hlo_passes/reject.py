@@ -1,13 +1,21 @@
 """What no pass can compile, as tables, and the error each gets: host transfers, dynamic shapes, types."""
 
 import re
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 from hlo_passes.ir import ir, source_line, walk
 from kernels.dtypes import dtype
 from kernels.errors import CompileError
 
-__all__ = ["DYNAMIC_OPS", "HOST_OPS", "argument_attributes", "reject_annotations", "reject_unsupported"]
+__all__ = [
+    "DYNAMIC_OPS",
+    "HOST_OPS",
+    "argument_attributes",
+    "refusals",
+    "reject_annotations",
+    "reject_unsupported",
+]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,25 +98,30 @@ def argument_attributes(op: ir.Operation) -> list[ir.DictAttr]:
 
 def reject_unsupported(module: ir.Module) -> None:
     """Raises CompileError for the first op (innermost, in program order) that cannot be compiled."""
-    seen: dict[ir.Type, tuple[str, str] | None] = {}
+    for error in refusals(module):
+        raise error
 
-    def check(op: ir.Operation) -> None:
+
+def refusals(module: ir.Module) -> Iterator[CompileError]:
+    """What stops the compiler at each op, innermost first, in program order."""
+    seen: dict[ir.Type, tuple[str, str] | None] = {}
+    ops: list[ir.Operation] = []
+    walk(module.operation, ops.append)
+    for op in ops:
         dialect, _, kind = op.name.partition(".")
         if dialect not in ("stablehlo", "sdy", "func"):
-            raise _error(op, "has no lowering to StableHLO", "write it in StableHLO or CHLO ops")
+            yield _error(op, "has no lowering to StableHLO", "write it in StableHLO or CHLO ops")
         if kind in HOST_OPS:
-            raise _error(op, "a transfer to or from the host inside the program", _CALLBACK_FIX)
+            yield _error(op, "a transfer to or from the host inside the program", _CALLBACK_FIX)
         if kind in DYNAMIC_OPS:
-            raise _error(op, "a shape known only at run time (NCC_EMOD025)", _DYNAMIC_FIX)
+            yield _error(op, "a shape known only at run time (NCC_EMOD025)", _DYNAMIC_FIX)
         if kind == "custom_call":
-            _check_custom_call(op)
+            yield from _custom_call_refusals(op)
         for type_ in _types(op):
             if type_ not in seen:
                 seen[type_] = _complaint(type_)
             if seen[type_] is not None:
-                raise _error(op, *seen[type_])
-
-    walk(module.operation, check)
+                yield _error(op, *seen[type_])
 
 
 _DTYPE_FIX = "convert to a type the device has (neuronx hw lists them), for example f32, bf16, f8E4M3 or i32"
@@ -137,13 +150,13 @@ def _complaint(type_: ir.Type) -> tuple[str, str] | None:
     )
 
 
-def _check_custom_call(op: ir.Operation) -> None:
+def _custom_call_refusals(op: ir.Operation) -> Iterator[CompileError]:
     target = op.attributes["call_target_name"].value
     for row in _CUSTOM_CALLS:
         if row.target.fullmatch(target):
-            raise _error(op, f"@{target} is {row.why}", row.fix)
+            yield _error(op, f"@{target} is {row.why}", row.fix)
     if "called_computations" in op.attributes and len(op.attributes["called_computations"]):
-        raise _error(
+        yield _error(
             op,
             f"@{target} calls a function of the module, and no kernel does that (NCC_EHCA005)",
             "write it in JAX's own ops, for example jax.lax.top_k in place of jax.lax.approx_max_k",

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from kernels.errors import CompileError, OutOfDeviceMemoryError
     from neuronx import lazy
+    from neuronx.analysis import Analysis, analyze
     from neuronx.api import compile
     from neuronx.arrays import RingArray
     from neuronx.bisection import Bisection, bisect
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
     from neuronx.stages import Compiled, Lowered
 
 __all__ = [
+    "Analysis",
     "Bisection",
     "CompileError",
     "Compiled",
@@ -30,6 +32,7 @@ __all__ = [
     "Profile",
     "RingArray",
     "SavedFileError",
+    "analyze",
     "bisect",
     "compile",
     "debug",
@@ -40,6 +43,7 @@ __all__ = [
 
 # Loaded at first use: verbs that need no compiler (``neuronx hw``) start without importing JAX.
 _HOMES = {
+    "Analysis": "neuronx.analysis",
     "Bisection": "neuronx.bisection",
     "CompileError": "kernels.errors",
     "Compiled": "neuronx.stages",
@@ -51,6 +55,7 @@ _HOMES = {
     "Profile": "neuronx.profile",
     "RingArray": "neuronx.arrays",
     "SavedFileError": "neuronx.container",
+    "analyze": "neuronx.analysis",
     "bisect": "neuronx.bisection",
     "compile": "neuronx.api",
     "debug": "neuronx.lazy.debugging",

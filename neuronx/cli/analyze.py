@@ -1,0 +1,70 @@
+"""``neuronx analyze``: what the real compiler would reject or degrade in a file or a Python function."""
+
+import argparse
+import importlib
+import re
+import sys
+from pathlib import Path
+
+import jax
+
+from hlo_passes.ir import ir, parse
+from kernels.dtypes import dtype as find_dtype
+from kernels.errors import CompileError
+from neuronx.analysis import Analysis, analyze, analyze_module
+from neuronx.driver import DEFAULT_INSTANCE, CompileOptions
+
+__all__ = ["HELP", "NAME", "add_arguments", "main"]
+
+NAME = "analyze"
+HELP = "say what neuronx-cc would reject or degrade, and what to write instead; exit status 1 if it rejects"
+
+_SHAPE = re.compile(r"(\w+)\[([\d,\s]*)\]")
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declares the options of the verb."""
+    parser.add_argument("target", help="a .mlir file, or module:function")
+    parser.add_argument(
+        "arguments", nargs="*", metavar="TYPE", help="of each argument of the function, as f32[8,128]"
+    )
+    parser.add_argument("--tp-degree", type=int, default=1, help="cores to shard over (default 1)")
+    parser.add_argument("--instance", default=DEFAULT_INSTANCE, help=f"default {DEFAULT_INSTANCE}")
+
+
+def main(args: argparse.Namespace) -> int:
+    """Prints the findings; 1 if one rejects the program, else 0."""
+    options = CompileOptions(tp_degree=args.tp_degree, instance=args.instance)
+    found = _of_function(args, options) if ":" in args.target else _of_file(args.target, options)
+    print(found)
+    return 1 if found.rejected else 0
+
+
+def _of_file(name: str, options: CompileOptions) -> Analysis:
+    try:
+        return analyze_module(parse(Path(name).read_text()), options)
+    except ir.MLIRError as error:
+        raise CompileError(f"{name} is malformed: {error}", fix="mend the line named above") from error
+    except (OSError, UnicodeDecodeError) as error:
+        raise CompileError(f"{name} cannot be read: {error}", fix="give a readable text file") from error
+
+
+def _of_function(args: argparse.Namespace, options: CompileOptions) -> Analysis:
+    module, _, name = args.target.partition(":")
+    sys.path.insert(0, "")  # as python -m does: modules in the current directory
+    try:
+        function = getattr(importlib.import_module(module), name)
+    except (ImportError, AttributeError) as error:
+        raise CompileError(
+            f"{args.target} cannot be imported: {error}", fix="give module:function, importable from here"
+        ) from error
+    types = map(_type, args.arguments)
+    return analyze(function, *types, tp_degree=options.tp_degree, instance=options.instance)
+
+
+def _type(text: str) -> jax.ShapeDtypeStruct:
+    match = _SHAPE.fullmatch(text)
+    if match is None:
+        raise CompileError(f"{text!r} is no type", fix="write the element type and the shape: f32[8,128]")
+    shape = tuple(int(size) for size in match[2].split(",") if size.strip())
+    return jax.ShapeDtypeStruct(shape, find_dtype(match[1]).numpy)
