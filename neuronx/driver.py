@@ -1,8 +1,10 @@
 """From a StableHLO module to a program for the ring: options, levels as bytes, the final fit check."""
 
+import contextlib
+import gc
 import io
 import warnings
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 
 from distributed.device_memory import DeviceMemory, check_fits
@@ -16,6 +18,7 @@ from kernels.eras import DEFAULT_ERA, ERAS
 from kernels.errors import CompileError
 from kernels.hardware import load_instance
 from neuronx.environment import environment
+from neuronx.progress import Progress
 
 __all__ = [
     "AUTO_CASTS",
@@ -27,7 +30,9 @@ __all__ = [
     "CompileOptions",
     "compile_module",
     "copy_module",
+    "module_bytes",
     "pipeline_for",
+    "without_collector",
 ]
 
 DEFAULT_INSTANCE = "inf2.48xlarge"
@@ -125,22 +130,36 @@ def compile_module(module: ir.Module, options: CompileOptions, *, weights: Colle
       CompileError: the module holds what the compiler cannot take; names op, line and what to do.
       OutOfDeviceMemoryError: the program needs more HBM than a core has.
     """
-    asked = environment()
+    asked, stages = environment(), pipeline_for(options)
     levels: dict[str, bytes] = {}
     leaves = {row.name: row.leaves for row in PASSES}
+    last = {leaves[stage.name]: stage for stage in stages}
+    progress = Progress([stage.name for stage in stages])
 
     def keep(stage: Stage, at: ir.Module) -> None:
-        levels[leaves[stage.name]] = _bytecode(at)
+        progress.advance()
+        if last[leaves[stage.name]] is stage:
+            levels[leaves[stage.name]] = module_bytes(at)
 
-    program = run_pipeline(
-        module,
-        pipeline_for(options),
-        debug=Debug(check_levels=asked.debug > 0, dump_dir=asked.dump),
-        after=keep,
-    )
+    with progress, without_collector():
+        program = run_pipeline(
+            module, stages, debug=Debug(check_levels=asked.debug > 0, dump_dir=asked.dump), after=keep
+        )
     assert program is not None, "the pipeline ends with schedule"
     memory = check_fits(program, options.instance, weights=weights)
     return Artifacts(program=program, memory=memory, options=options, levels=levels)
+
+
+@contextlib.contextmanager
+def without_collector() -> Iterator[None]:
+    """Holds Python's search for cycles: what runs inside makes many objects and no garbage to speak of."""
+    was_on = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_on:
+            gc.enable()
 
 
 def pipeline_for(options: CompileOptions) -> tuple[Stage, ...]:
@@ -156,10 +175,11 @@ def pipeline_for(options: CompileOptions) -> tuple[Stage, ...]:
 
 def copy_module(module: ir.Module) -> ir.Module:
     """A module of its own with the same ops and locations."""
-    return parse(_bytecode(module))
+    return parse(module_bytes(module))
 
 
-def _bytecode(module: ir.Module) -> bytes:
+def module_bytes(module: ir.Module) -> bytes:
+    """The module with its locations as MLIR bytecode."""
     buffer = io.BytesIO()
     module.operation.write_bytecode(buffer)
     return buffer.getvalue()

@@ -11,6 +11,7 @@ __all__ = ["VARIABLES", "Environment", "environment"]
 VARIABLES = {
     "NEURONX_DEBUG": "1: check after every pass that the module is legal, poison padding (default 0)",
     "NEURONX_EAGER_DEBUG": "1: run op by op, each op checked, as in neuronx.debug (default 0)",
+    "NEURONX_CACHE_DIR": "where compilations are kept (default ~/.cache/neuronx); empty: nowhere",
     "NEURONX_DUMP": "a directory: write the module after every pass, runnable, and the program as text",
 }
 
@@ -22,15 +23,17 @@ class Environment:
     debug: int
     eager_debug: bool
     dump: Path | None
+    cache: Path | None
 
 
 def environment() -> Environment:
     """Reads the variables now; raises CompileError where a switch is no integer."""
-    dump = os.environ.get("NEURONX_DUMP")
+    dump, cache = os.environ.get("NEURONX_DUMP"), os.environ.get("NEURONX_CACHE_DIR", "~/.cache/neuronx")
     return Environment(
         debug=_switch("NEURONX_DEBUG"),
         eager_debug=_switch("NEURONX_EAGER_DEBUG") > 0,
         dump=Path(dump) if dump else None,
+        cache=Path(cache).expanduser() if cache else None,
     )
 
 

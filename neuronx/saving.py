@@ -3,7 +3,7 @@
 import json
 import os
 import zlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -18,7 +18,7 @@ from neuronx.frontend import Exported, logical, physical
 from neuronx.records import decode, encode
 from neuronx.tensors import pack_tensors, unpack_tensors
 
-__all__ = ["Saved", "read_program", "save_program"]
+__all__ = ["Saved", "artifact_sections", "artifacts_from", "read_program", "save_program"]
 
 Saved = tuple[Exported, Artifacts, tuple[Any, ...]]
 """What a file holds: the exported function, what its compilation left, the weights saved along."""
@@ -43,17 +43,13 @@ def save_program(
         "jax": jax.__version__,
         "exported": _describe(exported),
         "num_weights": len(weights),
-        "options": encode(artifacts.options),
-        "memory": encode(artifacts.memory),
-        "program": encode(artifacts.program),
     }
-    levels = {f"level/{name}": zlib.compress(code) for name, code in artifacts.levels.items()}
     write_sections(
         path,
         {
             "manifest": zlib.compress(json.dumps(manifest).encode()),
             "stablehlo": _portable(exported.module),
-            **levels,
+            **artifact_sections(artifacts),
             "constants": pack_tensors({f"constant{i}": _host(v) for i, v in enumerate(exported.constants)}),
             "weights": pack_tensors({exported.names[i]: _host(leaf) for i, leaf in enumerate(leaves)}),
         },
@@ -71,21 +67,36 @@ def read_program(path: str | os.PathLike[str]) -> Saved:
     constants = unpack_tensors(sections["constants"])
     module = stablehlo.deserialize_portable_artifact(context(), bytes(sections["stablehlo"]))
     exported = _restore(manifest["exported"], module, tuple(constants.values()))
-    levels = {
-        name.removeprefix("level/"): zlib.decompress(content)
-        for name, content in sections.items()
-        if name.startswith("level/")
-    }
-    artifacts = Artifacts(
-        program=decode(manifest["program"]),
-        memory=decode(manifest["memory"]),
-        options=decode(manifest["options"]),
-        levels=levels,
-    )
     return (
         exported,
-        artifacts,
+        artifacts_from(sections),
         _weights(exported, unpack_tensors(sections["weights"]), manifest["num_weights"]),
+    )
+
+
+def artifact_sections(artifacts: Artifacts) -> dict[str, bytes]:
+    """What a compilation left, as sections of a file."""
+    records = {
+        "options": encode(artifacts.options),
+        "memory": encode(artifacts.memory),
+        "program": encode(artifacts.program),
+    }
+    levels = {f"level/{name}": zlib.compress(code, 1) for name, code in artifacts.levels.items()}
+    return {"artifacts": zlib.compress(json.dumps(records).encode(), 1), **levels}
+
+
+def artifacts_from(sections: Mapping[str, bytes | memoryview]) -> Artifacts:
+    """The inverse of ``artifact_sections``."""
+    records = json.loads(zlib.decompress(sections["artifacts"]))
+    return Artifacts(
+        program=decode(records["program"]),
+        memory=decode(records["memory"]),
+        options=decode(records["options"]),
+        levels={
+            name.removeprefix("level/"): zlib.decompress(content)
+            for name, content in sections.items()
+            if name.startswith("level/")
+        },
     )
 
 

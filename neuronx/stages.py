@@ -21,7 +21,8 @@ from kernels.dtypes import dtype as find_dtype
 from kernels.errors import CompileError
 from kernels.hardware import load_instance
 from neuronx.arrays import Placements, RingArray
-from neuronx.driver import Artifacts, CompileOptions, compile_module, copy_module
+from neuronx.cache import compile_cached
+from neuronx.driver import Artifacts, CompileOptions
 from neuronx.environment import environment
 from neuronx.explain import explain
 from neuronx.frontend import Exported, logical, physical
@@ -69,10 +70,7 @@ class Lowered:
           CompileError: an op, type or sharding the compiler cannot take.
           OutOfDeviceMemoryError: the program does not fit a core's HBM.
         """
-        artifacts = compile_module(
-            copy_module(self._exported.module), self._options, weights=self._exported.weights
-        )
-        return Compiled(self._exported, artifacts)
+        return Compiled(self._exported, compile_cached(self._exported, self._options))
 
 
 @dataclass(frozen=True, kw_only=True)

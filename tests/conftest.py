@@ -1,5 +1,6 @@
 """Options and fixtures every test shares: conformance data, golden texts, the golden-text comparison."""
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -8,6 +9,9 @@ import oracles
 import pytest
 
 _ROOT = Path(__file__).parent.parent
+
+# Every test compiles what it says it does; child processes inherit this.
+os.environ["NEURONX_CACHE_DIR"] = ""
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

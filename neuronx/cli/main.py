@@ -7,13 +7,13 @@ from absl import app, logging
 from absl.flags import argparse_flags
 
 from kernels.errors import CompileError
-from neuronx.cli import analyze, generate, hw, opt, plan
+from neuronx.cli import analyze, cache, generate, hw, opt, plan
 from neuronx.cli import run as run_verb
 
 __all__ = ["VERBS", "main", "parse_arguments", "run"]
 
 # Each a module with NAME, HELP, add_arguments(parser) and main(args) -> exit status.
-VERBS = (opt, run_verb, analyze, generate, plan, hw)
+VERBS = (opt, run_verb, analyze, generate, plan, hw, cache)
 
 
 def parse_arguments(argv: list[str]) -> argparse.Namespace:
