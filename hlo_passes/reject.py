@@ -98,8 +98,12 @@ def argument_attributes(op: ir.Operation) -> list[ir.DictAttr]:
 
 def reject_unsupported(module: ir.Module) -> None:
     """Raises CompileError for the first op (innermost, in program order) that cannot be compiled."""
-    for error in refusals(module):
-        raise error
+    error = next(refusals(module), None)
+    if error is not None:
+        try:
+            raise error
+        finally:
+            del error  # a frame that holds its own exception keeps alive all that the traceback reaches
 
 
 def refusals(module: ir.Module) -> Iterator[CompileError]:

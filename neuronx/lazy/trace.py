@@ -45,8 +45,9 @@ _serials = itertools.count()
 # Numbers whose identity is remembered. Beyond it a derivative's use of one may be taken for JAX's own.
 _MAX_NUMBERS = 8192
 
-# Frames of ours are not the user's: ops and errors must name the line that called JAX.
-source_info_util.register_exclusion(str(Path(__file__).parents[1]) + "/")
+# Frames of ours are not the user's: ops and errors must name the line that called JAX. (Models are programs.)
+for _path in (*Path(__file__).parents[1].glob("*.py"), Path(__file__).parent):
+    source_info_util.register_exclusion(str(_path))
 
 
 class Node:
