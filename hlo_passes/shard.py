@@ -11,15 +11,16 @@ from hlo_passes.sharding.agree import agree
 from hlo_passes.sharding.classes import DimClasses
 from hlo_passes.sharding.handlers import HANDLERS
 from hlo_passes.sharding.partition import Choice, Partitioner, Targets, shape_of
-from hlo_passes.sharding.plan import Plan, make_plan
+from hlo_passes.sharding.plan import PLANS, Plan, make_plan
 from hlo_passes.sharding.prices import Prices
 from hlo_passes.sharding.rules import RULE, attach_rules
 from hlo_passes.sharding.shardy_ops import constrain_collectives
 from hlo_passes.sharding.spec import MeshReader, Sharding, blocks
+from hlo_passes.spec import unknown
 from kernels.errors import CompileError
 from kernels.hardware import load_instance
 
-__all__ = ["Options", "run"]
+__all__ = ["PLANS", "Options", "is_annotated", "run"]
 
 AXIS = "tp"
 _NO_PLAN = Plan(sharded=frozenset(), notes=(), prices_s={})
@@ -28,10 +29,14 @@ _CONSTRAINTS = ("sdy.sharding_constraint", "sdy.reshard")
 
 @dataclass(frozen=True, kw_only=True)
 class Options:
-    """``tp``: cores to shard over. ``instance``: whose rates the plan weighs; its cores bound ``tp``."""
+    """``tp``: cores to shard over. ``instance``: whose rates the plan weighs; its cores bound ``tp``.
+
+    ``plan``: one of ``PLANS``; it means nothing where the user gave shardings.
+    """
 
     tp: int = 1
     instance: str = "inf2.48xlarge"
+    plan: str = PLANS[0]
 
 
 def run(module: ir.Module, options: Options) -> None:
@@ -41,8 +46,10 @@ def run(module: ir.Module, options: Options) -> None:
     ``neuron.plan``.
 
     Raises:
-      CompileError: more cores than the instance has, or a mesh of the user's of another size.
+      CompileError: no such plan, more cores than the instance has, or a mesh of the user's of another size.
     """
+    if options.plan not in PLANS:
+        raise unknown("plan", options.plan, PLANS)
     cores = load_instance(options.instance).cores
     if not 1 <= options.tp <= cores:
         raise CompileError(
@@ -50,7 +57,7 @@ def run(module: ir.Module, options: Options) -> None:
             op="shard", fix=f"choose 1 to {cores}, or a larger instance",
         )  # fmt: skip
     with module.context, ir.Location.unknown():
-        annotated = _is_annotated(module)
+        annotated = is_annotated(module)
         asked = _annotated_results(main(module))
         if annotated:
             constrain_collectives(module)
@@ -69,7 +76,8 @@ def run(module: ir.Module, options: Options) -> None:
     run_mlir_passes(module, "cse,canonicalize,cse")
 
 
-def _is_annotated(module: ir.Module) -> bool:
+def is_annotated(module: ir.Module) -> bool:
+    """Whether the user gave shardings, which then are not planned."""
     return any(isinstance(op, sdy.MeshOp) for op in module.body.operations)
 
 
@@ -109,7 +117,7 @@ def _stablehlo_constant(op: ir.Operation) -> ir.Operation:
 def _plan(function: func.FuncOp, options: Options) -> tuple[Targets, Plan]:
     """Shards whole classes of dims over one axis, as the plan says."""
     classes = DimClasses(function.operation)
-    plan = make_plan(function, classes, options.tp, Prices(options.instance, options.tp))
+    plan = make_plan(function, classes, options.plan, options.tp, Prices(options.instance, options.tp))
 
     def wanted(value: ir.Value) -> Sharding:
         shape = shape_of(value)

@@ -4,7 +4,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from kernels.eras import DEFAULT_ERA
-from neuronx.driver import AUTO_CAST_TYPES, AUTO_CASTS, DEFAULT_INSTANCE, CompileOptions
+from neuronx.driver import AUTO_CAST_TYPES, AUTO_CASTS, DEFAULT_INSTANCE, OBJECTIVES, CompileOptions
 from neuronx.environment import environment
 from neuronx.frontend import wrap
 from neuronx.function import Function
@@ -26,6 +26,7 @@ def compile(
     auto_cast: str = AUTO_CASTS[0],
     auto_cast_type: str = AUTO_CAST_TYPES[0],
     era: str = DEFAULT_ERA,
+    objective: str = OBJECTIVES[0],
     host_kernels: bool = True,
 ) -> Function:
     """Compiles ``fn`` for a ring of simulated NeuronCores; returns a function that is called like ``fn``.
@@ -45,6 +46,8 @@ def compile(
       auto_cast_type: bf16 (default), fp16, tf32 or fp8_e4m3.
       era: whose constants predictions use: "sdk-2.18" (default), what AWS's software achieved, or "ideal",
         what the documented rates of the hardware allow.
+      objective: what the plan is for where you give no sharding: "memory" (default) cuts every weight that
+        can be, "time" takes the plan of the least predicted step time, which may leave weights whole.
       host_kernels: execute products with the host's JIT'd kernels (default); False leaves all to XLA:CPU.
 
     Raises:
@@ -57,6 +60,7 @@ def compile(
         auto_cast=auto_cast,
         auto_cast_type=auto_cast_type,
         era=era,
+        objective=objective,
         host_kernels=host_kernels,
     )
     if tp_degree is not None:

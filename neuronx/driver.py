@@ -5,17 +5,18 @@ import gc
 import io
 import warnings
 from collections.abc import Collection, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 
 from distributed.device_memory import DeviceMemory, check_fits
 from distributed.program import Program
 from distributed.program_text import program_text
+from distributed.timeline import time_program
 from hlo_passes import autocast, order, overlap, schedule, shard
 from hlo_passes.ir import ir, parse
 from hlo_passes.pipeline import PASSES, Debug, Stage, default_pipeline, run_pipeline
 from hlo_passes.spec import unknown
 from kernels.eras import DEFAULT_ERA, ERAS
-from kernels.errors import CompileError
+from kernels.errors import CompileError, OutOfDeviceMemoryError
 from kernels.hardware import load_instance
 from neuronx.environment import environment
 from neuronx.progress import Progress
@@ -26,6 +27,7 @@ __all__ = [
     "DEFAULT_INSTANCE",
     "DOCUMENTED_DEGREES",
     "LEVELS",
+    "OBJECTIVES",
     "Artifacts",
     "CompileOptions",
     "compile_module",
@@ -42,6 +44,10 @@ LEVELS = ("global", "local", "fused", "planned", "program")
 AUTO_CASTS = ("none", "matmult", "all")
 AUTO_CAST_TYPES = ("bf16", "fp16", "tf32", "fp8_e4m3")
 
+# What a plan is for, the default first, and the plans of the pass shard that are tried for it.
+_PLANS = {"memory": ("weights",), "time": shard.PLANS}
+OBJECTIVES = tuple(_PLANS)
+
 # Tensor-parallel degrees AWS documents for Inf2; the runtime may refuse others.
 DOCUMENTED_DEGREES = (1, 2, 4, 8, 12, 24)
 
@@ -57,6 +63,7 @@ class CompileOptions:
       auto_cast_type: bf16, fp16, tf32 or fp8_e4m3.
       era: whose constants predictions use: "sdk-2.18", what AWS's software achieved, or "ideal", what the
         documented rates of the hardware allow.
+      objective: what the plan of an unannotated program is for: memory or time.
       host_kernels: execute products with the host's JIT'd kernels; False leaves all to XLA:CPU.
 
     Raises:
@@ -68,6 +75,7 @@ class CompileOptions:
     auto_cast: str = AUTO_CASTS[0]
     auto_cast_type: str = AUTO_CAST_TYPES[0]
     era: str = DEFAULT_ERA
+    objective: str = OBJECTIVES[0]
     host_kernels: bool = True
 
     def __post_init__(self) -> None:
@@ -75,6 +83,7 @@ class CompileOptions:
             ("auto_cast", self.auto_cast, AUTO_CASTS),
             ("auto_cast_type", self.auto_cast_type, AUTO_CAST_TYPES),
             ("era", self.era, ERAS),
+            ("objective", self.objective, OBJECTIVES),
         ):
             if value not in known:
                 raise unknown(name, value, known)
@@ -105,12 +114,16 @@ class CompileOptions:
 
 @dataclass(frozen=True, kw_only=True)
 class Artifacts:
-    """What a compilation leaves: the program, and the module at each level as MLIR bytecode."""
+    """What a compilation leaves: the program, and the module at each level as MLIR bytecode.
+
+    ``tried_s`` are the predicted seconds of a step under each plan that was tried, where several were.
+    """
 
     program: Program
     memory: DeviceMemory
     options: CompileOptions
     levels: Mapping[str, bytes]
+    tried_s: Mapping[str, float] = field(default_factory=dict)
 
     def text(self, level: str) -> str:
         """The module at ``level`` (one of ``LEVELS``), or the program, as text."""
@@ -124,13 +137,36 @@ class Artifacts:
 def compile_module(module: ir.Module, options: CompileOptions, *, weights: Collection[int] = ()) -> Artifacts:
     """Runs the whole pipeline on ``module``, in place, and checks that the program fits the device.
 
+    Where the objective allows several plans the pipeline runs for each, on copies, and the one of the least
+    predicted time among those that fit is kept.
+
     ``weights`` are the positions of ``@main``'s arguments that count as weights in memory tables.
 
     Raises:
       CompileError: the module holds what the compiler cannot take; names op, line and what to do.
       OutOfDeviceMemoryError: the program needs more HBM than a core has.
     """
-    asked, stages = environment(), pipeline_for(options)
+    plans = _PLANS[options.objective]
+    if len(plans) == 1 or options.tp_degree == 1 or shard.is_annotated(module):
+        return _compile(module, options, plans[0], weights)
+    tried, too_large = {}, None
+    for plan in plans:
+        try:
+            tried[plan] = _compile(copy_module(module), options, plan, weights)
+        except OutOfDeviceMemoryError as error:
+            too_large = error
+    if not tried:
+        raise too_large
+    instance = load_instance(options.instance)
+    tried_s = {
+        plan: time_program(artifacts.program, instance, era=options.era).total_s
+        for plan, artifacts in tried.items()
+    }
+    return replace(tried[min(tried_s, key=tried_s.get)], tried_s=tried_s)
+
+
+def _compile(module: ir.Module, options: CompileOptions, plan: str, weights: Collection[int]) -> Artifacts:
+    asked, stages = environment(), pipeline_for(options, plan)
     levels: dict[str, bytes] = {}
     leaves = {row.name: row.leaves for row in PASSES}
     last = {leaves[stage.name]: stage for stage in stages}
@@ -162,11 +198,11 @@ def without_collector() -> Iterator[None]:
             gc.enable()
 
 
-def pipeline_for(options: CompileOptions) -> tuple[Stage, ...]:
-    """The passes of a compilation, in order."""
+def pipeline_for(options: CompileOptions, plan: str = shard.PLANS[0]) -> tuple[Stage, ...]:
+    """The passes of a compilation, in order; ``plan`` is one of the pass ``shard``."""
     return default_pipeline(
         autocast=autocast.Options(mode=options.auto_cast, type=options.auto_cast_type),
-        shard=shard.Options(tp=options.tp_degree, instance=options.instance),
+        shard=shard.Options(tp=options.tp_degree, instance=options.instance, plan=plan),
         overlap=overlap.Options(instance=options.instance),
         order=order.Options(instance=options.instance, era=options.era),
         schedule=schedule.Options(instance=options.instance),

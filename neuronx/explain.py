@@ -1,6 +1,7 @@
 """What the compiler decided and why, as text: plan, prices, collectives, what was given up."""
 
 from collections import Counter
+from collections.abc import Mapping
 
 from distributed.events import Timeline
 from distributed.layout import Layout
@@ -19,19 +20,24 @@ _PRICES = (
 )
 
 
-def explain(module: ir.Module, program: Program, timeline: Timeline) -> str:
+def explain(
+    module: ir.Module, program: Program, timeline: Timeline, tried_s: Mapping[str, float] | None = None
+) -> str:
     """The account of one compilation: shardings, prices, collectives and notes.
 
     Args:
       module: at any level from LOCAL on.
       program: what became of it.
       timeline: of ``program``.
+      tried_s: predicted seconds of a step under each plan that was tried, where several were.
     """
     prices = "prices of plans (ops and collectives one after the other; exe.profile() overlaps them)"
     sections = {
         "arguments": _arguments(program),
         "padding of uneven arguments": _padding(program, timeline.bandwidth_bytes_per_s),
         prices: _prices(module),
+        "plans tried": [f"{seconds * 1e3:10.3f} ms  {plan}" for plan, seconds in (tried_s or {}).items()]
+        or ["one"],
         "collectives": _collectives(timeline),
         "notes": [f"- {note}" for note in notes(module)] or ["nothing was given up"],
     }

@@ -79,6 +79,7 @@ def artifact_sections(artifacts: Artifacts) -> dict[str, bytes]:
     records = {
         "options": encode(artifacts.options),
         "memory": encode(artifacts.memory),
+        "tried_s": encode(artifacts.tried_s),
         "program": encode(artifacts.program),
     }
     levels = {f"level/{name}": zlib.compress(code, 1) for name, code in artifacts.levels.items()}
@@ -91,6 +92,7 @@ def artifacts_from(sections: Mapping[str, bytes | memoryview]) -> Artifacts:
     return Artifacts(
         program=decode(records["program"]),
         memory=decode(records["memory"]),
+        tried_s=decode(records["tried_s"]),
         options=decode(records["options"]),
         levels={
             name.removeprefix("level/"): zlib.decompress(content)

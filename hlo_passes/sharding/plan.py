@@ -20,7 +20,11 @@ from hlo_passes.sharding.problem import Problem
 from hlo_passes.sharding.rules import OpRule
 from hlo_passes.sharding.spec import blocks
 
-__all__ = ["Plan", "make_plan"]
+__all__ = ["PLANS", "Plan", "make_plan"]
+
+# "weights" cuts every weight that can be and hands results out whole where that costs little, as tensor
+# parallelism is understood; "time" looks at seconds alone; "whole" cuts nothing.
+PLANS = ("weights", "time", "whole")
 
 # A sharded weight is worth as much as this many of the program's dearest all-reduces, beyond the time it
 # saves: who asks for a tensor-parallel degree wants the weights sharded even where they are small.
@@ -43,23 +47,22 @@ class Plan:
     prices_s: Mapping[str, float]
 
 
-def make_plan(function: func.FuncOp, classes: DimClasses, shards: int, prices: Prices) -> Plan:
-    """Chooses the classes of dims to shard ``shards`` ways."""
+def make_plan(function: func.FuncOp, classes: DimClasses, plan: str, shards: int, prices: Prices) -> Plan:
+    """Chooses the classes of dims to shard ``shards`` ways; ``plan`` is one of ``PLANS``."""
     if shards == 1:
         return Plan(sharded=frozenset(), notes=(), prices_s={})
     arguments = [
         v for v in function.regions[0].blocks[0].arguments if isinstance(v.type, ir.RankedTensorType)
     ]
     weights = _find_weights(arguments, classes)
-    problem = _pose(function, classes, shards, prices)
-    dearest_s = max((prices.collective_s("all_reduce", op.results) for op in _products(classes)), default=0.0)
-    for name, count in _weights_in(weights, classes).items():
-        problem.bonus_s[name] += count * dearest_s * _WEIGHT_IN_ALL_REDUCES
+    problem = _pose(classes, shards, prices)
+    if plan == "weights":
+        _prefer_weights(problem, weights, function, classes, prices)
     problem.must_free_bytes = sum(tensor(v.type).size_bytes for v in arguments) - prices.hbm_bytes
     for value in arguments:
         for name in {classes.class_of(value, dim) for dim in range(value.type.rank)}:
             problem.freed_bytes[name] += _freed_bytes(value, classes.tiles(name), shards)
-    problem.whole = frozenset(name for name in problem.names() if classes.tiles(name) < 2)
+    problem.whole = frozenset(name for name in problem.names() if plan == "whole" or classes.tiles(name) < 2)
     chosen, other = _choose(problem)
     return Plan(
         sharded=frozenset(chosen),
@@ -104,6 +107,22 @@ def _find_weights(arguments: Iterable[ir.Value], classes: DimClasses) -> dict[ir
     return weights
 
 
+def _prefer_weights(
+    problem: Problem,
+    weights: Mapping[ir.Value, int],
+    function: func.FuncOp,
+    classes: DimClasses,
+    prices: Prices,
+) -> None:
+    """What counts besides a step's seconds: cut weights, and results the host need not put together."""
+    dearest_s = max((prices.collective_s("all_reduce", op.results) for op in _products(classes)), default=0.0)
+    for name, count in _weights_in(weights, classes).items():
+        problem.bonus_s[name] += count * dearest_s * _WEIGHT_IN_ALL_REDUCES
+    for value in _handed_out(function):
+        for name in {classes.class_of(value, dim) for dim in range(value.type.rank)}:
+            problem.bonus_s[name] -= prices.result_s()
+
+
 def _weights_in(weights: Mapping[ir.Value, int], classes: DimClasses) -> Counter[Class]:
     """How many weights each class has a dim of."""
     return Counter(
@@ -119,7 +138,7 @@ def _handed_out(function: func.FuncOp) -> list[ir.Value]:
     return [v for n, v in returned if n not in stay and isinstance(v.type, ir.RankedTensorType)]
 
 
-def _pose(function: func.FuncOp, classes: DimClasses, shards: int, prices: Prices) -> Problem:
+def _pose(classes: DimClasses, shards: int, prices: Prices) -> Problem:
     problem = Problem()
     for op in classes.ops:
         rule, repeats = classes.rules[op], classes.repeats[op]
@@ -139,9 +158,6 @@ def _pose(function: func.FuncOp, classes: DimClasses, shards: int, prices: Price
                 problem.gain_s[name] -= repeats * prices.collective_s("all_reduce", op.results)
         for value in (*op.operands, *op.results) if rule is None else ():
             _meet_in_value(value, classes, problem)
-    for value in _handed_out(function):
-        for name in {classes.class_of(value, dim) for dim in range(value.type.rank)}:
-            problem.gain_s[name] -= prices.result_s()
     for view in classes.views:
         _meet_in_value(view.value, classes, problem)
         gather_s = prices.collective_s("all_gather", [view.value]) * classes.repeats[view.op]

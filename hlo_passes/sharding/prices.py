@@ -62,9 +62,8 @@ class Prices:
             kind=kind, operands=(), results=(), groups=(self._group,), reducer="add", dim=0
         )
         seconds = collective_cost(collective, size_bytes, self._topology, self._links).seconds
-        # A collective ends a kernel: what it moves is written to HBM, waited for and read back, a DMA
-        # latency each.
-        return seconds + 3 * self._core.dma.latency_s
+        # A collective ends a kernel: what it moves is written to HBM and read back, a DMA latency each.
+        return seconds + 2 * self._core.dma.latency_s
 
 
 @functools.lru_cache(maxsize=4096)
