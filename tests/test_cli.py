@@ -204,3 +204,14 @@ def test_the_script_itself(tmp_path: Path) -> None:
     assert "malformed" in done.stderr
     helped = subprocess.run([*command, "--help"], cwd=root, capture_output=True, text=True)
     assert all(verb.NAME in helped.stdout + helped.stderr for verb in cli.VERBS)
+
+
+def test_a_reader_that_goes_away_is_no_crash() -> None:
+    command = [sys.executable, "-m", "neuronx.cli.main", "hw"]
+    running = subprocess.Popen(
+        command, cwd=Path(__file__).parent.parent, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    running.stdout.close()
+    said = running.stderr.read()
+    running.stderr.close()
+    assert (running.wait(), said) == (141, "")

@@ -1,6 +1,7 @@
 """The ``neuronx`` script: picks the verb, parses its arguments, turns user errors into exit status 2."""
 
 import argparse
+import os
 import sys
 
 from absl import app, logging
@@ -12,6 +13,8 @@ from neuronx.cli import run as run_verb
 
 __all__ = ["VERBS", "main", "parse_arguments", "run"]
 
+# What a shell reports of a program that its reader's end stopped: 128 + SIGPIPE.
+_BROKEN_PIPE = 141
 # Each a module with NAME, HELP, add_arguments(parser) and main(args) -> exit status.
 VERBS = (opt, run_verb, analyze, generate, plan, hw, cache)
 
@@ -30,9 +33,18 @@ def parse_arguments(argv: list[str]) -> argparse.Namespace:
 
 
 def main(args: argparse.Namespace) -> int:
-    """Runs the verb; returns its exit status, or 2 with a message on stderr where the input is at fault."""
+    """Runs the verb; returns its exit status, or 2 with a message on stderr where the input is at fault.
+
+    Where the reader of the output went away before its end, 141 and no message.
+    """
     try:
-        return args.verb_main(args)
+        status = args.verb_main(args)
+        sys.stdout.flush()
+        return status
+    except BrokenPipeError:
+        # Whoever read the output has closed it (`neuronx hw | head`). What is left must not be written at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return _BROKEN_PIPE
     except CompileError as error:
         print(f"neuronx {args.verb}: {error}", file=sys.stderr)
         return 2
