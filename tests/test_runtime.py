@@ -349,3 +349,15 @@ def test_sums_follow_the_algorithm_of_the_program(algorithm, executor, rng):
     (got,) = run(b.program([x], [step], [total]), executor, array)
     [wanted] = collectives.run(step, [np.split(array, 5)])
     np.testing.assert_array_equal(got, wanted[0])
+
+
+@pytest.mark.parametrize("shape", [(), (3,), (0, 4), (2, 3, 5)])
+def test_a_view_of_the_device_is_exact_read_only_and_outlives_its_array(shape, executor, rng):
+    for dtype in (np.float32, ml_dtypes.bfloat16, np.int8, np.bool_):
+        wanted = rng.standard_normal(shape).astype(dtype)
+        array = executor.copy(executor.to_device(wanted))
+        seen = executor.to_host(array)
+        del array
+        taken = [executor.copy(executor.to_device(np.ones(shape, dtype))) for _ in range(8)]
+        assert seen.dtype == dtype and seen.shape == shape and not seen.flags.writeable
+        assert seen.tobytes() == wanted.tobytes() and len(taken) == 8

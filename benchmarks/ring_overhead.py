@@ -1,0 +1,140 @@
+"""What simulating more cores costs the host: OPT decode on rings, and jax.jit on 8 forced CPU devices."""
+
+import argparse
+import dataclasses
+import functools
+import json
+import statistics
+import sys
+import time
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import NamedSharding, PartitionSpec
+
+import neuronx
+from distributed.program import Launch, Program
+from neuronx.models import opt
+from neuronx.models.generation import DTYPES
+from neuronx.models.layers import tensor_parallel
+from neuronx.stages import Compiled
+
+__all__ = ["launch_overhead_s", "main", "measure"]
+
+JAX_DEVICES = 8
+MAX_LEN = 64
+Step = Callable[[int], None]
+"""Decodes one token at a position and waits for its logits."""
+
+
+def _decode(cfg: opt.OPTConfig, dtype: Any, cores: int) -> Compiled:
+    fn = neuronx.compile(functools.partial(opt.decode, cfg), donate_argnums=1, tp_degree=cores)
+    scalar = jax.ShapeDtypeStruct((), jnp.int32)
+    token = jax.ShapeDtypeStruct((1,), jnp.int32)
+    cache = opt.cache_shapes(cfg, 1, MAX_LEN, dtype)
+    return fn.lower(opt.parameter_shapes(cfg, dtype), cache, token, scalar).compile()
+
+
+def _empty_cache(cfg: opt.OPTConfig, dtype: Any) -> Any:
+    return jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), opt.cache_shapes(cfg, 1, MAX_LEN, dtype))
+
+
+def _ring_step(cfg: opt.OPTConfig, dtype: Any, params: Any, cores: int) -> Step:
+    exe, token = _decode(cfg, dtype, cores), jnp.zeros(1, jnp.int32)
+    params, cache, _, _ = exe.device_put(params, _empty_cache(cfg, dtype), token, jnp.int32(0))
+
+    def step(position: int) -> None:
+        nonlocal cache
+        _, logits, cache = exe(params, cache, token, jnp.int32(position))
+        np.asarray(logits)
+
+    return step
+
+
+def _jax_step(cfg: opt.OPTConfig, dtype: Any, params: Any) -> Step:
+    mesh = jax.make_mesh((JAX_DEVICES,), ("tp",), axis_types=(jax.sharding.AxisType.Auto,))
+    place = functools.partial(NamedSharding, mesh)
+    params = jax.device_put(params, jax.tree.map(place, tensor_parallel(params)))
+    cache = jax.device_put(_empty_cache(cfg, dtype), place(PartitionSpec(None, "tp")))
+    token = jax.device_put(jnp.zeros(1, jnp.int32), place(PartitionSpec()))
+    fn = jax.jit(functools.partial(opt.decode, cfg), donate_argnums=1)
+
+    def step(position: int) -> None:
+        nonlocal cache
+        _, logits, cache = fn(params, cache, token, np.int32(position))
+        np.asarray(logits)
+
+    return step
+
+
+def measure(steps: Mapping[str, Step], repeats: int) -> dict[str, float]:
+    """Median seconds of each step; they are taken in turns, after one round that compiles."""
+    taken: dict[str, list[float]] = {name: [] for name in steps}
+    for position in range(repeats + 1):
+        for name, step in steps.items():
+            start = time.perf_counter()
+            step(position)
+            taken[name].append(time.perf_counter() - start)
+    return {name: statistics.median(seconds[1:]) for name, seconds in taken.items()}
+
+
+def launch_overhead_s(cores: int, repeats: int) -> tuple[int, float]:
+    """Launches of a decode step of a very small OPT, and seconds of the step for each.
+
+    Whatever the host does besides computing is in it: collectives, the loop over steps, the call itself.
+    """
+    cfg = dataclasses.replace(
+        opt.config("opt-125m"), hidden=cores * 8, heads=cores, ffn=cores * 8, embed=cores * 8, vocab=cores * 8
+    )
+    step = _ring_step(cfg, jnp.float32, opt.parameters(cfg, jnp.float32, 0), cores)
+    launches = _launches(_decode(cfg, jnp.float32, cores).program)
+    return launches, measure({"step": step}, min(repeats * 3, MAX_LEN - 1))["step"] / launches
+
+
+def _launches(program: Program) -> int:
+    launches = [step for step in program.main.steps if isinstance(step, Launch)]
+    return sum(program.num_cores if launch.varying else 1 for launch in launches)
+
+
+def main(arguments: list[str]) -> int:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--model", default="opt-1.3b", help=f"one of {', '.join(opt.SIZES)}")
+    parser.add_argument("--layers", type=int, help="fewer layers than the model has")
+    parser.add_argument("--dtype", choices=tuple(DTYPES), default="bf16")
+    parser.add_argument("--cores", default="1,8,24", help="rings, the first is what others are compared with")
+    parser.add_argument("--repeats", type=int, default=11, help="measurements of each, the median counts")
+    parser.add_argument("--no-jax", action="store_true", help="leave out jax.jit")
+    parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
+    asked = parser.parse_args(arguments)
+    jax.config.update("jax_num_cpu_devices", JAX_DEVICES)
+    cfg, dtype = opt.config(asked.model), DTYPES[asked.dtype]
+    if asked.layers:
+        cfg = dataclasses.replace(cfg, layers=asked.layers)
+    params = opt.parameters(cfg, dtype, 0)
+    rings = [int(cores) for cores in asked.cores.split(",")]
+    steps = {f"ring of {cores}": _ring_step(cfg, dtype, params, cores) for cores in rings}
+    if not asked.no_jax:
+        steps[f"jax.jit on {JAX_DEVICES} devices"] = _jax_step(cfg, dtype, params)
+    del params
+    found = measure(steps, min(asked.repeats, MAX_LEN - 1))
+    base_s = found[f"ring of {rings[0]}"]
+    launches, launch_s = launch_overhead_s(JAX_DEVICES, asked.repeats)
+    if asked.json:
+        rows = {name: {"seconds": s, "ratio": s / base_s} for name, s in found.items()}
+        print(json.dumps({"model": cfg.name, "layers": cfg.layers, "dtype": asked.dtype, "steps": rows,
+                          "launches": launches, "launch_s": launch_s}))  # fmt: skip
+        return 0
+    print(f"{cfg.name}, {cfg.layers} layers, {asked.dtype}, batch 1: one decode step")
+    for name, seconds in found.items():
+        print(f"{name:<24} {seconds * 1e3:9.1f} ms {seconds / base_s:6.2f} x")
+    print(
+        f"host time of a launch, ring of {JAX_DEVICES}: {launch_s * 1e6:.1f} us ({launches} launches a step)"
+    )
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
