@@ -1,4 +1,4 @@
-"""BERT, Llama and ResNet of ``neuronx.models`` against transformers' own, with the same weights."""
+"""BERT, GPT-2, Llama, ResNet and ViT of ``neuronx.models`` against transformers with the same weights."""
 
 import functools
 import os
@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from neuronx.models import bert, llama, resnet
+from neuronx.models import bert, gpt2, llama, opt, resnet, vit
 from neuronx.models.layers import tensor_parallel
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -129,6 +129,79 @@ def test_llama_is_transformers_llama(kv_heads: int) -> None:
         np.testing.assert_allclose(logits, expected[:, position], atol=_TOLERANCE)
 
 
+def test_gpt2_is_transformers_gpt2() -> None:
+    cfg = opt.OPTConfig(
+        name="tiny", hidden=64, heads=4, layers=2, ffn=256, embed=64, vocab=100, positions=32,
+        position_offset=0, activation="gelu",
+    )  # fmt: skip
+    theirs = transformers.FlaxGPT2LMHeadModel(
+        transformers.GPT2Config(vocab_size=100, n_embd=64, n_layer=2, n_head=4, n_positions=32), seed=4
+    )
+    given = theirs.params["transformer"]
+    layers = []
+    for index in range(2):
+        one = given["h"][str(index)]
+        # Their products hold weights transposed, and the first makes queries, keys and values at once.
+        weights, biases = (
+            jnp.split(one["attn"]["c_attn"]["kernel"].T, 3, 1),
+            jnp.split(one["attn"]["c_attn"]["bias"], 3),
+        )
+        made = {name: {"w": w, "b": b} for name, w, b in zip("qkv", weights, biases, strict=True)}
+        others = {"o": one["attn"]["c_proj"], "up": one["mlp"]["c_fc"], "down": one["mlp"]["c_proj"]}
+        turned = {name: {"w": part["kernel"].T, "b": part["bias"]} for name, part in others.items()}
+        layers.append(made | turned | {"attention_norm": _norm(one["ln_1"]), "ffn_norm": _norm(one["ln_2"])})
+    params = {
+        "tokens": given["wte"]["embedding"],
+        "positions": given["wpe"]["embedding"],
+        "layers": layers,
+        "final_norm": _norm(given["ln_f"]),
+    }
+    tokens = np.random.default_rng().integers(0, 100, (2, 12))
+    expected = theirs(tokens).logits
+    _, logits, cache = gpt2.prefill(cfg, 16, params, jnp.asarray(tokens[:, :11]))
+    np.testing.assert_allclose(logits, expected[:, 10], atol=_TOLERANCE)
+    _, logits, _ = gpt2.decode(cfg, params, cache, jnp.asarray(tokens[:, 11]), jnp.int32(11))
+    np.testing.assert_allclose(logits, expected[:, 11], atol=_TOLERANCE)
+
+
+def test_vit_is_transformers_vit() -> None:
+    cfg = vit.ViTConfig(name="tiny", hidden=64, heads=4, layers=2, ffn=96, patch=4, image=16, classes=10)
+    theirs = transformers.FlaxViTForImageClassification(
+        transformers.ViTConfig(
+            hidden_size=64, num_hidden_layers=2, num_attention_heads=4, intermediate_size=96, patch_size=4,
+            image_size=16, num_labels=10,
+        ),
+        seed=5,
+    )  # fmt: skip
+    given = theirs.params["vit"]
+    layers = []
+    for index in range(2):
+        one = given["encoder"]["layer"][str(index)]
+        attention = one["attention"]["attention"]
+        layers.append(
+            {
+                **{name[0]: _linear(attention[name]) for name in ("query", "key", "value")},
+                "o": _linear(one["attention"]["output"]["dense"]),
+                "attention_norm": _norm(one["layernorm_before"]),
+                "up": _linear(one["intermediate"]["dense"]),
+                "down": _linear(one["output"]["dense"]),
+                "ffn_norm": _norm(one["layernorm_after"]),
+            }
+        )
+    patches = given["embeddings"]["patch_embeddings"]["projection"]
+    params = {
+        "patches": {"w": patches["kernel"].reshape(-1, 64), "b": patches["bias"]},
+        "class_token": given["embeddings"]["cls_token"].reshape(64),
+        "positions": given["embeddings"]["position_embeddings"][0],
+        "layers": layers,
+        "final_norm": _norm(given["layernorm"]),
+        "head": _linear(theirs.params["classifier"]),
+    }
+    images = np.random.default_rng().standard_normal((2, 16, 16, 3), dtype=np.float32)
+    expected = theirs(jnp.asarray(images.transpose(0, 3, 1, 2))).logits
+    np.testing.assert_allclose(vit.classify(cfg, params, jnp.asarray(images)), expected, atol=1e-4)
+
+
 def _folded(conv, norm, stats):
     scale = norm["scale"] / np.sqrt(np.asarray(stats["var"]) + 1e-5)
     return {"w": conv["kernel"] * scale, "b": norm["bias"] - stats["mean"] * scale}
@@ -180,6 +253,10 @@ def test_published_encoders_and_resnet_have_their_published_size() -> None:
     sizes = {
         "bert-base-uncased": (bert, 109.5e6),
         "bert-large-uncased": (bert, 335.1e6),
+        "gpt2": (gpt2, 124.4e6),
+        "gpt2-xl": (gpt2, 1557.6e6),
+        "vit-base-patch16-224": (vit, 86.6e6),
+        "vit-large-patch16-224": (vit, 304.3e6),
         # Batch norms are folded: their scales and means are gone.
         "resnet50": (resnet, 25.5e6),
     }

@@ -1,7 +1,7 @@
 """Models by name, as compiled programs of shapes only: decoders, encoders and image classifiers."""
 
 import functools
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from types import ModuleType
 from typing import Any
@@ -11,15 +11,17 @@ import jax.numpy as jnp
 
 from kernels.errors import CompileError
 from neuronx.api import compile as compile_function
-from neuronx.models import bert, llama, opt, resnet
+from neuronx.models import bert, gpt2, llama, opt, resnet, vit
 from neuronx.models.sizes import find
 from neuronx.stages import Compiled
 
 __all__ = ["MODELS", "Workload", "weight_bytes", "workload"]
 
-DECODERS = (opt, llama)
+DECODERS = (opt, gpt2, llama)
+# Models of images and their functions.
+_CLASSIFIERS: Mapping[ModuleType, Callable[..., jax.Array]] = {resnet: resnet.classify, vit: vit.classify}
 _IMAGE = (224, 224, 3)
-_MODULES: tuple[ModuleType, ...] = (*DECODERS, bert, resnet)
+_MODULES: tuple[ModuleType, ...] = (*DECODERS, bert, *_CLASSIFIERS)
 # Every published size and the module it is written in.
 MODELS: Mapping[str, ModuleType] = {name: module for module in _MODULES for name in module.SIZES}
 
@@ -64,9 +66,9 @@ def workload(
     module, cfg = _config(name)
     compiled = functools.partial(compile_function, **options)
     params = module.parameter_shapes(cfg, dtype)
-    if module is resnet:
+    if module in _CLASSIFIERS:
         images = jax.ShapeDtypeStruct((batch, *_IMAGE), dtype)
-        only = compiled(functools.partial(resnet.classify, cfg)).lower(params, images).compile()
+        only = compiled(functools.partial(_CLASSIFIERS[module], cfg)).lower(params, images).compile()
         bytes_in, bytes_out = images.size * images.dtype.itemsize, 4 * batch * cfg.classes
         return Workload(first=only, step=None, tokens=1, bytes_in=bytes_in, bytes_out=bytes_out)
     length = prompt_len + (new_tokens if module in DECODERS else 0)

@@ -2,7 +2,7 @@
 
 import functools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,9 +23,6 @@ __all__ = [
     "prefill",
 ]
 
-POSITION_OFFSET = 2
-"""OPT's position table starts at row 2 (a padding convention of its training code)."""
-
 NORM_EPSILON = 1e-5
 
 
@@ -33,7 +30,9 @@ NORM_EPSILON = 1e-5
 class OPTConfig:
     """One published OPT size. ``embed`` is the width of the token table (350m projects 512 to 1024);
     ``norm_first`` is False for 350m, which normalises after each residual and has no final norm.
-    ``extra_heads`` of zero weights are added where heads have to divide evenly over cores."""
+    ``extra_heads`` of zero weights are added where heads have to divide evenly over cores. OPT's position
+    table starts at row ``position_offset`` (a padding convention of its training code).
+    ``activation``: relu, or gelu in its tanh form."""
 
     name: str
     hidden: int
@@ -45,6 +44,8 @@ class OPTConfig:
     extra_heads: int = 0
     vocab: int = 50272
     positions: int = 2048
+    position_offset: int = 2
+    activation: str = "relu"
 
     @property
     def head_dim(self) -> int:
@@ -100,7 +101,7 @@ def _parameter_tree(cfg: OPTConfig, make: Make) -> dict[str, Any]:
 
     tree = {
         "tokens": make((cfg.vocab, cfg.embed), 0.0),
-        "positions": make((cfg.positions + POSITION_OFFSET, cfg.hidden), 0.0),
+        "positions": make((cfg.positions + cfg.position_offset, cfg.hidden), 0.0),
         "layers": [layer() for _ in range(cfg.layers)],
     }
     if cfg.embed != cfg.hidden:
@@ -178,7 +179,7 @@ def _embed(cfg: OPTConfig, params: dict[str, Any], tokens: jax.Array, positions:
     x = jnp.take(params["tokens"], tokens, axis=0, mode="clip")
     if cfg.embed != cfg.hidden:
         x = x @ params["project_in"]
-    return x + jnp.take(params["positions"], positions + POSITION_OFFSET, axis=0, mode="clip")
+    return x + jnp.take(params["positions"], positions + cfg.position_offset, axis=0, mode="clip")
 
 
 def _decoder(
@@ -187,7 +188,7 @@ def _decoder(
     for index, layer in enumerate(params["layers"]):
         block = functools.partial(_self_attention, cfg, layer, functools.partial(attend, index=index))
         x = _residual(cfg, layer["attention_norm"], x, block)
-        x = _residual(cfg, layer["ffn_norm"], x, functools.partial(_feed_forward, layer))
+        x = _residual(cfg, layer["ffn_norm"], x, functools.partial(_feed_forward, cfg, layer))
     return layer_norm(params["final_norm"], x, NORM_EPSILON) if cfg.norm_first else x
 
 
@@ -208,8 +209,11 @@ def _self_attention(
     return linear(layer["o"], mixed.transpose(0, 2, 1, 3).reshape(*x.shape[:2], -1))
 
 
-def _feed_forward(layer: dict[str, Any], x: jax.Array) -> jax.Array:
-    return linear(layer["down"], jax.nn.relu(linear(layer["up"], x)))
+_ACTIVATIONS: Mapping[str, Callable[[jax.Array], jax.Array]] = {"relu": jax.nn.relu, "gelu": jax.nn.gelu}
+
+
+def _feed_forward(cfg: OPTConfig, layer: dict[str, Any], x: jax.Array) -> jax.Array:
+    return linear(layer["down"], _ACTIVATIONS[cfg.activation](linear(layer["up"], x)))
 
 
 def _next_token(cfg: OPTConfig, params: dict[str, Any], x: jax.Array) -> tuple[jax.Array, jax.Array]:

@@ -1,0 +1,108 @@
+"""ViT in plain JAX: published sizes, random or shape-only weights, logits of images."""
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from neuronx.models.layers import Make, attention, layer_norm, linear, random, shapes, split_heads
+from neuronx.models.sizes import find
+
+__all__ = ["SIZES", "ViTConfig", "classify", "config", "parameter_shapes", "parameters"]
+
+NORM_EPSILON = 1e-12
+
+
+@dataclass(frozen=True, kw_only=True)
+class ViTConfig:
+    """One published size: square patches of ``patch`` pixels of a square image of ``image`` pixels."""
+
+    name: str
+    hidden: int
+    heads: int
+    layers: int
+    ffn: int
+    patch: int = 16
+    image: int = 224
+    classes: int = 1000
+
+    @property
+    def patches(self) -> int:
+        return (self.image // self.patch) ** 2
+
+
+# Source: config.json of google/<name> on the Hugging Face hub.
+SIZES = {
+    size.name: size
+    for size in (
+        ViTConfig(name="vit-base-patch16-224", hidden=768, heads=12, layers=12, ffn=3072),
+        ViTConfig(name="vit-large-patch16-224", hidden=1024, heads=16, layers=24, ffn=4096),
+    )
+}
+
+
+def config(name: str) -> ViTConfig:
+    """The published size called ``name``; raises CompileError for any other."""
+    return find(SIZES, name)
+
+
+def parameter_shapes(cfg: ViTConfig, dtype: Any, matrix_dtype: Any = None) -> dict[str, Any]:
+    """The parameter tree as ``jax.ShapeDtypeStruct``s; matrices may have a type of their own."""
+    return _parameter_tree(cfg, shapes(dtype, matrix_dtype))
+
+
+def parameters(cfg: ViTConfig, dtype: Any, seed: int) -> dict[str, Any]:
+    """Random parameters; norm scales around 1."""
+    return _parameter_tree(cfg, random(dtype, seed))
+
+
+def _parameter_tree(cfg: ViTConfig, make: Make) -> dict[str, Any]:
+    def linear_of(width_in: int, width_out: int) -> dict[str, Any]:
+        return {"w": make((width_in, width_out), 0.0), "b": make((width_out,), 0.0)}
+
+    def norm() -> dict[str, Any]:
+        return {"scale": make((cfg.hidden,), 1.0), "bias": make((cfg.hidden,), 0.0)}
+
+    def layer() -> dict[str, Any]:
+        projections = {name: linear_of(cfg.hidden, cfg.hidden) for name in ("q", "k", "v", "o")}
+        feed_forward = {"up": linear_of(cfg.hidden, cfg.ffn), "down": linear_of(cfg.ffn, cfg.hidden)}
+        return {"attention_norm": norm(), **projections, "ffn_norm": norm(), **feed_forward}
+
+    return {
+        "patches": linear_of(3 * cfg.patch**2, cfg.hidden),
+        "class_token": make((cfg.hidden,), 0.0),
+        "positions": make((cfg.patches + 1, cfg.hidden), 0.0),
+        "layers": [layer() for _ in range(cfg.layers)],
+        "final_norm": norm(),
+        "head": linear_of(cfg.hidden, cfg.classes),
+    }
+
+
+def classify(cfg: ViTConfig, params: dict[str, Any], images: jax.Array) -> jax.Array:
+    """Logits [batch, classes] of images [batch, height, width, 3]."""
+    x = linear(params["patches"], _patches(cfg, images))
+    first = jnp.broadcast_to(params["class_token"].astype(x.dtype), (x.shape[0], 1, cfg.hidden))
+    x = (jnp.concatenate([first, x], axis=1) + params["positions"]).astype(x.dtype)
+    for layer in params["layers"]:
+        x = x + _attend(cfg, layer, layer_norm(layer["attention_norm"], x, NORM_EPSILON))
+        up = jax.nn.gelu(
+            linear(layer["up"], layer_norm(layer["ffn_norm"], x, NORM_EPSILON)), approximate=False
+        )
+        x = x + linear(layer["down"], up)
+    return linear(params["head"], layer_norm(params["final_norm"], x, NORM_EPSILON)[:, 0])
+
+
+def _patches(cfg: ViTConfig, images: jax.Array) -> jax.Array:
+    """[batch, patches, patch * patch * 3]: a convolution whose windows do not overlap is a product."""
+    across = cfg.image // cfg.patch
+    cut = images.reshape(-1, across, cfg.patch, across, cfg.patch, 3).transpose(0, 1, 3, 2, 4, 5)
+    return cut.reshape(-1, cfg.patches, 3 * cfg.patch**2)
+
+
+def _attend(cfg: ViTConfig, layer: dict[str, Any], x: jax.Array) -> jax.Array:
+    scale = 1 / math.sqrt(cfg.hidden // cfg.heads)
+    q, k, v = (split_heads(linear(layer[name], x), cfg.heads) for name in ("q", "k", "v"))
+    mixed = attention(q * scale, k, v, jnp.ones((1, 1), bool))
+    return linear(layer["o"], mixed.transpose(0, 2, 1, 3).reshape(x.shape))
