@@ -1,9 +1,11 @@
 """``neuronx.compile``: a JAX function as a function of the ring, used like ``jax.jit``."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from kernels.eras import DEFAULT_ERA
+from kernels.errors import CompileError
+from neuronx.buckets import PADDINGS, BucketedFunction
 from neuronx.driver import AUTO_CAST_TYPES, AUTO_CASTS, DEFAULT_INSTANCE, OBJECTIVES, CompileOptions
 from neuronx.environment import environment
 from neuronx.frontend import wrap
@@ -28,7 +30,10 @@ def compile(
     era: str = DEFAULT_ERA,
     objective: str = OBJECTIVES[0],
     host_kernels: bool = True,
-) -> Function:
+    buckets: Mapping[str, Sequence[int]] | None = None,
+    in_shapes: Any = None,
+    padding: str = PADDINGS[0],
+) -> Function | BucketedFunction:
     """Compiles ``fn`` for a ring of simulated NeuronCores; returns a function that is called like ``fn``.
 
     Nothing is traced before the first call, which compiles for the shapes and types it gets; later calls
@@ -49,6 +54,11 @@ def compile(
       objective: what the plan is for where you give no sharding: "memory" (default) cuts every weight that
         can be, "time" takes the plan of the least predicted step time, which may leave weights whole.
       host_kernels: execute products with the host's JIT'd kernels (default); False leaves all to XLA:CPU.
+      buckets: for each symbolic dim of ``in_shapes`` the sizes to compile for, e.g. ``{"b": (1, 8)}``; the
+        result is a ``BucketedFunction`` then, whose docstring says what makes padding safe.
+      in_shapes: with buckets, a tree prefix of the positional arguments: a shape as
+        ``jax.export.symbolic_shape`` reads it, e.g. ``"b, 64"``, or None for what has no symbolic dim.
+      padding: "masked" (default) pads to the bucket; "exact" compiles each size up to the largest by itself.
 
     Raises:
       CompileError: an option that does not exist, or more cores than the instance has.
@@ -69,4 +79,11 @@ def compile(
         fn, static_argnums=static_argnums, static_argnames=static_argnames, donate_argnums=donate_argnums
     )
     kind = DebugFunction if environment().eager_debug else Function
-    return kind(fn, jitted, tp_degree, options, in_shardings, out_shardings)
+    function = kind(fn, jitted, tp_degree, options, in_shardings, out_shardings)
+    if buckets is None:
+        return function
+    if donate_argnums is not None:
+        raise CompileError(
+            "buckets pad a copy, so that nothing can be donated", op="buckets", fix="leave it out"
+        )
+    return BucketedFunction(fn, function, buckets, in_shapes, padding)

@@ -2,6 +2,8 @@
 
 import contextlib
 import io
+import re
+import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -10,6 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax._src import config as jax_config
+from jax._src import source_info_util
 from jax._src.interpreters import mlir as jax_mlir
 from jax.tree_util import PyTreeDef, keystr, tree_flatten, tree_flatten_with_path
 
@@ -27,6 +30,7 @@ from neuronx.shardings import (
 
 __all__ = [
     "MAX_EMBEDDED_BYTES",
+    "DataDependentError",
     "Exported",
     "Staged",
     "dynamic_arguments",
@@ -39,6 +43,10 @@ __all__ = [
 
 MAX_EMBEDDED_BYTES = 1024
 """Array constants above this size become arguments of ``@main`` instead of text."""
+
+
+class DataDependentError(CompileError):
+    """A shape, an index or Python's control flow depends on a value that only running the program gives."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -138,7 +146,7 @@ def stage(
     plain = iter(plain_args)
     merged_args = [arg if i in positions else next(plain) for i, arg in enumerate(args)]
     merged_kwargs = {name: kwargs[name] if name in names else plain_kwargs[name] for name in kwargs}
-    with _constants_as_arguments():
+    with _constants_as_arguments(), _explaining_unknown_values():
         traced = jitted.trace(*merged_args, **merged_kwargs)
     return Staged(traced=traced, in_tree=in_tree, shardings=found)
 
@@ -210,6 +218,43 @@ def _constants_as_arguments() -> Iterator[None]:
         jax_config.embedded_constants_max_bytes(MAX_EMBEDDED_BYTES),
     ):
         yield
+
+
+# What JAX raises where a shape or Python's control flow depends on a value of the running program, and what
+# it says where it has no type of error for that.
+_UNKNOWN_VALUES = (
+    jax.errors.ConcretizationTypeError,
+    jax.errors.NonConcreteBooleanIndexError,
+    jax.errors.TracerArrayConversionError,
+    jax.errors.TracerBoolConversionError,
+    jax.errors.TracerIntegerConversionError,
+)
+_UNKNOWN_SIZE = re.compile("entries must be static integers|sequences of concrete values")
+
+
+@contextlib.contextmanager
+def _explaining_unknown_values() -> Iterator[None]:
+    try:
+        yield
+    except (*_UNKNOWN_VALUES, IndexError, TypeError) as error:
+        if not isinstance(error, _UNKNOWN_VALUES) and not _UNKNOWN_SIZE.search(str(error)):
+            raise
+        raise DataDependentError(
+            f"a shape, an index or Python's control flow depends on a value: {str(error).splitlines()[0]}",
+            op=type(error).__name__,
+            location=_user_line(error),
+            fix="give the size: jnp.nonzero(x, size=n, fill_value=0), jnp.unique(x, size=n); in place of "
+            "x[mask] write jnp.where(mask, x, 0); of `if` lax.cond or jnp.where; of a slice with a traced "
+            "bound lax.dynamic_slice; or make the argument static (static_argnums)",
+        ) from error
+
+
+def _user_line(error: BaseException) -> str:
+    """``file:line`` of the innermost frame of the user's among those that raised ``error``, or ""."""
+    frames = [
+        f for f in traceback.extract_tb(error.__traceback__) if source_info_util.is_user_filename(f.filename)
+    ]
+    return f"{frames[-1].filename}:{frames[-1].lineno}" if frames else ""
 
 
 def _static(jitted: Any, num_args: int) -> tuple[set[int], set[str]]:

@@ -66,6 +66,10 @@ class Function:
         """``args`` and ``kwargs`` without the static ones."""
         return dynamic_arguments(self._jitted, args, kwargs)
 
+    def output_types(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """The tree of results as ``jax.ShapeDtypeStruct``s; nothing is compiled."""
+        return self._jitted.eval_shape(*args, **kwargs)
+
     def with_body(self, fn: Callable[..., Any]) -> "Function":
         """Another function of the dynamic arguments, with the same options and shardings of arguments."""
         jitted = wrap(fn, static_argnums=None, static_argnames=None, donate_argnums=None)
