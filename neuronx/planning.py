@@ -10,21 +10,33 @@ from kernels.eras import DEFAULT_ERA, links_of
 from kernels.errors import OutOfDeviceMemoryError
 from kernels.hardware import load_core, load_instance
 from neuronx.driver import DOCUMENTED_DEGREES
-from neuronx.models.catalog import Workload, weight_bytes, workload
+from neuronx.models.catalog import Workload, function_workload, weight_bytes, workload
 from neuronx.models.generation import DTYPES
+from neuronx.named import find_function
 
-__all__ = ["Deployment", "Request", "best", "deployments"]
+__all__ = ["AS_WRITTEN", "Deployment", "Request", "best", "deployments"]
 
 _SECONDS_PER_HOUR = 3600
+AS_WRITTEN = "as written"
+"""The type of a user's function: its own."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Request:
-    """What is asked of a model: ``prompt_len`` tokens to read, ``new_tokens`` to write a sequence."""
+    """What is asked of a model: ``prompt_len`` tokens to read, ``new_tokens`` to write a sequence.
+
+    ``model`` is a name of the catalog, or ``module:function`` of the user's with the types of its
+    ``arguments``, as in ``f32[batch,128]``; the lengths mean nothing then, and its own types are used.
+    """
 
     model: str
     prompt_len: int
     new_tokens: int
+    arguments: tuple[str, ...] = ()
+
+    @property
+    def is_function(self) -> bool:
+        return ":" in self.model
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,7 +88,7 @@ def deployments(
         tried = [tp for tp in degrees or DOCUMENTED_DEGREES if tp <= spec.cores]
         for tp in tried:
             for batch in batches:
-                for dtype in dtypes:
+                for dtype in (AS_WRITTEN,) if request.is_function else dtypes:
                     yield _deployment(request, instance, tp, batch, dtype, era)
 
 
@@ -86,22 +98,26 @@ def _deployment(request: Request, instance: str, tp: int, batch: int, dtype: str
     common["replicas"] = spec.cores // tp
     # A lower bound that needs no compilation.
     capacity = load_core(spec.family).hbm.capacity_bytes
-    if weight_bytes(request.model, DTYPES[dtype]) > tp * capacity:
+    if not request.is_function and weight_bytes(request.model, DTYPES[dtype]) > tp * capacity:
         return Deployment(**common, fits=False)
     try:
-        found = workload(
-            request.model,
-            batch=batch,
-            dtype=DTYPES[dtype],
-            prompt_len=request.prompt_len,
-            new_tokens=request.new_tokens,
-            tp_degree=tp,
-            instance=instance,
-            era=era,
-        )
+        found = _workload(request, batch, dtype, tp_degree=tp, instance=instance, era=era)
     except OutOfDeviceMemoryError:
         return Deployment(**common, fits=False)
     return Deployment(**common, fits=True, **_figures(found, instance, batch, common["replicas"], era))
+
+
+def _workload(request: Request, batch: int, dtype: str, **options: Any) -> Workload:
+    if request.is_function:
+        return function_workload(find_function(request.model), request.arguments, batch, **options)
+    return workload(
+        request.model,
+        batch=batch,
+        dtype=DTYPES[dtype],
+        prompt_len=request.prompt_len,
+        new_tokens=request.new_tokens,
+        **options,
+    )
 
 
 def _figures(found: Workload, instance: str, batch: int, replicas: int, era: str) -> dict[str, Any]:
@@ -130,7 +146,8 @@ def _figures(found: Workload, instance: str, batch: int, replicas: int, era: str
 
 
 def best(rows: Sequence[Deployment], *, latency_limit_s: float | None = None) -> dict[str, Deployment]:
-    """The cheapest and the fastest of those that fit; with a limit, of those whose tokens come that soon."""
+    """The cheapest, the fastest and the smallest of those that fit; with a limit, of those whose tokens come
+    that soon. The smallest is on the cheapest instance, then on the fewest cores, with the least batch."""
     able = [
         row for row in rows if row.fits and (latency_limit_s is None or _latency_s(row) <= latency_limit_s)
     ]
@@ -139,7 +156,12 @@ def best(rows: Sequence[Deployment], *, latency_limit_s: float | None = None) ->
     return {
         "cheapest": min(able, key=lambda row: (row.usd_per_million, _latency_s(row))),
         "fastest": min(able, key=lambda row: (_latency_s(row), row.usd_per_million)),
+        "smallest": min(able, key=_size),
     }
+
+
+def _size(row: Deployment) -> tuple[float, int, int]:
+    return load_instance(row.instance).price_usd_per_hour, row.tp, row.batch
 
 
 def _latency_s(row: Deployment) -> float:

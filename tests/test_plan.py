@@ -93,3 +93,32 @@ def test_bad_requests_are_refused():
                 dtypes=["bf16"],
             )
         )
+
+
+def test_any_function_can_be_planned(tmp_path, monkeypatch, capsys):
+    (tmp_path / "users_model.py").write_text(
+        "import jax.numpy as jnp\n\n\ndef network(weights, x):\n    return jnp.tanh(x @ weights)\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    asked = "plan --model users_model:network --instance inf2.xlarge --tp 1 --batch 1 64 --format json"
+    types = ("--arguments", "bf16[512,256]", "bf16[batch,512]")
+    assert cli.main(cli.parse_arguments(["neuronx", *asked.split(), *types])) == 0
+    small, large = json.loads(capsys.readouterr().out)
+    assert small["tpot_s"] is None and large["per_s"] > small["per_s"]
+    # Weights stay; 64 rows of 512 + 256 bf16 numbers pass over 16 GB/s PCIe instead of one.
+    assert large["ttft_s"] - small["ttft_s"] >= 63 * 2 * (512 + 256) / 16e9
+    wrong = ["neuronx", *asked.split(), "--arguments", "bf16[512,rows]"]
+    assert cli.main(cli.parse_arguments(wrong)) == 2
+    assert "'bf16[512,rows]' is no type" in capsys.readouterr().err
+    assert cli.main(cli.parse_arguments(["neuronx", *asked.replace(":network", ":net").split()])) == 2
+    assert "users_model:net cannot be imported" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("model", ["gpt2", "vit-base-patch16-224", "electra-large-discriminator"])
+def test_other_families_are_known_by_name(model):
+    [row] = _rows(model, degrees=[1], batches=[1])
+    assert row.fits and (row.tpot_s is None) == (model != "gpt2")
+
+
+def test_the_smallest_is_on_the_least_that_holds_it(rows):
+    assert best(rows)["smallest"] == rows[0]

@@ -1,25 +1,18 @@
 """``neuronx analyze``: what the real compiler would reject or degrade in a file or a Python function."""
 
 import argparse
-import importlib
-import re
-import sys
 from pathlib import Path
 
-import jax
-
 from hlo_passes.ir import ir, parse
-from kernels.dtypes import dtype as find_dtype
 from kernels.errors import CompileError
 from neuronx.analysis import Analysis, analyze, analyze_module
 from neuronx.driver import DEFAULT_INSTANCE, CompileOptions
+from neuronx.named import argument_type, find_function
 
 __all__ = ["HELP", "NAME", "add_arguments", "main"]
 
 NAME = "analyze"
 HELP = "say what neuronx-cc would reject or degrade, and what to write instead; exit status 1 if it rejects"
-
-_SHAPE = re.compile(r"(\w+)\[([\d,\s]*)\]")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -50,21 +43,7 @@ def _of_file(name: str, options: CompileOptions) -> Analysis:
 
 
 def _of_function(args: argparse.Namespace, options: CompileOptions) -> Analysis:
-    module, _, name = args.target.partition(":")
-    sys.path.insert(0, "")  # as python -m does: modules in the current directory
-    try:
-        function = getattr(importlib.import_module(module), name)
-    except (ImportError, AttributeError) as error:
-        raise CompileError(
-            f"{args.target} cannot be imported: {error}", fix="give module:function, importable from here"
-        ) from error
-    types = map(_type, args.arguments)
-    return analyze(function, *types, tp_degree=options.tp_degree, instance=options.instance)
-
-
-def _type(text: str) -> jax.ShapeDtypeStruct:
-    match = _SHAPE.fullmatch(text)
-    if match is None:
-        raise CompileError(f"{text!r} is no type", fix="write the element type and the shape: f32[8,128]")
-    shape = tuple(int(size) for size in match[2].split(",") if size.strip())
-    return jax.ShapeDtypeStruct(shape, find_dtype(match[1]).numpy)
+    types = map(argument_type, args.arguments)
+    return analyze(
+        find_function(args.target), *types, tp_degree=options.tp_degree, instance=options.instance
+    )

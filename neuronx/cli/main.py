@@ -42,7 +42,7 @@ def main(args: argparse.Namespace) -> int:
         sys.stdout.flush()
         return status
     except BrokenPipeError:
-        # Whoever read the output has closed it (`neuronx hw | head`). What is left must not be written at exit.
+        # Whoever read it has closed it (`neuronx hw | head`): what is left must not be written at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return _BROKEN_PIPE
     except CompileError as error:

@@ -25,7 +25,16 @@ _DEFAULT_INSTANCES = tuple(name for name in INSTANCES if name != "inf2.8xlarge")
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declares the options of the verb."""
-    parser.add_argument("--model", required=True, help=f"one of {', '.join(MODELS)}")
+    parser.add_argument(
+        "--model", required=True, help=f"module:function of yours, or one of {', '.join(MODELS)}"
+    )
+    parser.add_argument(
+        "--arguments",
+        nargs="*",
+        default=[],
+        metavar="TYPE",
+        help="of each argument of your function, as f32[batch,128]: batch stands for each of --batch",
+    )
     parser.add_argument("--instance", nargs="+", default=list(_DEFAULT_INSTANCES), help="instance sizes")
     parser.add_argument("--tp", nargs="+", type=int, help="cores of one copy (default: all documented)")
     parser.add_argument("--batch", nargs="+", type=int, default=[1, 8], help="sequences at once")
@@ -43,7 +52,12 @@ def main(args: argparse.Namespace) -> int:
     Raises:
       CompileError: an unknown model, instance or era, or more positions than the model has.
     """
-    request = Request(model=args.model, prompt_len=args.prompt_len, new_tokens=args.new_tokens)
+    request = Request(
+        model=args.model,
+        prompt_len=args.prompt_len,
+        new_tokens=args.new_tokens,
+        arguments=tuple(args.arguments),
+    )
     rows = list(
         deployments(
             request,

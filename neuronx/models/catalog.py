@@ -1,7 +1,8 @@
 """Models by name, as compiled programs of shapes only: decoders, encoders and image classifiers."""
 
 import functools
-from collections.abc import Callable, Mapping
+import re
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from types import ModuleType
 from typing import Any
@@ -13,14 +14,16 @@ from kernels.errors import CompileError
 from neuronx.api import compile as compile_function
 from neuronx.models import bert, gpt2, llama, opt, resnet, vit
 from neuronx.models.sizes import find
+from neuronx.named import argument_type
 from neuronx.stages import Compiled
 
-__all__ = ["MODELS", "Workload", "weight_bytes", "workload"]
+__all__ = ["MODELS", "Workload", "function_workload", "weight_bytes", "workload"]
 
 DECODERS = (opt, gpt2, llama)
 # Models of images and their functions.
 _CLASSIFIERS: Mapping[ModuleType, Callable[..., jax.Array]] = {resnet: resnet.classify, vit: vit.classify}
 _IMAGE = (224, 224, 3)
+_BATCH = re.compile(r"\bbatch\b")
 _MODULES: tuple[ModuleType, ...] = (*DECODERS, bert, *_CLASSIFIERS)
 # Every published size and the module it is written in.
 MODELS: Mapping[str, ModuleType] = {name: module for module in _MODULES for name in module.SIZES}
@@ -50,8 +53,7 @@ def _config(name: str) -> tuple[ModuleType, Any]:
 def weight_bytes(name: str, dtype: Any) -> int:
     """Bytes of the model's parameters in one type."""
     module, cfg = _config(name)
-    shapes = jax.tree_util.tree_leaves(module.parameter_shapes(cfg, dtype))
-    return sum(shape.size * jnp.dtype(shape.dtype).itemsize for shape in shapes)
+    return _bytes(jax.tree_util.tree_leaves(module.parameter_shapes(cfg, dtype)))
 
 
 def workload(
@@ -95,3 +97,26 @@ def workload(
     step = decode.compile()
     first = prefill.compile()
     return Workload(first=first, step=step, tokens=new_tokens, bytes_in=bytes_in, bytes_out=4 * batch)
+
+
+def function_workload(
+    function: Callable[..., Any], arguments: Sequence[str], batch: int, **options: Any
+) -> Workload:
+    """Compiles any function for arguments written as ``f32[batch,128]``.
+
+    What has ``batch`` in its shape comes from the host with every request, as the results go back; all else
+    (weights) stays on the device.
+
+    Raises:
+      CompileError: an argument is no type, or the compiler refuses the function.
+      OutOfDeviceMemoryError: it does not fit.
+    """
+    types = [argument_type(text, batch=batch) for text in arguments]
+    sent = [kind for text, kind in zip(arguments, types, strict=True) if _BATCH.search(text)]
+    only = compile_function(function, **options).lower(*types).compile()
+    results = jax.tree_util.tree_leaves(jax.eval_shape(function, *types))
+    return Workload(first=only, step=None, tokens=1, bytes_in=_bytes(sent), bytes_out=_bytes(results))
+
+
+def _bytes(shapes: Sequence[jax.ShapeDtypeStruct]) -> int:
+    return sum(shape.size * jnp.dtype(shape.dtype).itemsize for shape in shapes)

@@ -1,0 +1,51 @@
+"""What users name in text: functions as ``module:function``, argument types as ``f32[8,128]``."""
+
+import importlib
+import re
+import sys
+from collections.abc import Callable
+from typing import Any
+
+import jax
+
+from kernels.dtypes import dtype as find_dtype
+from kernels.errors import CompileError
+
+__all__ = ["argument_type", "find_function"]
+
+_TYPE = re.compile(r"(\w+)\[([\w,\s]*)\]")
+
+
+def find_function(target: str) -> Callable[..., Any]:
+    """The function called ``module:function``, importable from the current directory as by ``python -m``.
+
+    Raises:
+      CompileError: there is no such module or name in it.
+    """
+    module, _, name = target.partition(":")
+    sys.path.insert(0, "")
+    try:
+        return getattr(importlib.import_module(module), name)
+    except (ImportError, AttributeError) as error:
+        raise CompileError(
+            f"{target} cannot be imported: {error}", fix="give module:function, importable from here"
+        ) from error
+    finally:
+        sys.path.remove("")
+
+
+def argument_type(text: str, **sizes: int) -> jax.ShapeDtypeStruct:
+    """The type written as ``f32[8,128]``; ``sizes`` are what names in the shape stand for.
+
+    Raises:
+      CompileError: it is no type, or holds a name that ``sizes`` has not.
+    """
+    match = _TYPE.fullmatch(text)
+    dims = [part.strip() for part in match[2].split(",") if part.strip()] if match else []
+    if match is None or not all(dim.isdecimal() or dim in sizes for dim in dims):
+        names = "".join(f", {name}" for name in sizes)
+        raise CompileError(
+            f"{text!r} is no type", fix=f"write the element type and the shape (numbers{names}): f32[8,128]"
+        )
+    shape = tuple(int(dim) if dim.isdecimal() else sizes[dim] for dim in dims)
+    return jax.ShapeDtypeStruct(shape, find_dtype(match[1]).numpy)
