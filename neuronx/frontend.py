@@ -264,6 +264,7 @@ def _static(jitted: Any, num_args: int) -> tuple[set[int], set[str]]:
 
 
 def _type(leaf: Any) -> jax.ShapeDtypeStruct:
+    leaf = leaf if hasattr(leaf, "shape") else jax.typeof(leaf)  # a Python number
     return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, weak_type=getattr(leaf, "weak_type", False))
 
 
