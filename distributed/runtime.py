@@ -83,13 +83,17 @@ class Runtime:
         values = []
         for index, value in enumerate(inputs):
             if index in self._donated:
-                arrays = value.consume()
+                arrays = self._once(index, value.consume())
                 walk.hold_again(arrays if id(value) in kept else _repeated(arrays))
             else:
-                arrays = value.arrays
+                arrays = self._once(index, value.arrays)
             values.append(arrays)
         outputs = self._own(inputs, walk.block(self.program.main, values))
         return [PlacedValue(*pair) for pair in zip(self.program.output_layouts, outputs, strict=True)]
+
+    def _once(self, index: int, arrays: list[jax.Array]) -> list[jax.Array]:
+        """An input that cannot differ between cores is held once, though an earlier run made it on each."""
+        return arrays if self._buffers[self.program.main.arguments[index]].varying else arrays[:1]
 
     def _own(self, inputs: Sequence[PlacedValue], outputs: list[list[jax.Array]]) -> list[list[jax.Array]]:
         """Memory of its own for each output that is an input or another output as well.
