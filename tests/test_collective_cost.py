@@ -1,6 +1,7 @@
 """The cost of collectives: published measurements, bus factors, and the lower bounds of the links."""
 
 import statistics
+from dataclasses import replace
 
 import pytest
 from hypothesis import given, settings
@@ -27,11 +28,11 @@ SCOPES = ("chip", "instance")
 EVERYWHERE = AlgorithmSpec(ring=SCOPES, pair_exchange=SCOPES, bidirectional_ring=SCOPES, mesh=SCOPES)
 
 
-def price(kind, groups, size_bytes, ring=RING, algorithm="ring"):
+def price(kind, groups, size_bytes, ring=RING, algorithm="ring", links=LINKS):
     collective = Collective(
         kind=kind, operands=(0,), results=(1,), groups=tuple(map(tuple, groups)), algorithm=algorithm
     )
-    return collective_cost(collective, size_bytes, ring, LINKS)
+    return collective_cost(collective, size_bytes, ring, links)
 
 
 def test_two_ranks_as_measured():
@@ -42,6 +43,12 @@ def test_two_ranks_as_measured():
         errors.append(abs(seconds * 1e6 / measured_us - 1))
     assert max(errors) < 0.21
     assert statistics.median(errors) < 0.05
+
+
+def test_two_ranks_with_bytes_as_measured():
+    """32 MiB in 768 us, another run of the same test than the table: 17 % off."""
+    seconds = price("all_reduce", [range(2)], 2**25).seconds + LINKS.launch_s
+    assert seconds * 1e6 == pytest.approx(768, rel=0.17)
 
 
 def test_thirty_two_ranks_gather_as_measured():
@@ -152,7 +159,9 @@ def test_nothing_beats_the_links(choice, order, cut, size_bytes, ring):
         assert link in ring.links
     carried = sum(s * link.bandwidth_bytes_per_s(LINKS) for link, s in cost.busy_s.items())
     assert cost.link_bytes == pytest.approx(carried)
-    assert price(kind, groups, 2 * size_bytes, ring, name).seconds >= cost.seconds
+    for rate in ("chip_link_bytes_per_s", "pair_bytes_per_s", "engine_bytes_per_s"):
+        faster = replace(LINKS, **{rate: 2 * getattr(LINKS, rate)})
+        assert price(kind, groups, size_bytes, ring, name, faster).seconds <= cost.seconds
 
 
 def test_both_ways_around_take_half_the_hops_and_as_many_bytes():
