@@ -120,11 +120,15 @@ class Partitioner:
 
     def use(self, value: ir.Value, sharding: Sharding) -> ir.Value:
         """The local form of a global value under ``sharding``."""
-        local, have = self.env[value]
-        if (local, sharding) in self._moved:
-            return self._moved[local, sharding]
+        source, have = self.env[value]
+        key, whole = (source, sharding), Sharding.whole(shape_of(value))
+        if key in self._moved:
+            return self._moved[key]
+        if have != sharding and (source, whole) in self._moved:
+            # Gathered for another op already: to take a block of that moves nothing.
+            source, have = self._moved[source, whole], whole
         before = self.emit.gathered_elements
-        moved = self._moved[local, sharding] = reshard(self.emit, local, shape_of(value), have, sharding)
+        moved = self._moved[key] = reshard(self.emit, source, shape_of(value), have, sharding)
         gathered = self.emit.gathered_elements - before
         if gathered and not self._reader_is_noted:
             self.notes.append(reshard_note(self._reader, value, gathered, have, sharding))

@@ -23,8 +23,9 @@ from hlo_passes.sharding.spec import blocks
 __all__ = ["PLANS", "Plan", "make_plan"]
 
 # "weights" cuts every weight that can be and hands results out whole where that costs little, as tensor
-# parallelism is understood; "time" looks at seconds alone; "whole" cuts nothing.
-PLANS = ("weights", "time", "whole")
+# parallelism is understood. The others look at seconds alone: "still" moves nothing to or from a product,
+# "moving" may, "whole" cuts nothing.
+PLANS = ("weights", "still", "moving", "whole")
 
 # A sharded weight is worth as much as this many of the program's dearest all-reduces, beyond the time it
 # saves: who asks for a tensor-parallel degree wants the weights sharded even where they are small.
@@ -63,7 +64,7 @@ def make_plan(function: func.FuncOp, classes: DimClasses, plan: str, shards: int
         for name in {classes.class_of(value, dim) for dim in range(value.type.rank)}:
             problem.freed_bytes[name] += _freed_bytes(value, classes.tiles(name), shards)
     problem.whole = frozenset(name for name in problem.names() if plan == "whole" or classes.tiles(name) < 2)
-    chosen, other = _choose(problem)
+    chosen, other = _choose(problem, plan)
     return Plan(
         sharded=frozenset(chosen),
         notes=tuple(_notes(weights, classes, chosen, shards)),
@@ -75,15 +76,15 @@ def make_plan(function: func.FuncOp, classes: DimClasses, plan: str, shards: int
     )
 
 
-def _choose(problem: Problem) -> tuple[set[Class], set[Class]]:
-    """The best plan that moves nothing to or from a view, unless moving shards more or is worth its while.
+def _choose(problem: Problem, plan: str) -> tuple[set[Class], set[Class]]:
+    """The plan, and the one it was weighed against.
 
-    The other one comes second.
+    Of the plan "weights" that moves nothing, unless moving cuts more weights or is worth its while.
     """
     still, moving = problem.without_cuts().solve(), problem.solve()
     better_s = problem.value_s(moving) - problem.value_s(still)
     worth = better_s > _WORTH_MOVING * max(problem.step_s(still), 0.0)
-    return (moving, still) if worth else (still, moving)
+    return (moving, still) if plan == "moving" or (plan == "weights" and worth) else (still, moving)
 
 
 def _products(classes: DimClasses) -> Iterable[ir.Operation]:

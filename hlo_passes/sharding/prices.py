@@ -8,15 +8,17 @@ from distributed.program import Collective
 from distributed.topology import topology
 from hlo_passes.ir import ir
 from hlo_passes.ops import kind, tensor
-from hlo_passes.sharding.classes import PRODUCTS, origin
+from hlo_passes.sharding.classes import origin
 from hlo_passes.work import op_work
 from kernels.cost import cost
 from kernels.hardware import Core, load_core, load_instance, load_links
-from kernels.ops import OPS
+from kernels.ops import OPS, kinds_priced_as
 from kernels.work import KernelWork, OpWork, Tensor
 
 __all__ = ["Prices"]
 
+# Ops that read all of every operand; others may read or update a part.
+_READS_ALL = kinds_priced_as("matmul", "elementwise", "reduce")
 _CONTROL = ("stablehlo.while", "stablehlo.case", "stablehlo.if")
 
 
@@ -32,7 +34,8 @@ class Prices:
     def busy_s(self, op: ir.Operation, shapes: Sequence[tuple[int, ...]] | None = None) -> float:
         """Seconds the busiest engine works on ``op``; what fixed latencies add, sharding cannot save.
 
-        A product reads its weights from HBM; whatever else it takes is still in SBUF, as after fusion.
+        Arguments of the program that a product or an elementwise op or reduction takes are read from HBM;
+        whatever else it takes is still in SBUF, as after fusion.
 
         Args:
           op: an op of the global program.
@@ -41,7 +44,7 @@ class Prices:
         if op.name in _CONTROL or kind(op) not in OPS:
             return 0.0
         work = op_work(op, shapes=shapes)
-        operands = zip(op.operands, work.operands, strict=True) if op.name in PRODUCTS else ()
+        operands = zip(op.operands, work.operands, strict=True) if kind(op) in _READS_ALL else ()
         stored = tuple(part for value, part in operands if isinstance(origin(value), ir.BlockArgument))
         return _busy_s(work, stored, self._core)
 
