@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import re
 from collections.abc import Sequence
 from importlib.resources import files
 from pathlib import Path
@@ -18,6 +19,7 @@ from distributed.analysis import (
 )
 from distributed.events import Timeline
 from distributed.trace import to_trace
+from distributed.xplane import to_xspace
 
 __all__ = ["Profile"]
 
@@ -102,6 +104,17 @@ class Profile:
     def save(self, path: str | Path) -> None:
         """Writes the trace as JSON; https://ui.perfetto.dev opens it. Times there are microseconds."""
         Path(path).write_text(json.dumps(to_trace(self.timeline)), encoding="utf-8")
+
+    def save_tensorboard(self, logdir: str | Path) -> Path:
+        """Writes ``plugins/profile/<name>/neuron.xplane.pb`` under ``logdir`` and returns its path.
+
+        TensorBoard's profile plugin (``xprof --logdir ...``) shows it in its trace viewer.
+        """
+        run = re.sub(r"[^\w.-]+", "_", self.name)
+        path = Path(logdir) / "plugins" / "profile" / run / "neuron.xplane.pb"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(to_xspace(self.timeline))
+        return path
 
     def save_json(self, path: str | Path) -> None:
         """Writes ``to_json``."""

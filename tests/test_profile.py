@@ -64,6 +64,24 @@ def test_the_trace_is_chromes_format(sharded, tmp_path):
     assert {"pe", "dma", "collective"} <= named
 
 
+def test_tensorboards_folder_is_read_by_xla(sharded, tmp_path):
+    path = sharded.save_tensorboard(tmp_path)
+    assert path.parent.parent == tmp_path / "plugins" / "profile"
+    planes = {plane.name: plane for plane in jax.profiler.ProfileData.from_file(str(path)).planes}
+    events = [event for event in sharded.timeline.events if event.core is not None]
+    lines = {line.name: list(line.events) for line in planes["/device:CUSTOM:core 0"].lines}
+    assert lines.keys() == {event.engine for event in events}
+    for engine, found in lines.items():
+        wanted = [event for event in events if event.engine == engine]
+        assert [event.name for event in found] == [event.name for event in wanted]
+        for one, other in zip(found, wanted, strict=True):
+            assert one.start_ns == pytest.approx(other.start_s * 1e9, abs=1)
+            assert one.duration_ns == pytest.approx((other.end_s - other.start_s) * 1e9, abs=1)
+            assert dict(one.stats).get("location", "") == other.location
+            assert dict(one.stats).get("bytes", 0) == round(other.bytes)
+    assert len(list(planes["/device:CUSTOM:links"].lines)) > 0
+
+
 def test_no_event_overlaps_another_on_its_engine(sharded):
     ends: dict[str, float] = {}
     for event in sorted(sharded.timeline.events, key=lambda e: e.start_s):
