@@ -1,13 +1,16 @@
 """What simulating more cores costs the host: OPT decode on rings, and jax.jit on 8 forced CPU devices."""
 
 import argparse
+import contextlib
 import dataclasses
 import functools
 import json
+import multiprocessing
 import statistics
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from multiprocessing.connection import Connection
 from typing import Any
 
 import jax
@@ -26,8 +29,8 @@ __all__ = ["launch_overhead_s", "main", "measure"]
 
 JAX_DEVICES = 8
 MAX_LEN = 64
-Step = Callable[[int], None]
-"""Decodes one token at a position and waits for its logits."""
+Step = Callable[[int], float]
+"""Decodes one token at a position and waits for its logits; returns the seconds it took."""
 
 
 def _decode(cfg: opt.OPTConfig, dtype: Any, cores: int) -> Compiled:
@@ -46,28 +49,51 @@ def _ring_step(cfg: opt.OPTConfig, dtype: Any, params: Any, cores: int) -> Step:
     exe, token = _decode(cfg, dtype, cores), jnp.zeros(1, jnp.int32)
     params, cache, _, _ = exe.device_put(params, _empty_cache(cfg, dtype), token, jnp.int32(0))
 
-    def step(position: int) -> None:
+    def step(position: int) -> float:
         nonlocal cache
-        _, logits, cache = exe(params, cache, token, jnp.int32(position))
+        start = time.perf_counter()
+        _, logits, cache = exe(params, cache, token, np.int32(position))
         np.asarray(logits)
+        return time.perf_counter() - start
 
     return step
 
 
-def _jax_step(cfg: opt.OPTConfig, dtype: Any, params: Any) -> Step:
+def _serve_jax(pipe: Connection, cfg: opt.OPTConfig, dtype_name: str) -> None:
+    """Another process: jax.jit decodes at each position that comes, and its seconds go back.
+
+    Alone, because forced devices change how XLA's threads are shared out in the whole process.
+    """
+    jax.config.update("jax_num_cpu_devices", JAX_DEVICES)
+    dtype = DTYPES[dtype_name]
     mesh = jax.make_mesh((JAX_DEVICES,), ("tp",), axis_types=(jax.sharding.AxisType.Auto,))
     place = functools.partial(NamedSharding, mesh)
+    params = opt.parameters(cfg, dtype, 0)
     params = jax.device_put(params, jax.tree.map(place, tensor_parallel(params)))
     cache = jax.device_put(_empty_cache(cfg, dtype), place(PartitionSpec(None, "tp")))
     token = jax.device_put(jnp.zeros(1, jnp.int32), place(PartitionSpec()))
     fn = jax.jit(functools.partial(opt.decode, cfg), donate_argnums=1)
-
-    def step(position: int) -> None:
-        nonlocal cache
+    while (position := pipe.recv()) is not None:
+        start = time.perf_counter()
         _, logits, cache = fn(params, cache, token, np.int32(position))
         np.asarray(logits)
+        pipe.send(time.perf_counter() - start)
 
-    return step
+
+@contextlib.contextmanager
+def _jax_step(cfg: opt.OPTConfig, dtype_name: str) -> Iterator[Step]:
+    context = multiprocessing.get_context("spawn")
+    here, there = context.Pipe()
+    process = context.Process(target=_serve_jax, args=(there, cfg, dtype_name), daemon=True)
+    process.start()
+
+    def step(position: int) -> float:
+        here.send(position)
+        return here.recv()
+
+    yield step
+    here.send(None)
+    process.join()
 
 
 def measure(steps: Mapping[str, Step], repeats: int) -> dict[str, float]:
@@ -75,9 +101,7 @@ def measure(steps: Mapping[str, Step], repeats: int) -> dict[str, float]:
     taken: dict[str, list[float]] = {name: [] for name in steps}
     for position in range(repeats + 1):
         for name, step in steps.items():
-            start = time.perf_counter()
-            step(position)
-            taken[name].append(time.perf_counter() - start)
+            taken[name].append(step(position))
     return {name: statistics.median(seconds[1:]) for name, seconds in taken.items()}
 
 
@@ -109,17 +133,18 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--no-jax", action="store_true", help="leave out jax.jit")
     parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
     asked = parser.parse_args(arguments)
-    jax.config.update("jax_num_cpu_devices", JAX_DEVICES)
     cfg, dtype = opt.config(asked.model), DTYPES[asked.dtype]
     if asked.layers:
         cfg = dataclasses.replace(cfg, layers=asked.layers)
     params = opt.parameters(cfg, dtype, 0)
     rings = [int(cores) for cores in asked.cores.split(",")]
     steps = {f"ring of {cores}": _ring_step(cfg, dtype, params, cores) for cores in rings}
-    if not asked.no_jax:
-        steps[f"jax.jit on {JAX_DEVICES} devices"] = _jax_step(cfg, dtype, params)
     del params
-    found = measure(steps, min(asked.repeats, MAX_LEN - 1))
+    with contextlib.ExitStack() as stack:
+        if not asked.no_jax:
+            name = f"jax.jit on {JAX_DEVICES} devices"
+            steps[name] = stack.enter_context(_jax_step(cfg, asked.dtype))
+        found = measure(steps, min(asked.repeats, MAX_LEN - 1))
     base_s = found[f"ring of {rings[0]}"]
     launches, launch_s = launch_overhead_s(JAX_DEVICES, asked.repeats)
     if asked.json:

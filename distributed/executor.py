@@ -120,6 +120,13 @@ class Executor:
         array.block_until_ready()
         return np.asarray(_Words(array)).view(_BFLOAT16)
 
+    def contents(self, array: jax.Array) -> np.ndarray:
+        """The same for an array of the user's: the view holds the memory, but not the ``jax.Array``.
+
+        So whoever waits for the array's end sees it come.
+        """
+        return array._value
+
     def copy(self, array: jax.Array) -> jax.Array:
         """The same value in memory of its own."""
         aval = core.ShapedArray(array.shape, array.dtype)

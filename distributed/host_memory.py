@@ -4,7 +4,7 @@ import math
 
 import numpy as np
 
-__all__ = ["aligned_copy", "aligned_empty"]
+__all__ = ["aligned_copy", "aligned_empty", "is_shareable"]
 
 # XLA:CPU shares a host buffer only on this boundary (its vector loads assume it), else it copies.
 _ALIGNMENT_BYTES = 64
@@ -22,3 +22,8 @@ def aligned_copy(array: np.ndarray) -> np.ndarray:
     result = aligned_empty(array.shape, array.dtype)
     result[...] = array
     return result
+
+
+def is_shareable(array: np.ndarray) -> bool:
+    """Whether XLA:CPU can use the array where it lies."""
+    return array.flags.c_contiguous and array.ctypes.data % _ALIGNMENT_BYTES == 0

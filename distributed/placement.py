@@ -6,7 +6,7 @@ import jax
 import ml_dtypes
 import numpy as np
 
-from distributed.host_memory import aligned_copy, aligned_empty
+from distributed.host_memory import aligned_copy, aligned_empty, is_shareable
 from distributed.layout import Layout
 from kernels.dtypes import dtype as find_dtype
 
@@ -63,7 +63,7 @@ def cut(
     """Blocks of a global array, one per rank (one in all where not ``varying``).
 
     Ranks that hold the same block share one array. Padding holds the scalar ``padding``, by default zero.
-    Without ``copy`` a block that is the whole array is the caller's own.
+    Without ``copy`` a block that lies in one stretch is a view of the caller's memory.
 
     Raises ValueError if shape or dtype are not the layout's.
     """
@@ -81,7 +81,9 @@ def cut(
         at = layout.block(rank)
         key = tuple((s.start, s.stop) for s in at)
         if key not in blocks:
-            blocks[key] = _block(layout, array[at], np.zeros((), dtype) if padding is None else padding)
+            blocks[key] = part = array[at]
+            if copy or part.shape != layout.local_shape or not is_shareable(part):
+                blocks[key] = _block(layout, part, np.zeros((), dtype) if padding is None else padding)
         result.append(blocks[key])
     return result
 

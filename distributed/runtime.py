@@ -55,13 +55,14 @@ class Runtime:
     def place(self, index: int, array: np.ndarray | jax.Array) -> PlacedValue:
         """Cuts global input ``index`` into the blocks the program wants on each core.
 
-        Raises ValueError if shape or type are not those of the layout. The array is copied, except an
-        (immutable) jax.Array that all cores hold whole and the program does not donate.
+        Raises ValueError if shape or type are not those of the layout. The array is copied, except
+        blocks of an (immutable) jax.Array that lie in one stretch, where the program does not donate it.
         """
         layout = self.program.input_layouts[index]
         varying = self._buffers[self.program.main.arguments[index]].varying
-        copy = not isinstance(array, jax.Array) or index in self._donated
-        host, finite = np.asarray(array), index in self.program.finite_padding
+        immutable = isinstance(array, jax.Array)
+        host = self._executor.contents(array) if immutable else np.asarray(array)
+        copy, finite = not immutable or index in self._donated, index in self.program.finite_padding
         padding = poison(host.dtype, finite=finite) if self._poison else None
         blocks = cut(layout, host, varying=varying, copy=copy, padding=padding)
         placed = {id(block): self._executor.to_device(block) for block in blocks}

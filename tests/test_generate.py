@@ -4,6 +4,7 @@ import dataclasses
 import re
 import warnings
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -124,3 +125,10 @@ def test_out_of_memory_is_the_public_error():
     huge = dataclasses.replace(TINY, vocab=100_000_000)
     with pytest.raises(neuronx.OutOfDeviceMemoryError):
         build(huge, 1)
+
+
+def test_shared_layer_weights_are_one_layers_arrays():
+    cfg = dataclasses.replace(TINY, layers=3)
+    shared = opt.parameters(cfg, np.float32, 0, share_layers=True)
+    leaves = {id(leaf) for layer in shared["layers"] for leaf in jax.tree.leaves(layer)}
+    assert len(shared["layers"]) == cfg.layers and len(leaves) == len(jax.tree.leaves(shared["layers"][0]))

@@ -1,6 +1,8 @@
 """Verb ``generate``: OPT on the simulated ring, its tokens, and the time and memory they would take."""
 
 import argparse
+import resource
+import sys
 import time
 from collections.abc import Sequence
 
@@ -30,6 +32,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--auto-cast-type", choices=AUTO_CAST_TYPES, default=AUTO_CAST_TYPES[0])
     parser.add_argument("--verify", action="store_true", help="compare every logit with jax.jit on the CPU")
     parser.add_argument(
+        "--share-layer-weights",
+        action="store_true",
+        help="all layers compute with one layer's random weights: models larger than memory run",
+    )
+    parser.add_argument(
         "--numerics", choices=("on", "off"), default="on", help="off: only predict, no weights in memory"
     )
 
@@ -54,13 +61,16 @@ def main(args: argparse.Namespace) -> int:
     host = [("host: compile", f"{compile_s:.2f} s")]
     status = 0
     if args.numerics == "on":
-        params = opt.parameters(generator.cfg, DTYPES[args.dtype], args.seed)
+        params = opt.parameters(
+            generator.cfg, DTYPES[args.dtype], args.seed, share_layers=args.share_layer_weights
+        )
         prompt = _prompt(generator, args.seed)
         got = generator.run(params, prompt)
         _print_tokens(got)
         host += [
             ("host: prefill", f"{got.prefill_host_s:.2f} s"),
             ("host: decode", f"{got.decode_host_s:.2f} s"),
+            ("host: peak memory", f"{_peak_bytes() / 2**30:.2f} GiB"),
         ]
         if args.verify:
             status = _verify(generator, params, prompt, got, _compute_type(args))
@@ -96,9 +106,16 @@ def _print_tokens(got: Generated) -> None:
         print(f"tokens[{row}]: {' '.join(map(str, tokens))}")
 
 
+def _peak_bytes() -> int:
+    """Most memory the process has held (Linux counts kibibytes, macOS bytes)."""
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+
+
 def _header(args: argparse.Namespace) -> list[tuple[str, str]]:
+    shared = " of one layer in all layers" if args.share_layer_weights else ""
     return [
-        ("model", f"{args.model} {args.dtype}, random weights"),
+        ("model", f"{args.model} {args.dtype}, random weights{shared}"),
         ("instance", f"{args.instance} (simulated), tp_degree {args.tp_degree}"),
         ("request", f"batch {args.batch}, {args.prompt_len} prompt + {args.new_tokens} new tokens"),
     ]

@@ -80,12 +80,15 @@ def parameter_shapes(cfg: OPTConfig, dtype: Any) -> dict[str, Any]:
     return _parameter_tree(cfg, shapes(dtype))
 
 
-def parameters(cfg: OPTConfig, dtype: Any, seed: int) -> dict[str, Any]:
-    """Random parameters: normal, standard deviation 0.02 (as OPT starts), norm scales around 1."""
-    return _parameter_tree(cfg, random(dtype, seed))
+def parameters(cfg: OPTConfig, dtype: Any, seed: int, *, share_layers: bool = False) -> dict[str, Any]:
+    """Random parameters: normal, standard deviation 0.02 (as OPT starts), norm scales around 1.
+
+    With ``share_layers`` all layers have the first one's arrays: as much to compute, far less to hold.
+    """
+    return _parameter_tree(cfg, random(dtype, seed), share_layers=share_layers)
 
 
-def _parameter_tree(cfg: OPTConfig, make: Make) -> dict[str, Any]:
+def _parameter_tree(cfg: OPTConfig, make: Make, *, share_layers: bool = False) -> dict[str, Any]:
     def linear_of(width_in: int, width_out: int) -> dict[str, Any]:
         return {"w": make((width_in, width_out), 0.0), "b": make((width_out,), 0.0)}
 
@@ -102,7 +105,7 @@ def _parameter_tree(cfg: OPTConfig, make: Make) -> dict[str, Any]:
     tree = {
         "tokens": make((cfg.vocab, cfg.embed), 0.0),
         "positions": make((cfg.positions + cfg.position_offset, cfg.hidden), 0.0),
-        "layers": [layer() for _ in range(cfg.layers)],
+        "layers": [layer()] * cfg.layers if share_layers else [layer() for _ in range(cfg.layers)],
     }
     if cfg.embed != cfg.hidden:
         tree["project_in"] = make((cfg.embed, cfg.hidden), 0.0)
