@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from distributed.liveness import nested_blocks
 from distributed.program import Block, Buffer, Collective, Program
 from kernels.errors import OutOfDeviceMemoryError
-from kernels.hardware import INSTANCES, InstanceSpec, load_core, load_instance
+from kernels.hardware import INSTANCES, InstanceSpec, load_core, load_instance, load_links
 
 __all__ = ["DeviceMemory", "check_fits", "device_memory"]
 
@@ -60,6 +60,26 @@ class DeviceMemory:
         ]
         return "\n".join(f"{name:<18} {size:>16,} B {size / _GIB:>9.3f} GiB" for name, size in rows)
 
+    def runtime_table(self, cores: int) -> str:
+        """The table that the Neuron runtime logs when it runs out of memory, for one chip of ``cores`` cores.
+
+        Weights are among its Tensors, temporaries its Scratchpad; what it lists as DMA rings is in Runtime.
+        """
+        tensors = self.weights_bytes + self.inputs_bytes + self.outputs_bytes
+        columns = (
+            ("", "TOTAL", self.total_bytes),
+            ("Model", "Code", self.microcode_bytes),
+            ("", "Tensors", tensors),
+            ("", "Scratchpad", self.temporaries_bytes),
+            ("", "Runtime", self.runtime_bytes),
+            ("", "Collectives", self.collective_buffers_bytes),
+        )
+        heads = [[column[line] for column in columns] for line in (0, 1)]
+        rows = [("ND 0 Overall", cores), *((f"\\_NC {core}", 1) for core in range(cores))]
+        lines = [("", *head) for head in heads]
+        lines += [(name, *(_size_text(times * column[2]) for column in columns)) for name, times in rows]
+        return "\n".join(f"{name:<13}|" + "".join(f"{c:^11}|" for c in cells) for name, *cells in lines)
+
 
 def device_memory(program: Program, *, weights: Collection[int] = (), family: str = "inf2") -> DeviceMemory:
     """Adds up a planned program's memory on one core (all cores hold as much).
@@ -100,6 +120,14 @@ def device_memory(program: Program, *, weights: Collection[int] = (), family: st
     )
 
 
+def _size_text(size_bytes: int) -> str:
+    """As the runtime writes sizes: three digits, powers of 1024 called KB, MB and GB."""
+    for unit, scale in (("GB", 2**30), ("MB", 2**20), ("KB", 2**10)):
+        if size_bytes >= scale:
+            return f"{size_bytes / scale:.3f}{unit}"
+    return f"{size_bytes:.3f}B"
+
+
 def _size(buffers: Iterable[Buffer], *, uniform: bool = False) -> int:
     """Bytes of the buffers, or of those among them that are equal on all cores."""
     return sum(buffer.tensor.size_bytes for buffer in buffers if not (uniform and buffer.varying))
@@ -118,7 +146,9 @@ def check_fits(
     used = device_memory(program, weights=weights, family=spec.family)
     if used.total_bytes <= used.capacity_bytes:
         return used
-    table = "\n".join(f"    {line}" for line in used.table().splitlines())
+    cores = min(program.num_cores, load_links(spec.family).cores_per_chip)
+    text = f"{used.table()}\nas the Neuron runtime would log it:\n{used.runtime_table(cores)}"
+    table = "\n".join(f"    {line}" for line in text.splitlines())
     raise OutOfDeviceMemoryError(
         f"needs {used.total_bytes / _GIB:.2f} GiB of the {used.capacity_bytes / _GIB:.2f} GiB of HBM "
         f"on each of {program.num_cores} cores of {spec.name}\n{table}",

@@ -88,6 +88,20 @@ def test_what_does_not_fit_shows_the_table_and_a_way_out(cores, gib, instance, a
     assert advice in message
 
 
+def test_the_runtimes_table():
+    """Columns and sizes as in neuron-runtime/explore/device-memory.rst; the chip is the sum of its cores."""
+    with pytest.raises(OutOfDeviceMemoryError) as caught:
+        check_fits(sharded(4, 96), "inf2.48xlarge", weights={0})
+    lines = [line.strip() for line in str(caught.value).splitlines() if "|" in line]
+    names = [cell.strip() for cell in lines[1].split("|")[1:-1]]
+    assert names == ["TOTAL", "Code", "Tensors", "Scratchpad", "Runtime", "Collectives"]
+    cells = {line.split("|")[0].strip(): [c.strip() for c in line.split("|")[1:-1]] for line in lines[2:]}
+    assert list(cells) == ["ND 0 Overall", r"\_NC 0", r"\_NC 1"]
+    assert cells[r"\_NC 0"] == cells[r"\_NC 1"]
+    assert cells[r"\_NC 0"][1:] == ["96.000MB", "24.000GB", "0.000B", "64.000MB", "0.000B"]
+    assert cells["ND 0 Overall"][2] == "48.000GB"
+
+
 def test_advice_keeps_what_is_replicated():
     with pytest.raises(OutOfDeviceMemoryError, match="no Inf2 instance"):
         check_fits(sharded(4, 8, replicated_gib=17), "inf2.48xlarge")
