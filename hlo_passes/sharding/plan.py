@@ -98,12 +98,15 @@ def _freed_bytes(value: ir.Value, tiles: int, shards: int) -> int:
 
 
 def _find_weights(arguments: Iterable[ir.Value], classes: DimClasses) -> dict[ir.Value, int]:
-    """Arguments that a product takes as they come, up to layout, with their size in bytes."""
+    """Arguments that a product takes as they come, up to layout, with their size in bytes.
+
+    Where both operands are, the weight is the one that less of the program reads, or the right one.
+    """
     arguments, weights = set(arguments), {}
     for op in _products(classes):
-        left, right = (origin(value) for value in op.operands)
-        weight = right if right in arguments else left
-        if weight in arguments and weight.type.rank >= 2:
+        taken = [value for value in reversed(list(map(origin, op.operands))) if value in arguments]
+        weight = min(taken, key=lambda value: len(list(value.uses)), default=None)
+        if weight is not None and weight.type.rank >= 2:
             weights[weight] = tensor(weight.type).size_bytes
     return weights
 
