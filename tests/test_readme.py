@@ -9,11 +9,13 @@ from neuronx.environment import VARIABLES
 TEXT = (Path(__file__).parent.parent / "README.md").read_text()
 
 
-def test_the_example_runs(tmp_path, monkeypatch, capsys):
+def test_the_examples_run(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    (code,) = re.findall(r"```python\n(.*?)```", TEXT, re.DOTALL)
-    exec(compile(code, "README.md", "exec"), {})
-    assert "stablehlo.all_reduce" in capsys.readouterr().out
+    session: dict[str, object] = {}
+    for code in re.findall(r"```python\n(.*?)```", TEXT, re.DOTALL):
+        exec(compile(code, "README.md", "exec"), session)
+    printed = capsys.readouterr().out
+    assert "stablehlo.all_reduce" in printed and "mark_step at README.md" in printed
     assert (tmp_path / "mlp.trace.json").stat().st_size > 0
 
 
