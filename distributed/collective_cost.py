@@ -36,7 +36,8 @@ def collective_cost(
     takes every link on its way. All groups run at once and share links. In a step each core sends and
     receives at ``pair_bytes_per_s`` at most, which is what two cores were measured to reach: an algorithm
     saves steps, never bytes below what must enter and leave a core. From chip to chip a transfer is cut into
-    packets, and each packet is moved by one DMA engine, so a small one takes that engine's rate.
+    packets, and each packet is moved by one DMA engine: the first takes that engine's rate, the others
+    follow at that of the pair.
 
     Args:
       collective: kind, groups and algorithm; buffer numbers are not looked at.
@@ -95,20 +96,21 @@ def _add_up(algorithm: str, played: Sequence[Step], topology: Topology, links: L
         load: defaultdict[Link, float] = defaultdict(float)
         sent: defaultdict[int, float] = defaultdict(float)
         received: defaultdict[int, float] = defaultdict(float)
-        packet = 0.0
+        crossing = 0.0
         for (source, target), size in step.transfers.items():
             path = topology.path(source, target)
             sent[source] += size if path else 0.0
             received[target] += size if path else 0.0
             if topology.chip_of(source) != topology.chip_of(target):
-                packet = max(packet, min(size, links.packet_bytes))
+                crossing = max(crossing, size)
             for link in path:
                 load[link] += size
         link_s = {link: size / link.bandwidth_bytes_per_s(links) for link, size in load.items()}
         core_s = max((*sent.values(), *received.values()), default=0.0) / links.pair_bytes_per_s
-        packet_s = packet / links.engine_bytes_per_s
+        packet = min(crossing, links.packet_bytes)
+        chips_s = packet / links.engine_bytes_per_s + (crossing - packet) / links.pair_bytes_per_s
         seconds += step.repeats * (
-            step.hops(topology) * links.hop_latency_s + max(core_s, packet_s, *link_s.values(), 0.0)
+            step.hops(topology) * links.hop_latency_s + max(core_s, chips_s, *link_s.values(), 0.0)
         )
         carried += step.repeats * sum(load.values())
         for link, busy_s in link_s.items():

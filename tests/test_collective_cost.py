@@ -74,7 +74,7 @@ def test_a_packet_between_chips_takes_one_engine():
         return price("collective_permute", groups, size_bytes).seconds - LINKS.hop_latency_s
 
     assert latency_free(2**14, [(1, 2)]) == pytest.approx(2**14 / LINKS.engine_bytes_per_s)
-    assert latency_free(2**26, [(1, 2)]) == pytest.approx(2**26 / LINKS.pair_bytes_per_s)
+    assert latency_free(2**26, [(1, 2)]) == pytest.approx(2**26 / LINKS.pair_bytes_per_s, rel=5e-3)
     assert latency_free(2**14, [(0, 1)]) == pytest.approx(2**14 / LINKS.pair_bytes_per_s)
 
 
@@ -126,7 +126,9 @@ def test_groups_share_links():
 def test_permute_takes_one_step():
     cost = price("collective_permute", [(r, (r + 1) % 24) for r in range(24)], 2**20)
     assert cost.steps == 1
-    assert cost.seconds == pytest.approx(LINKS.hop_latency_s + 2**20 / LINKS.pair_bytes_per_s)
+    first, others = LINKS.packet_bytes, 2**20 - LINKS.packet_bytes
+    moved_s = first / LINKS.engine_bytes_per_s + others / LINKS.pair_bytes_per_s
+    assert cost.seconds == pytest.approx(LINKS.hop_latency_s + moved_s)
 
 
 CHOICES = [(kind, name) for kind in KINDS for name in ALGORITHMS[kind]]
