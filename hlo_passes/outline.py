@@ -73,9 +73,8 @@ class Outliner:
 
 def _location(nodes: list[Node]) -> ir.Location:
     """The last op's location first (the one the user would name the region by), then the others'."""
-    distinct = list(dict.fromkeys(str(node.op.location) for node in reversed(nodes)))
-    by_text = {str(node.op.location): node.op.location for node in nodes}
-    known = [by_text[text] for text in distinct if text != "loc(unknown)"]
+    by_text = {str(where): where for where in (node.op.location for node in reversed(nodes))}
+    known = [where for text, where in by_text.items() if text != "loc(unknown)"]
     if not known:
         return ir.Location.unknown(nodes[0].op.context)
     return known[0] if len(known) == 1 else ir.Location.fused(known, context=nodes[0].op.context)

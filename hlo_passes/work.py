@@ -12,7 +12,7 @@ from hlo_passes.ops import kind, tensor
 from hlo_passes.trip_count import trip_count
 from kernels.work import KernelWork, OpWork, Tensor
 
-__all__ = ["WorkTable", "op_work"]
+__all__ = ["WorkTable", "is_told_by_types", "op_work"]
 
 # Ops that read of their first operand only what they hand on.
 _TAKES = frozenset({"slice", "dynamic_slice", "gather"})
@@ -160,6 +160,11 @@ def op_work(op: ir.Operation, repeats: int = 1, shapes: Sequence[tuple[int, ...]
         tensors = [replace(old, shape=shape) for old, shape in zip(tensors, shapes, strict=True)]
     work = OpWork(kind=name, operands=tuple(tensors[:count]), results=tuple(tensors[count:]), repeats=repeats)
     return _DETAILS[name](op, work) if name in _DETAILS else work
+
+
+def is_told_by_types(op: ir.Operation) -> bool:
+    """Whether ops of one kind with the types of ``op`` are the same work: attributes do not matter."""
+    return kind(op) not in _DETAILS
 
 
 def _dot_general(op: ir.Operation, work: OpWork) -> OpWork:

@@ -1,7 +1,7 @@
 """What the plan pays for ops and collectives, from the machine model: seconds an op keeps a core busy."""
 
 import functools
-from collections.abc import Iterable, Sequence
+from collections.abc import Hashable, Iterable, Sequence
 
 from distributed.collective_cost import collective_cost
 from distributed.program import Collective
@@ -9,7 +9,7 @@ from distributed.topology import topology
 from hlo_passes.ir import ir
 from hlo_passes.ops import kind, tensor
 from hlo_passes.sharding.classes import origin
-from hlo_passes.work import op_work
+from hlo_passes.work import is_told_by_types, op_work
 from kernels.cost import cost
 from kernels.hardware import Core, load_core, load_instance, load_links
 from kernels.ops import OPS, kinds_priced_as
@@ -29,6 +29,7 @@ class Prices:
         self._core, self._links = load_core(), load_links()
         self._topology = topology(load_instance(instance))
         self._group = tuple(range(shards))
+        self._known_s: dict[Hashable, float] = {}
         self.hbm_bytes = self._core.hbm.capacity_bytes - self._core.hbm.microcode_bytes
 
     def busy_s(self, op: ir.Operation, shapes: Sequence[tuple[int, ...]] | None = None) -> float:
@@ -43,6 +44,15 @@ class Prices:
         """
         if op.name in _CONTROL or kind(op) not in OPS:
             return 0.0
+        if not is_told_by_types(op):
+            return self._find_busy_s(op, shapes)
+        types = (tuple(v.type for v in op.operands), tuple(v.type for v in op.results))
+        key = (op.name, *types, None if shapes is None else tuple(shapes))
+        if key not in self._known_s:
+            self._known_s[key] = self._find_busy_s(op, shapes)
+        return self._known_s[key]
+
+    def _find_busy_s(self, op: ir.Operation, shapes: Sequence[tuple[int, ...]] | None) -> float:
         work = op_work(op, shapes=shapes)
         operands = zip(op.operands, work.operands, strict=True) if kind(op) in _READS_ALL else ()
         stored = tuple(part for value, part in operands if isinstance(origin(value), ir.BlockArgument))
