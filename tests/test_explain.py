@@ -56,3 +56,14 @@ def test_says_what_padding_costs():
         "padding of uneven arguments\n  none"
         in compiled(mlp, (4, 8), (8, 16), (16, 8), tp_degree=4).explain()
     )
+
+
+def test_says_in_what_order_things_start():
+    def beside(x, up, down, z):
+        return jnp.sin(jnp.tanh(z) @ z), jnp.tanh(x @ up) @ down
+
+    text = compiled(beside, (256, 1024), (1024, 4096), (4096, 1024), (1024, 1024), tp_degree=4).explain()
+    moved = re.search(r"(\d+) kernels and collectives moved forward, ([\d.]+) us less of ([\d.]+)", text)
+    assert 0 < float(moved[2]) < float(moved[3])
+    text = compiled(mlp, (4, 1024), (1024, 4096), (4096, 1024), tp_degree=4).explain()
+    assert "program order: no other saves" in text
