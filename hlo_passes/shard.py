@@ -9,13 +9,21 @@ from hlo_passes.ir import func, ir, main, run_mlir_passes, sdy, walk
 from hlo_passes.notes import add_notes
 from hlo_passes.sharding.agree import agree
 from hlo_passes.sharding.classes import DimClasses
+from hlo_passes.sharding.free_axes import plan_free_axis
 from hlo_passes.sharding.handlers import HANDLERS
 from hlo_passes.sharding.partition import Choice, Partitioner, Targets, shape_of
-from hlo_passes.sharding.plan import PLANS, Plan, make_plan
+from hlo_passes.sharding.plan import NO_PLAN, PLANS, Plan, make_plan
 from hlo_passes.sharding.prices import Prices
 from hlo_passes.sharding.rules import RULE, attach_rules
 from hlo_passes.sharding.shardy_ops import constrain_collectives
-from hlo_passes.sharding.spec import MeshReader, Sharding, blocks
+from hlo_passes.sharding.spec import (
+    CONSTRAINTS,
+    MeshReader,
+    Sharding,
+    annotations,
+    blocks,
+    result_annotations,
+)
 from hlo_passes.spec import unknown
 from kernels.errors import CompileError
 from kernels.hardware import load_instance
@@ -23,8 +31,6 @@ from kernels.hardware import load_instance
 __all__ = ["PLANS", "Options", "is_annotated", "run"]
 
 AXIS = "tp"
-_NO_PLAN = Plan(sharded=frozenset(), notes=(), prices_s={})
-_CONSTRAINTS = ("sdy.sharding_constraint", "sdy.reshard")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,7 +64,8 @@ def run(module: ir.Module, options: Options) -> None:
         )  # fmt: skip
     with module.context, ir.Location.unknown():
         annotated = is_annotated(module)
-        asked = _annotated_results(main(module))
+        asked = frozenset(result_annotations(main(module)))
+        free = plan_free_axis(module, options.instance, options.plan) if annotated else NO_PLAN
         if annotated:
             constrain_collectives(module)
             run_mlir_passes(module, "sdy-propagation-pipeline")
@@ -66,7 +73,7 @@ def run(module: ir.Module, options: Options) -> None:
         attach_rules(module)
         function = main(module)
         targets, plan = (
-            _user_targets(module, function, options, asked) if annotated else _plan(function, options)
+            (_user_targets(module, function, options, asked), free) if annotated else _plan(function, options)
         )
         part = Partitioner(module, function, targets, HANDLERS)
         part.run()
@@ -91,7 +98,7 @@ def _undo_propagation_ops(module: ir.Module) -> None:
         if op.name == "sdy.constant":
             op.results[0].replace_all_uses_with(_stablehlo_constant(op).results[0])
             op.erase()
-        elif op.name in _CONSTRAINTS and not shape_of(op.results[0]):
+        elif op.name in CONSTRAINTS and not shape_of(op.results[0]):
             op.results[0].replace_all_uses_with(op.operands[0])
             op.erase()
 
@@ -143,14 +150,14 @@ def _plan(function: func.FuncOp, options: Options) -> tuple[Targets, Plan]:
 
 def _user_targets(
     module: ir.Module, function: func.FuncOp, options: Options, asked: frozenset[int]
-) -> tuple[Targets, Plan]:
+) -> Targets:
     """The user's shardings and what Shardy's propagation made of them.
 
     Results lie as they are made, except those of ``asked``: the propagation leaves a result whole where
     its size does not divide, which nobody wanted.
     """
     reader = MeshReader(module)
-    attributes = _annotations(function)
+    attributes = annotations(function)
     for attr in attributes.values():
         reader.note_cuts(attr)
     mesh = _checked_mesh(reader, options)
@@ -169,13 +176,13 @@ def _user_targets(
     def wanted(value: ir.Value) -> Sharding | None:
         return place(value, reader.axes(attributes[value])) if value in attributes else None
 
-    demanded = {}
     returned = list(function.regions[0].blocks[0].operations)[-1].operands
-    for number, value in enumerate(returned):
-        given = _result_annotation(function, number)
-        if given is not None and number in asked:
-            demanded[number] = place(value, reader.axes(given))
-    return _targets(function, mesh, classes, wanted, demanded, reader.axes, None), _NO_PLAN
+    demanded = {
+        number: place(returned[number], reader.axes(given))
+        for number, given in result_annotations(function).items()
+        if number in asked
+    }
+    return _targets(function, mesh, classes, wanted, demanded, reader.axes, None)
 
 
 def _targets(
@@ -192,40 +199,6 @@ def _targets(
         mesh=mesh, rules=classes.rules, wanted=wanted, axes_of=axes_of, chosen=chosen,
         demanded=tuple(demanded.get(number) for number in range(count)),
     )  # fmt: skip
-
-
-def _annotations(function: func.FuncOp) -> dict[ir.Value, ir.Attribute]:
-    """Every ``sdy.sharding`` in the function, by the value it stands on."""
-    found: dict[ir.Value, ir.Attribute] = {}
-    if "arg_attrs" in function.attributes:
-        for value, attributes in zip(function.arguments, function.arg_attrs, strict=True):
-            if "sdy.sharding" in attributes:
-                found[value] = attributes["sdy.sharding"]
-
-    def visit(op: ir.Operation) -> None:
-        if op.name in _CONSTRAINTS:
-            found[op.results[0]] = op.attributes["sharding"]
-        elif op.name == "sdy.manual_computation":
-            outs = sdy.TensorShardingPerValueAttr(op.attributes["out_shardings"]).shardings
-            found.update(zip(op.results, outs, strict=True))
-        elif "sdy.sharding" in op.attributes and len(op.results):
-            each = sdy.TensorShardingPerValueAttr(op.attributes["sdy.sharding"]).shardings
-            found.update(zip(op.results, each, strict=True))
-
-    walk(function.operation, visit)
-    return {value: attr for value, attr in found.items() if isinstance(value.type, ir.RankedTensorType)}
-
-
-def _annotated_results(function: func.FuncOp) -> frozenset[int]:
-    numbers = range(len(function.type.results))
-    return frozenset(number for number in numbers if _result_annotation(function, number) is not None)
-
-
-def _result_annotation(function: func.FuncOp, number: int) -> ir.Attribute | None:
-    if "res_attrs" not in function.attributes:
-        return None
-    attributes = function.attributes["res_attrs"][number]
-    return attributes["sdy.sharding"] if "sdy.sharding" in attributes else None  # noqa: SIM401 (not a dict)
 
 
 def _checked_mesh(reader: MeshReader, options: Options) -> Mesh:

@@ -398,3 +398,40 @@ def test_a_donated_weight_may_leave_nan_in_its_padding():
     np.testing.assert_allclose(second(x, up, twos), mlp(x, up, np.full_like(down, 2)), rtol=1e-5, atol=1e-5)
     got, _ = first(x, up, twos)
     np.testing.assert_allclose(got, mlp(x, up, np.full_like(down, 2)), rtol=1e-5, atol=1e-5)
+
+
+def _layouts(function, arguments, specs, mesh):
+    given = [
+        jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=None if spec is None else NamedSharding(mesh, spec))
+        for x, spec in zip(arguments, specs, strict=True)
+    ]
+    module = shard_function(function, given, mesh.size)
+    [got] = run_sharded(module, arguments, mesh.size)
+    np.testing.assert_allclose(got, function(*arguments), rtol=1e-4, atol=1e-4)
+    return module, [layout.dim_axes for layout in argument_layouts(module, main(module))]
+
+
+def test_an_axis_that_no_sharding_names_is_planned():
+    """The user cuts the batch over "data"; weights go over "tp", column- then row-wise."""
+    arguments = (normal(8, 64), normal(64, 128), normal(128, 64))
+    mlp = lambda x, up, down: jnp.tanh(x @ up) @ down  # noqa: E731
+    mesh = AbstractMesh((2, 4), ("data", "tp"))
+    module, axes = _layouts(mlp, arguments, (P("data"), None, None), mesh)
+    assert axes == [(("data",), ()), ((), ("tp",)), (("tp",), ())]
+    assert collectives(module) == {"all_reduce": 1}
+
+
+def test_what_the_user_keeps_whole_is_not_planned():
+    arguments = (normal(8, 64), normal(64, 128), normal(128, 64))
+    mlp = lambda x, up, down: jnp.tanh(x @ up) @ down  # noqa: E731
+    mesh = AbstractMesh((2, 4), ("data", "tp"))
+    _, axes = _layouts(mlp, arguments, (P("data"), P(), P()), mesh)
+    assert axes == [(("data",), ()), ((), ()), ((), ())]
+
+
+def test_a_planned_axis_does_not_cut_what_it_does_not_divide():
+    """6 columns over 4 cores: the propagation that follows would cut the axis into two."""
+    arguments = (normal(8, 64), normal(64, 6), normal(6, 64))
+    mlp = lambda x, up, down: jnp.tanh(x @ up) @ down  # noqa: E731
+    _, axes = _layouts(mlp, arguments, (P("data"), None, None), AbstractMesh((2, 4), ("data", "tp")))
+    assert axes[1][1] == axes[2][0] == ()

@@ -8,7 +8,7 @@ a transformer block is its outcome, not a pattern that is looked for.
 """
 
 from collections import Counter
-from collections.abc import Iterable, Mapping, Set
+from collections.abc import Callable, Iterable, Mapping, Set
 from dataclasses import dataclass
 
 from hlo_passes.ir import func, ir, source_line
@@ -20,7 +20,7 @@ from hlo_passes.sharding.problem import Problem
 from hlo_passes.sharding.rules import OpRule
 from hlo_passes.sharding.spec import blocks
 
-__all__ = ["PLANS", "Plan", "make_plan"]
+__all__ = ["NO_PLAN", "PLANS", "Plan", "make_plan"]
 
 # "weights" cuts every weight that can be and hands results out whole where that costs little, as tensor
 # parallelism is understood. The others look at seconds alone: "still" moves nothing to or from a product,
@@ -48,10 +48,19 @@ class Plan:
     prices_s: Mapping[str, float]
 
 
-def make_plan(function: func.FuncOp, classes: DimClasses, plan: str, shards: int, prices: Prices) -> Plan:
-    """Chooses the classes of dims to shard ``shards`` ways; ``plan`` is one of ``PLANS``."""
+NO_PLAN = Plan(sharded=frozenset(), notes=(), prices_s={})
+
+
+def make_plan(
+    function: func.FuncOp, classes: DimClasses, plan: str, shards: int, prices: Prices, *,
+    may_cut: Callable[[Class], bool] = lambda name: True,
+) -> Plan:  # fmt: skip
+    """Chooses the classes of dims to shard ``shards`` ways among those one ``may_cut``.
+
+    ``plan`` is one of ``PLANS``.
+    """
     if shards == 1:
-        return Plan(sharded=frozenset(), notes=(), prices_s={})
+        return NO_PLAN
     arguments = [
         v for v in function.regions[0].blocks[0].arguments if isinstance(v.type, ir.RankedTensorType)
     ]
@@ -63,7 +72,9 @@ def make_plan(function: func.FuncOp, classes: DimClasses, plan: str, shards: int
     for value in arguments:
         for name in {classes.class_of(value, dim) for dim in range(value.type.rank)}:
             problem.freed_bytes[name] += _freed_bytes(value, classes.tiles(name), shards)
-    problem.whole = frozenset(name for name in problem.names() if plan == "whole" or classes.tiles(name) < 2)
+    problem.whole = frozenset(
+        name for name in problem.names() if plan == "whole" or classes.tiles(name) < 2 or not may_cut(name)
+    )
     chosen, other = _choose(problem, plan)
     return Plan(
         sharded=frozenset(chosen),

@@ -6,9 +6,20 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from distributed.mesh import Mesh
-from hlo_passes.ir import ir, sdy
+from hlo_passes.ir import func, ir, sdy, walk
 
-__all__ = ["MeshReader", "Sharding", "blocks", "layout_attributes", "mesh_attribute"]
+__all__ = [
+    "CONSTRAINTS",
+    "MeshReader",
+    "Sharding",
+    "annotations",
+    "blocks",
+    "layout_attributes",
+    "mesh_attribute",
+    "result_annotations",
+]
+
+CONSTRAINTS = ("sdy.sharding_constraint", "sdy.reshard")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -130,3 +141,32 @@ def layout_attributes(global_type: ir.Type, sharding: Sharding) -> dict[str, ir.
 def blocks(size: int, tiles: int, shards: int) -> int:
     """Rows per core when ``size`` rows in ``tiles`` equal tiles go to ``shards`` cores, whole tiles each."""
     return size // tiles * math.ceil(tiles / shards) if tiles else 0
+
+
+def annotations(function: func.FuncOp) -> dict[ir.Value, ir.Attribute]:
+    """Every ``sdy.sharding`` in the function, by the value it stands on."""
+    found: dict[ir.Value, ir.Attribute] = {}
+    if "arg_attrs" in function.attributes:
+        for value, attributes in zip(function.arguments, function.arg_attrs, strict=True):
+            if "sdy.sharding" in attributes:
+                found[value] = attributes["sdy.sharding"]
+
+    def visit(op: ir.Operation) -> None:
+        if op.name in CONSTRAINTS:
+            found[op.results[0]] = op.attributes["sharding"]
+        elif op.name == "sdy.manual_computation":
+            outs = sdy.TensorShardingPerValueAttr(op.attributes["out_shardings"]).shardings
+            found.update(zip(op.results, outs, strict=True))
+        elif "sdy.sharding" in op.attributes and len(op.results):
+            each = sdy.TensorShardingPerValueAttr(op.attributes["sdy.sharding"]).shardings
+            found.update(zip(op.results, each, strict=True))
+
+    walk(function.operation, visit)
+    return {value: attr for value, attr in found.items() if isinstance(value.type, ir.RankedTensorType)}
+
+
+def result_annotations(function: func.FuncOp) -> dict[int, ir.Attribute]:
+    """The ``sdy.sharding`` of each result of ``function`` that has one."""
+    attributes = function.attributes
+    given = attributes["res_attrs"] if "res_attrs" in attributes else ()  # noqa: SIM401 (not a dict)
+    return {number: entry["sdy.sharding"] for number, entry in enumerate(given) if "sdy.sharding" in entry}
