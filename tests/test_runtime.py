@@ -361,3 +361,61 @@ def test_a_view_of_the_device_is_exact_read_only_and_outlives_its_array(shape, e
         taken = [executor.copy(executor.to_device(np.ones(shape, dtype))) for _ in range(8)]
         assert seen.dtype == dtype and seen.shape == shape and not seen.flags.writeable
         assert seen.tobytes() == wanted.tobytes() and len(taken) == 8
+
+
+def random_program(rng, ranks):
+    """Updates in place between permutes and broadcasts that hand arrays on; with its results in NumPy.
+
+    An update kills its operand, other steps leave theirs to be read again.
+    """
+    b, cut_rows = Builder(ranks), (("tp",),)
+    inputs = [b.global_buffer((4 * ranks,), dim_axes=cut_rows) for _ in range(3)]
+    arrays = [rng.integers(1, 9, 4 * ranks).astype(np.float32) for _ in inputs]
+    alive = {number: array.reshape(ranks, 4) for number, array in zip(inputs, arrays, strict=True)}
+    b.segment("double", DOUBLE)
+    steps = []
+    for _ in range(12):
+        kind = rng.choice(["double", "double", "collective_permute", "collective_broadcast", "all_reduce"])
+        operand, made = int(rng.choice(list(alive))), b.global_buffer((4 * ranks,), dim_axes=cut_rows)
+        value = alive[operand]
+        if kind == "double":
+            if len(alive) > 1:
+                del alive[operand]
+                alive[made] = value * 2
+                steps.append(b.launch("double", [operand], [made], varying=True, donated=((0, 0),)))
+            continue
+        groups, more = (tuple(map(int, rng.permutation(ranks))),), {}
+        if kind == "collective_permute":
+            pairs = list(zip(rng.permutation(ranks), rng.permutation(ranks), strict=True))
+            groups = tuple((int(a), int(b)) for a, b in pairs[: rng.integers(1, ranks + 1)])
+            alive[made] = np.zeros_like(value)
+            for source, target in groups:
+                alive[made][target] = value[source]
+        elif kind == "collective_broadcast":
+            alive[made] = np.stack([value[groups[0][0]]] * ranks)
+        else:
+            alive[made], more = np.stack([value.max(axis=0)] * ranks), {"reducer": "maximum"}
+        steps.append(b.collective(str(kind), operand, made, groups=groups, **more))
+    aliases = ((0, int(rng.integers(3))),) if rng.integers(2) else ()
+    outputs = [int(number) for number in rng.choice(list(alive), min(4, len(alive)), replace=False)]
+    return b.program(inputs, steps, outputs, aliases=aliases), arrays, [alive[n] for n in outputs]
+
+
+@pytest.mark.parametrize("ranks", [2, 3, 5])
+def test_arrays_that_are_handed_on_are_not_overwritten(ranks, executor, rng):
+    for _ in range(40):
+        program, arrays, wanted = random_program(rng, ranks)
+        runtime = Runtime(program, executor)
+        mine = [jax.numpy.asarray(array) for array in arrays]
+        kept = [index for index in range(3) if index not in {source for _, source in program.aliases}]
+        placed = [runtime.place(index, array) for index, array in enumerate(mine)]
+        for _ in range(2):
+            outputs = runtime.run(placed)
+            for output, rows in zip(outputs, wanted, strict=True):
+                blocks = output.arrays * ranks if len(output.arrays) == 1 else output.arrays
+                np.testing.assert_array_equal(np.stack(blocks), rows)
+            for index, array in enumerate(mine):
+                np.testing.assert_array_equal(array, arrays[index])
+            placed = [placed[i] if i in kept else runtime.place(i, mine[i]) for i in range(3)]
+        distinct = {id(x) for output in outputs for x in output.arrays}
+        assert len(distinct) == sum(len({id(x) for x in output.arrays}) for output in outputs)

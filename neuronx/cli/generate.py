@@ -2,6 +2,7 @@
 
 import argparse
 import resource
+import statistics
 import sys
 import time
 from collections.abc import Sequence
@@ -67,9 +68,11 @@ def main(args: argparse.Namespace) -> int:
         prompt = _prompt(generator, args.seed)
         got = generator.run(params, prompt)
         _print_tokens(got)
+        steps = got.step_host_s[1:]
         host += [
             ("host: prefill", f"{got.prefill_host_s:.2f} s"),
             ("host: decode", f"{got.decode_host_s:.2f} s"),
+            *([("host: median token", f"{statistics.median(steps):.3f} s")] if steps else []),
             ("host: peak memory", f"{_peak_bytes() / 2**30:.2f} GiB"),
         ]
         if args.verify:

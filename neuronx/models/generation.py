@@ -121,33 +121,40 @@ class Generator:
         """
         start = time.perf_counter()
         token, logits, cache = self.prefill(params, tokens)
-        steps, chosen = [np.asarray(logits)], [np.asarray(token)]
+        steps, chosen, step_host_s = [np.asarray(logits)], [np.asarray(token)], []
         after_prefill = time.perf_counter()
         position = jnp.int32(self.prompt_len)
         if self.new_tokens > 1:
             # Onto the ring once; from here on the cache stays there and is updated in place.
             _, cache, _, _ = self.decode.device_put(params, cache, token, position)
         for index in range(1, self.new_tokens):
-            position = jnp.int32(self.prompt_len + index - 1)
+            position, before = jnp.int32(self.prompt_len + index - 1), time.perf_counter()
             token, logits, cache = self.decode(params, cache, token, position)
             steps.append(np.asarray(logits))
             chosen.append(np.asarray(token))
+            step_host_s.append(time.perf_counter() - before)
         return Generated(
             tokens=np.stack(chosen, axis=1),
             logits=tuple(steps),
             prefill_host_s=after_prefill - start,
             decode_host_s=time.perf_counter() - after_prefill,
+            step_host_s=tuple(step_host_s),
         )
 
 
 @dataclass(frozen=True, kw_only=True)
 class Generated:
-    """``tokens`` is i32 [batch, new tokens]; ``logits`` holds f32 [batch, vocab] of each step."""
+    """``tokens`` is i32 [batch, new tokens]; ``logits`` holds f32 [batch, vocab] of each step.
+
+    ``step_host_s`` are the decode steps alone, the first with the compilation of its segments;
+    ``decode_host_s`` has the way of weights and cache onto the ring besides.
+    """
 
     tokens: np.ndarray
     logits: tuple[np.ndarray, ...]
     prefill_host_s: float
     decode_host_s: float
+    step_host_s: tuple[float, ...]
 
 
 def logit_errors(
