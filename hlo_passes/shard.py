@@ -12,7 +12,7 @@ from hlo_passes.sharding.classes import DimClasses
 from hlo_passes.sharding.free_axes import plan_free_axis
 from hlo_passes.sharding.handlers import HANDLERS
 from hlo_passes.sharding.partition import Choice, Partitioner, Targets, shape_of
-from hlo_passes.sharding.plan import NO_PLAN, PLANS, Plan, make_plan
+from hlo_passes.sharding.plan import NO_PLAN, PLANS, Plan, find_weights, make_plan
 from hlo_passes.sharding.prices import Prices
 from hlo_passes.sharding.rules import RULE, attach_rules
 from hlo_passes.sharding.shardy_ops import constrain_collectives
@@ -65,6 +65,7 @@ def run(module: ir.Module, options: Options) -> None:
     with module.context, ir.Location.unknown():
         annotated = is_annotated(module)
         asked = frozenset(result_annotations(main(module)))
+        given = frozenset(v.arg_number for v in annotations(main(module)) if isinstance(v, ir.BlockArgument))
         free = plan_free_axis(module, options.instance, options.plan) if annotated else NO_PLAN
         if annotated:
             constrain_collectives(module)
@@ -75,10 +76,11 @@ def run(module: ir.Module, options: Options) -> None:
         targets, plan = (
             (_user_targets(module, function, options, asked), free) if annotated else _plan(function, options)
         )
+        unreached = _unreached(function, targets, given) if annotated and not plan.notes else []
         part = Partitioner(module, function, targets, HANDLERS)
         part.run()
         _clean(module, plan, options.tp)
-        add_notes(module, [*plan.notes, *part.notes])
+        add_notes(module, [*plan.notes, *unreached, *part.notes])
         agree(module)
     run_mlir_passes(module, "cse,canonicalize,cse")
 
@@ -183,6 +185,17 @@ def _user_targets(
         if number in asked
     }
     return _targets(function, mesh, classes, wanted, demanded, reader.axes, None)
+
+
+def _unreached(function: func.FuncOp, targets: Targets, given: frozenset[int]) -> list[str]:
+    """One line per weight that is whole because neither the user nor the propagation cut it."""
+    return [
+        f"weight argument {weight.arg_number} {weight.type} is whole on every core ({size} B each): no "
+        "sharding of yours reaches it; annotate it, or leave an axis of the mesh unnamed to have it planned"
+        for weight, size in find_weights(function.arguments, targets.rules).items()
+        if weight.arg_number not in given
+        and (targets.wanted(weight) or Sharding.whole(shape_of(weight))).is_whole
+    ]
 
 
 def _targets(

@@ -14,6 +14,7 @@ import neuronx
 from hlo_passes import shard
 from hlo_passes.ir import main
 from hlo_passes.local import argument_layouts, finite_padding
+from hlo_passes.notes import notes
 from kernels.errors import CompileError
 
 
@@ -427,6 +428,14 @@ def test_what_the_user_keeps_whole_is_not_planned():
     mesh = AbstractMesh((2, 4), ("data", "tp"))
     _, axes = _layouts(mlp, arguments, (P("data"), P(), P()), mesh)
     assert axes == [(("data",), ()), ((), ()), ((), ())]
+
+
+def test_a_weight_that_no_sharding_reaches_is_told():
+    arguments = (normal(8, 64), normal(64, 128), normal(128, 64))
+    mlp = lambda x, up, down: jnp.tanh(x @ up) @ down  # noqa: E731
+    module, _ = _layouts(mlp, arguments, (P("data"), None, P()), AbstractMesh((4,), ("data",)))
+    [note] = notes(module)
+    assert note.startswith("weight argument 1 tensor<64x128xf32> is whole on every core (32768 B each)")
 
 
 def test_a_planned_axis_does_not_cut_what_it_does_not_divide():

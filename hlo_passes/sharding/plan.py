@@ -20,7 +20,7 @@ from hlo_passes.sharding.problem import Problem
 from hlo_passes.sharding.rules import OpRule
 from hlo_passes.sharding.spec import blocks
 
-__all__ = ["NO_PLAN", "PLANS", "Plan", "make_plan"]
+__all__ = ["NO_PLAN", "PLANS", "Plan", "find_weights", "make_plan"]
 
 # "weights" cuts every weight that can be and hands results out whole where that costs little, as tensor
 # parallelism is understood. The others look at seconds alone: "still" moves nothing to or from a product,
@@ -64,7 +64,7 @@ def make_plan(
     arguments = [
         v for v in function.regions[0].blocks[0].arguments if isinstance(v.type, ir.RankedTensorType)
     ]
-    weights = _find_weights(arguments, classes)
+    weights = find_weights(arguments, classes.ops)
     problem = _pose(classes, shards, prices)
     if plan == "weights":
         _prefer_weights(problem, weights, function, classes, prices)
@@ -98,8 +98,8 @@ def _choose(problem: Problem, plan: str) -> tuple[set[Class], set[Class]]:
     return (moving, still) if plan == "moving" or (plan == "weights" and worth) else (still, moving)
 
 
-def _products(classes: DimClasses) -> Iterable[ir.Operation]:
-    return (op for op in classes.ops if op.name in PRODUCTS)
+def _products(ops: Iterable[ir.Operation]) -> Iterable[ir.Operation]:
+    return (op for op in ops if op.name in PRODUCTS)
 
 
 def _freed_bytes(value: ir.Value, tiles: int, shards: int) -> int:
@@ -108,13 +108,13 @@ def _freed_bytes(value: ir.Value, tiles: int, shards: int) -> int:
     return size_bytes - blocks(size_bytes, tiles, shards) if tiles else 0
 
 
-def _find_weights(arguments: Iterable[ir.Value], classes: DimClasses) -> dict[ir.Value, int]:
-    """Arguments that a product takes as they come, up to layout, with their size in bytes.
+def find_weights(arguments: Iterable[ir.Value], ops: Iterable[ir.Operation]) -> dict[ir.Value, int]:
+    """Arguments that a product among ``ops`` takes as they come, up to layout, with their size in bytes.
 
     Where both operands are, the weight is the one that less of the program reads, or the right one.
     """
     arguments, weights = set(arguments), {}
-    for op in _products(classes):
+    for op in _products(ops):
         taken = [value for value in reversed(list(map(origin, op.operands))) if value in arguments]
         weight = min(taken, key=lambda value: len(list(value.uses)), default=None)
         if weight is not None and weight.type.rank >= 2:
@@ -130,7 +130,9 @@ def _prefer_weights(
     prices: Prices,
 ) -> None:
     """What counts besides a step's seconds: cut weights, and results the host need not put together."""
-    dearest_s = max((prices.collective_s("all_reduce", op.results) for op in _products(classes)), default=0.0)
+    dearest_s = max(
+        (prices.collective_s("all_reduce", op.results) for op in _products(classes.ops)), default=0.0
+    )
     for name, count in _weights_in(weights, classes).items():
         problem.bonus_s[name] += count * dearest_s * _WEIGHT_IN_ALL_REDUCES
     for value in _handed_out(function):
