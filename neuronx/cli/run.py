@@ -15,6 +15,7 @@ from absl import logging
 
 from distributed.executor import Executor
 from distributed.runtime import Runtime
+from hlo_passes.fix_sizes import fix_sizes
 from hlo_passes.ir import ir
 from hlo_passes.sharding.randomize import randomize
 from kernels.errors import CompileError
@@ -38,6 +39,7 @@ class _Settings:
     verbosity: int
     options: CompileOptions
     shard_seed: int | None
+    size: int | None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,6 +55,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--check", action="store_true", help="judge the checks in the files, print failures")
     parser.add_argument("--tp-degree", type=int, default=1, help="cores to shard over (default 1)")
     parser.add_argument("--instance", default=DEFAULT_INSTANCE, help=f"default {DEFAULT_INSTANCE}")
+    parser.add_argument(
+        "--size", type=int, help="of every unknown dim of an @main's arguments, and of its integer scalars"
+    )
     parser.add_argument("--seed", type=int, default=0, help="of the random inputs of an @main with arguments")
     parser.add_argument(
         "--shard", metavar="random:SEED", help="random shardings on what enters each program, not a plan's"
@@ -64,7 +69,7 @@ def main(args: argparse.Namespace) -> int:
     options.warn_if_unusual()
     settings = _Settings(
         check=args.check, seed=args.seed, verbosity=logging.get_verbosity(), options=options,
-        shard_seed=None if args.shard is None else _shard_seed(args.shard),
+        shard_seed=None if args.shard is None else _shard_seed(args.shard), size=args.size,
     )  # fmt: skip
     statuses = []
     for name, outcome in _run_all(args.files, settings):
@@ -134,6 +139,8 @@ def _run_programs(text: str, settings: _Settings) -> _Outcome:
 
 
 def _run_module(module: ir.Module, settings: _Settings) -> list[np.ndarray]:
+    if settings.size is not None:
+        fix_sizes(module, settings.size)
     inputs = random_inputs(module, settings.seed)
     if settings.shard_seed is not None:
         randomize(module, settings.options.tp_degree, settings.shard_seed)
