@@ -16,9 +16,9 @@ from jaxlib import _jax, lapack, xla_client
 from kernels.errors import CompileError
 from kernels.host.handlers import handler
 
-__all__ = ["Executable", "Executor", "HostText"]
+__all__ = ["OPTIONS", "Executable", "Executor", "HostText"]
 
-_OPTIONS = (
+OPTIONS = (
     # Round where the device rounds: XLA:CPU would otherwise keep bf16 chains in f32 between ops.
     ("xla_allow_excess_precision", "False"),
     # LLVM -O1: about a fifth less to compile than the default, same bits and speed on the segments of OPT.
@@ -142,7 +142,7 @@ class Executor:
                 _register(target)
             text = lowered.text
         options = xla_client.CompileOptions()
-        options.env_option_overrides = list(_OPTIONS)
+        options.env_option_overrides = list(OPTIONS)
         devices = xla_client.DeviceList((self._device,))
         try:
             return self._device.client.compile_and_load(text, devices, options)

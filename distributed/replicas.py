@@ -8,10 +8,9 @@ from jax._src import core
 from jax.sharding import Mesh, NamedSharding, PartitionSpec, SingleDeviceSharding
 from jaxlib import _jax, lapack, xla_client
 
-__all__ = ["Replicas"]
+from distributed.executor import OPTIONS
 
-# Round where the device rounds, as the executor does.
-_ROUND = ("xla_allow_excess_precision", "False")
+__all__ = ["Replicas"]
 
 
 class Replicas:
@@ -43,7 +42,7 @@ class Replicas:
         """
         options = xla_client.CompileOptions()
         options.num_replicas = len(self._devices)
-        options.env_option_overrides = [_ROUND]
+        options.env_option_overrides = list(OPTIONS)
         executable = self._client.compile_and_load(text, xla_client.DeviceList(tuple(self._devices)), options)
         results = executable.execute_sharded([self._put(shards) for shards in inputs])
         return [

@@ -15,6 +15,7 @@ from distributed.executor import Executor
 from distributed.placement import cut, join
 from distributed.replicas import Replicas
 from distributed.runtime import Runtime
+from hlo_passes.host_lowering import lower_text
 from hlo_passes.ir import ir, main, source_line, walk
 from hlo_passes.local import argument_layouts, num_ranks, result_layouts
 from hlo_passes.ops import COLLECTIVES, kind
@@ -94,8 +95,8 @@ def bisect(
     """Runs ``fn(*args)`` as it is after each pass, and compares each result with the one before.
 
     Modules before ``shard`` run on XLA:CPU, those after it on as many replicas of it, the program on the
-    simulated ring. Where a pass changes results by more than ``bound``, first parts of the function are
-    compiled up to that pass to find the op where it begins.
+    simulated ring, without and then with the host's own kernels. Where a pass changes results by more than
+    ``bound``, first parts of the function are compiled up to that pass to find the op where it begins.
 
     Args:
       fn: a function, or what ``neuronx.compile`` returned (its options hold then).
@@ -114,7 +115,7 @@ def bisect(
             fix="give the plain function, or leave the options out",
         )
     function = fn if isinstance(fn, Function) else compile(fn, tp_degree=tp_degree, **options)
-    levels = _Levels(function, args, len(pipeline_for(function.lower(*args).options)))
+    levels = _Levels(function, args, None)
     steps, bases, base = [], {}, 0
     for number, name in enumerate(levels.names):
         steps.append(levels.step(base, number, name, bound))
@@ -140,18 +141,27 @@ def bisect(
 
 
 class _Levels:
-    """A function called with ``args``, after each of the first ``count`` passes; 0 is its StableHLO."""
+    """A function called with ``args``: number 0 is its StableHLO, 1 that after the first pass, and so on.
 
-    def __init__(self, function: Function, args: tuple[Any, ...], count: int) -> None:
+    Last comes the program on the ring again, with the host's own kernels where the options want them. Only
+    the first ``count`` are made, all where it is None.
+    """
+
+    def __init__(self, function: Function, args: tuple[Any, ...], count: int | None) -> None:
         lowered = function.lower(*args)
         exported = lowered.exported
-        stages = pipeline_for(lowered.options)[:count]
+        every = pipeline_for(lowered.options)
+        stages = every[:count]
         self.names = ["StableHLO", *(stage.name for stage in stages)]
         self._modules = [copy_module(exported.module)]
         module = copy_module(exported.module)
         self._program = run_pipeline(
             module, stages, after=lambda _, at: self._modules.append(copy_module(at))
         )
+        self._executors = {len(every): Executor()} if self._program is not None else {}
+        if self._executors and lowered.options.host_kernels and (count is None or count > len(every)):
+            self.names.append("host kernels")
+            self._executors[len(every) + 1] = Executor(lower_text)
         types = [ir.RankedTensorType(argument.type) for argument in main(self._modules[0]).arguments]
         leaves, _ = tree_flatten(function.dynamic(args, {}))
         self._inputs = [
@@ -161,12 +171,12 @@ class _Levels:
         self._known: dict[int | str, Arrays] = {}
 
     def module(self, number: int) -> ir.Module:
-        return self._modules[number]
+        return self._modules[min(number, len(self._modules) - 1)]
 
     def outputs(self, number: int) -> Arrays | None:
         """The results after pass ``number``; None where XLA cannot run the module by itself."""
-        if self._program is not None and number == len(self.names) - 1:
-            return self._computed(number, self._on_the_ring)
+        if number in self._executors:
+            return self._computed(number, lambda: self._on_the_ring(self._executors[number]))
         module = self._modules[number]
         text = runnable_text(module)
         # A pass that changes nothing leaves the same text.
@@ -194,8 +204,8 @@ class _Levels:
             self._known[key] = run()
         return self._known[key]
 
-    def _on_the_ring(self) -> Arrays:
-        runtime = Runtime(self._program, Executor())
+    def _on_the_ring(self, executor: Executor) -> Arrays:
+        runtime = Runtime(self._program, executor)
         outputs = runtime.run([runtime.place(index, array) for index, array in enumerate(self._inputs)])
         return [runtime.gather(index, output) for index, output in enumerate(outputs)]
 

@@ -1,5 +1,6 @@
 """The search for the pass and the op at fault: passes, kernels and collectives made wrong on purpose."""
 
+import dataclasses
 import functools
 
 import jax
@@ -16,9 +17,10 @@ from distributed import collectives
 from hlo_passes import canonicalize, fuse, hoist, shard
 from hlo_passes.ir import stablehlo
 from hlo_passes.pipeline import PASSES
+from neuronx import bisection
 from neuronx.prefixes import inlined, prefix
 
-NAMES = ["StableHLO", *(row.name for row in PASSES)]
+NAMES = ["StableHLO", *(row.name for row in PASSES), "host kernels"]
 MEGATRON = ({"up": P(None, "tp"), "down": P("tp", None)}, P())
 
 
@@ -32,7 +34,7 @@ def here(marker):
 def mlp(params, x):
     hidden = jnp.tanh(x @ params["up"])  # hidden
     y = hidden @ params["down"]  # down
-    return jax.nn.softmax(y + x), {"hidden": jnp.exp(hidden).sum()}
+    return y + x, {"hidden": hidden.sum()}
 
 
 @pytest.fixture
@@ -49,8 +51,7 @@ def test_a_right_compiler_has_no_culprit(arguments):
     assert "no pass changes" in str(found)
 
 
-@pytest.mark.parametrize("tp_degree", [1, 4])
-@pytest.mark.parametrize("wrong", [canonicalize, hoist, fuse], ids=lambda module: module.__name__)
+@pytest.mark.parametrize(("wrong", "tp_degree"), [(canonicalize, 4), (hoist, 4), (fuse, 4), (fuse, 1)])
 def test_a_wrong_pass_and_the_op(wrong, tp_degree, arguments, monkeypatch):
     make_wrong(monkeypatch, wrong, "stablehlo.tanh", stablehlo.SineOp)
     found = neuronx.bisect(mlp, *arguments, tp_degree=tp_degree)
@@ -87,6 +88,19 @@ def test_the_runtime(arguments, monkeypatch):
     monkeypatch.setattr(collectives, "run", wrong)
     found = neuronx.bisect(mlp, *arguments, tp_degree=4, in_shardings=MEGATRON)
     assert (found.culprit, found.op, found.line) == ("schedule", "dot_general", here("down"))
+
+
+def test_the_kernels_of_the_host(arguments, monkeypatch):
+    right = bisection.lower_text
+
+    def wrong(text):
+        lowered = right(text)
+        return dataclasses.replace(lowered, text=lowered.text.replace("stablehlo.tanh", "stablehlo.sine"))
+
+    monkeypatch.setattr(bisection, "lower_text", wrong)
+    found = neuronx.bisect(mlp, *arguments, tp_degree=2)
+    assert (found.culprit, found.op, found.line) == ("host kernels", "tanh", here("hidden"))
+    assert not neuronx.bisect(mlp, *arguments, tp_degree=2, host_kernels=False).culprit
 
 
 def test_bits(arguments):
@@ -126,23 +140,25 @@ def test_shard_map_runs_after_shard(arguments, monkeypatch):
     assert (found.culprit, found.op) == ("hoist", "shard_map")
 
 
-def test_a_compiled_function_keys_donation_loops_and_captured_arrays(rng, monkeypatch):
+def test_a_compiled_function_keys_donation_and_captured_arrays(rng):
     big = jnp.asarray(rng.standard_normal((16, 16)), jnp.float32)
 
-    def step(cache, key, count, *, scale):
-        noise = jax.random.normal(key, cache.shape)
-        grown = lax.fori_loop(0, 3, lambda _, c: jnp.sin(c @ big / 8), cache)  # loop
-        return grown * scale + noise, count + 1
+    def step(cache, key, count):
+        return cache @ big + jax.random.uniform(key), count + 1
 
-    compiled = neuronx.compile(
-        functools.partial(step, scale=2.0), tp_degree=2, donate_argnums=0, static_argnums=()
-    )
-    given = (jnp.asarray(rng.standard_normal((4, 16)), jnp.float32), jax.random.key(7), 3)
-    assert not neuronx.bisect(compiled, *given).culprit
+    compiled = neuronx.compile(step, tp_degree=2, donate_argnums=0)
+    cache = jnp.asarray(rng.standard_normal((4, 16)), jnp.float32)
+    assert not neuronx.bisect(compiled, cache, jax.random.key(7), 3).culprit
+    assert not cache.is_deleted()
+
+
+def test_a_loop_is_one_op(rng, monkeypatch):
+    def fn(x):
+        return lax.fori_loop(0, 3, lambda _, c: jnp.sin(c) / 2, x + 1) * 2  # loop
+
     make_wrong(monkeypatch, hoist, "stablehlo.sine", stablehlo.CosineOp)
-    found = neuronx.bisect(compiled, *given)
+    found = neuronx.bisect(fn, rng.standard_normal((4, 16)).astype(np.float32))
     assert (found.culprit, found.op, found.line) == ("hoist", "scan", here("loop"))
-    assert not given[0].is_deleted()
 
 
 def test_options_of_a_compiled_function_are_its_own(arguments):
@@ -157,6 +173,6 @@ def test_prefixes_are_the_function(arguments):
     assert not {"jit", "custom_jvp_call"} & {eqn.primitive.name for eqn in closed.jaxpr.eqns}
     whole = prefix(closed, len(closed.jaxpr.eqns))(*leaves)
     for got, wanted in zip(whole, jax.tree.leaves(mlp(*arguments)), strict=True):
-        np.testing.assert_allclose(got, wanted, rtol=1e-6)
+        np.testing.assert_allclose(got, wanted, rtol=1e-4, atol=1e-5)
     first = prefix(closed, 2)(*leaves)
-    np.testing.assert_allclose(first[0], np.tanh(arguments[1] @ arguments[0]["up"]), rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(first[0], np.tanh(arguments[1] @ arguments[0]["up"]), rtol=1e-4, atol=1e-5)
