@@ -1,11 +1,12 @@
 """The cost of one kernel on one core: engines overlapped, bytes moved, never below the roofline."""
 
+import math
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 
 from kernels import data_movement, elementwise, gather_scatter, matmul, reduction, single
-from kernels.engines import OpCost, dma_s, scalar_s, stall_s, vector_s
+from kernels.engines import OpCost, dma_s, scalar_s, stall_s, transpose_s, vector_s
 from kernels.hardware import Core
 from kernels.ops import COMPUTE, ENGINES, rule
 from kernels.work import KernelWork, OpWork, Tensor
@@ -61,6 +62,9 @@ PRICES: dict[str, Callable[[OpWork, tuple[str, ...], Core], OpCost]] = {
     "linalg": single.price_linalg,
 }
 
+# Kernels whose rows lie along partitions, where they are reduced. The products that read them contract that
+# dim, so it has to lie across partitions: the tensor engine turns their results.
+_BY_ROWS = frozenset({"normalization", "softmax"})
 _CARRIES_PLACE = frozenset({"bitcast_convert", "convert", "reshape"})
 _REPEATED = frozenset({"broadcast", "broadcast_in_dim", "constant", "dynamic_broadcast_in_dim"})
 
@@ -70,7 +74,8 @@ def cost(work: KernelWork, core: Core) -> KernelCost:
 
     Engines overlap as far as ``core.issue.overlap_fraction`` says, fully by default, so the busiest
     decides; to that come one DMA latency and, for every op of the chain, the wait of a dependent
-    instruction. The ops of one kernel pass their results through SBUF and PSUM.
+    instruction. The ops of one kernel pass their results through SBUF and PSUM. A kernel that reduces
+    rows hands its result on transposed.
 
     Raises:
       CompileError: an op kind is unknown or none that a core computes.
@@ -89,8 +94,15 @@ def cost(work: KernelWork, core: Core) -> KernelCost:
             busy[engine] += op.repeats * seconds
     if core.gpsimd is None:
         busy["vector"], busy["gpsimd"] = busy["vector"] + busy["gpsimd"], 0.0
+    share = _busy_lanes(work, core)
+    busy["vector"], busy["scalar"] = busy["vector"] / share, busy["scalar"] / share
     for index in left_in_psum:
-        _evacuate(busy, *runs[index], core)
+        op, price = runs[index]
+        _evacuate(busy, op.repeats, price.psum_elements * core.sbuf.partitions, core)
+    if work.name in _BY_ROWS:
+        for tensor in work.writes:
+            busy["pe"] += transpose_s(tensor.size, core)
+            _evacuate(busy, 1, tensor.size, core)
     busy["dma"] += reload_bytes / (core.dma.engines * core.dma.engine_bytes_per_s)
     read_s = tuple(dma_s(tensor.size_bytes, tensor.size, core) for tensor in work.reads)
     write_s = tuple(dma_s(tensor.size_bytes, tensor.size, core) for tensor in work.writes)
@@ -129,12 +141,21 @@ def _compute_floor_s(runs: list[tuple[OpWork, OpCost]], core: Core) -> float:
     return sum(op.repeats * price.flops / min(price.peak_flop_per_s, peak) for op, price in runs)
 
 
-def _evacuate(busy: dict[str, float], op: OpWork, price: OpCost, core: Core) -> None:
-    """Copies a product out of PSUM on whichever of vector and scalar is free sooner."""
-    elements = price.psum_elements * core.sbuf.partitions
+def _busy_lanes(work: KernelWork, core: Core) -> float:
+    """The share of lanes that work on a convolution's result, whose features lie on partitions.
+
+    The next convolution contracts features, so they stay there: 64 of them leave half of the lanes idle.
+    """
+    lanes = core.vector.lanes
+    counts = [op.matmul[0] * op.matmul[3] for op in work.ops if op.taps and op.matmul]
+    return min((count / (math.ceil(count / lanes) * lanes) for count in counts), default=1.0)
+
+
+def _evacuate(busy: dict[str, float], times: int, elements: int, core: Core) -> None:
+    """Copies ``elements`` out of PSUM on whichever of vector and scalar is free sooner."""
     copies = {"vector": vector_s(elements, core), "scalar": scalar_s(elements, core)}
-    engine = min(copies, key=lambda name: busy[name] + op.repeats * copies[name])
-    busy[engine] += op.repeats * copies[engine]
+    engine = min(copies, key=lambda name: busy[name] + times * copies[name])
+    busy[engine] += times * copies[engine]
 
 
 def _places(work: KernelWork) -> tuple[list[tuple[str, ...]], list[int]]:

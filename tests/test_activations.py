@@ -64,10 +64,14 @@ def _row_cycles(busy: dict[str, float], engine: str) -> float:
 
 
 def test_a_softmax_takes_its_bias_and_its_sum_along() -> None:
-    """Maximum and division are the vector engine's; subtraction, exponential and sum one activation."""
+    """Maximum and division are the vector engine's; subtraction, exponential and sum one activation.
+
+    A second pass of the scalar engine copies the result, turned by the tensor engine, out of PSUM.
+    """
     busy = _busy(jax.nn.softmax)
-    assert _row_cycles(busy, "scalar") == pytest.approx(1, rel=0.05)
+    assert _row_cycles(busy, "scalar") == pytest.approx(2, rel=0.05)
     assert _row_cycles(busy, "vector") == pytest.approx(2, rel=0.05)
+    assert busy["pe"] == pytest.approx(_X.shape[1] / load_core().pe.clock_hz, rel=0.05)
 
 
 def test_a_sum_of_squares_is_one_activation() -> None:

@@ -273,6 +273,34 @@ def test_flops_with_shapes_are_those_of_xla() -> None:
         assert (found.flops, found.transcendentals) == _xla_counts(function, argument), op.kind
 
 
+def test_a_convolution_of_few_features_leaves_lanes_idle() -> None:
+    # Features lie on partitions: 64 of them take twice the cycles of 128 for as many elements.
+    def vector_s(features: int, pixels: int) -> float:
+        x, w, y = _tensor(pixels, 128), _tensor(1, 1, 128, features), _tensor(pixels, features)
+        product = OpWork(
+            kind="convolution", operands=(x, w), results=(y,), matmul=(1, pixels, 128, features), taps=(1, 1)
+        )
+        relu = OpWork(kind="add", operands=(y, y), results=(y,))
+        work = KernelWork(name="convolution", ops=(product, relu), reads=(x, w), writes=(y,))
+        return cost(work, _CORE).engine_s["vector"]
+
+    assert vector_s(64, 4096) == pytest.approx(2 * vector_s(128, 2048))
+    assert vector_s(256, 2048) == pytest.approx(2 * vector_s(128, 2048))
+
+
+@pytest.mark.parametrize(("name", "turned"), [("normalization", True), ("elementwise", False)])
+def test_results_of_kernels_by_rows_are_turned(name: str, turned: bool) -> None:
+    x = _tensor(256, 1024)
+    work = KernelWork(
+        name=name,
+        ops=(OpWork(kind="multiply", operands=(x, x), results=(x,)),),
+        reads=(x,),
+        writes=(x,),
+    )
+    # 16 tiles of 128 x 128, 128 cycles each.
+    assert cost(work, _CORE).engine_s["pe"] == pytest.approx(turned * 16 * 128 / _CORE.pe.clock_hz)
+
+
 # -- published figures -----------------------------------------------------------------------------------
 
 
