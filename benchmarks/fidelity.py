@@ -28,7 +28,7 @@ __all__ = ["main", "page"]
 _PAGE = Path(__file__).parent.parent / "docs" / "fidelity.md"
 _GPU = "g5.48xlarge"
 _CORES, _LENGTH, _LARGE = 24, 2048, "inf2.48xlarge"
-_BATCHES = (1, 2, 4, 8, 16)
+_BATCHES = (1, 2, 4, 8, 16, 32)
 _BUSY_CORES = (1, 2, 4)
 # The figures of AWS's launch talk: model, sequence length, batch, instance, published milliseconds.
 _LAUNCH_ENCODERS = (
