@@ -11,7 +11,7 @@ from jax.tree_util import tree_flatten, tree_unflatten
 
 from kernels.errors import CompileError
 from neuronx.arrays import Deferred
-from neuronx.driver import CompileOptions
+from neuronx.driver import CompileOptions, without_collector
 from neuronx.frontend import Staged, dynamic_arguments, export, stage, wrap
 from neuronx.stages import Compiled, Lowered
 
@@ -44,7 +44,8 @@ class Function:
         Raises:
           CompileError: a sharding over an unknown axis, or a mesh of another size than ``tp_degree``.
         """
-        return self._lower(self.trace(*_computed((args, kwargs))))
+        with without_collector():
+            return self._lower(self.trace(*_computed((args, kwargs))))
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Runs ``fn`` on the ring, compiled at the first call with such arguments.
