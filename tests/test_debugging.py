@@ -177,7 +177,7 @@ def test_options_are_checked_at_once():
 def test_the_environment_asks_for_it(monkeypatch, rng):
     monkeypatch.setenv("NEURONX_EAGER_DEBUG", "1")
     params, x = arguments(rng)
-    compiled = neuronx.compile(block, tp_degree=2)
+    compiled = neuronx.compile(block, tp_degree=2, host_kernels=False, objective="time")
     y = compiled(params, x)
     assert isinstance(y, jax.Array) and not isinstance(y, neuronx.lazy.LazyArray)
     np.testing.assert_allclose(y, jax.jit(block)(params, x), rtol=1e-5, atol=1e-6)

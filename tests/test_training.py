@@ -19,7 +19,6 @@ OPTIMIZERS = {
         optax.adamw(optax.cosine_decay_schedule(1e-2, 100), weight_decay=1e-2),
     ),
 }
-INSTANCES = ("inf2.48xlarge", "trn1.32xlarge")
 SHARDED = {"embed": P("tensor", None), "up": P(None, "tensor"), "down": P("tensor", None), "head": P()}
 
 
@@ -64,12 +63,13 @@ def assert_agrees(got, wanted):
         np.testing.assert_allclose(np.asarray(one), other, rtol=2e-3, atol=2e-4)
 
 
-@pytest.mark.parametrize("instance", INSTANCES)
-@pytest.mark.parametrize("name", OPTIMIZERS)
+@pytest.mark.parametrize(
+    ("name", "instance"), [("sgd", "inf2.48xlarge"), ("adam", "trn1.32xlarge"), ("adamw", "inf2.48xlarge")]
+)
 def test_steps_planned_by_the_compiler(name, instance, rng):
-    """Four steps, compiled once, against jax.jit."""
+    """Three steps, compiled once, against jax.jit."""
     step, (params, state) = step_with(OPTIMIZERS[name]), start(rng, OPTIMIZERS[name])
-    data = batches(rng, 4)
+    data = batches(rng, 3)
     wanted = trained(jax.jit(step), params, state, data)
     compiled = neuronx.compile(step, tp_degree=2, instance=instance)
     assert_agrees(trained(compiled, params, state, data), wanted)
@@ -87,8 +87,10 @@ def placed(mesh, tree):
     return jax.tree_util.tree_map_with_path(choose, tree)
 
 
-@pytest.mark.parametrize("instance", INSTANCES)
-@pytest.mark.parametrize(("data_size", "tensor_size"), [(2, 4), (4, 2), (8, 1)])
+@pytest.mark.parametrize(
+    ("data_size", "tensor_size", "instance"),
+    [(2, 4, "inf2.48xlarge"), (4, 2, "trn1.32xlarge"), (8, 1, "inf2.48xlarge")],
+)
 def test_data_and_tensor_axes_with_donation(data_size, tensor_size, instance, rng):
     mesh = AbstractMesh((data_size, tensor_size), ("data", "tensor"))
     optimizer = OPTIMIZERS["adam"]

@@ -1,6 +1,7 @@
 """Eager debug mode: each op runs by itself on the device's numerics and is compared with a wider type."""
 
 import contextlib
+import dataclasses
 import math
 import weakref
 from collections.abc import Sequence
@@ -92,7 +93,7 @@ def debug(
     """``with neuronx.debug(...)``: JAX code inside runs op by op, each compared with ``reference``.
 
     Args:
-      tp_degree: as for ``neuronx.lazy``; so are ``options`` (instance, auto_cast, auto_cast_type, era).
+      tp_degree: as for ``neuronx.lazy``; so are ``options`` (instance, auto_cast, ...).
       reference: float64 (default) or float32, in which the same ops run beside.
       bound: the largest error allowed, as a part of the largest magnitude of the reference. Left out: of one
         op 16 units in the last place of the coarsest type on the way, of all up to it the square root of one
@@ -221,13 +222,9 @@ class DebugFunction(Function):
     """What ``neuronx.compile`` returns under NEURONX_EAGER_DEBUG: a call runs op by op and checks each."""
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        session = DebugSession(
-            self._tp_degree,
-            instance=self._options.instance,
-            auto_cast=self._options.auto_cast,
-            auto_cast_type=self._options.auto_cast_type,
-            era=self._options.era,
-        )
+        options = dataclasses.asdict(self._options)
+        options["tp_degree"] = self._tp_degree
+        session = DebugSession(**options)
         with session:
             results = self.__wrapped__(*args, **kwargs)
         return jax.tree.map(
