@@ -1,5 +1,6 @@
 """How one global tensor lies on the ring: which rank holds which block."""
 
+import functools
 from dataclasses import dataclass
 
 from distributed.mesh import Mesh
@@ -27,7 +28,7 @@ class Layout:
     def is_replicated(self) -> bool:
         return not any(self.dim_axes)
 
-    @property
+    @functools.cached_property
     def is_padded(self) -> bool:
         """Whether some core's block is not full."""
         sizes = zip(self.global_shape, self.local_shape, self.dim_axes, strict=True)

@@ -1,7 +1,7 @@
 """Runs a program over the ring: inputs placed, launches, collectives and loops walked, outputs gathered."""
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import jax
 import numpy as np
@@ -50,6 +50,9 @@ class Runtime:
         )
         # Launches make fresh arrays; what other steps give out may be something else's array as well.
         self._passed_on = Counter(program.main.results) - launched
+        # The same object as an input's layout that is equal: what comes back is known at sight.
+        layouts = {layout: layout for layout in (*program.output_layouts, *program.input_layouts)}
+        self._output_layouts = [layouts[layout] for layout in program.output_layouts]
         self._ranks = [executor.to_device(np.array(r, np.uint32)) for r in range(program.num_cores)]
 
     def place(self, index: int, array: np.ndarray | jax.Array) -> PlacedValue:
@@ -85,12 +88,13 @@ class Runtime:
         for index, value in enumerate(inputs):
             if index in self._donated:
                 arrays = self._once(index, value.consume())
-                walk.hold_again(arrays if id(value) in kept else _repeated(arrays))
+                if id(value) in kept or len(arrays) > 1:
+                    walk.hold_again(arrays if id(value) in kept else _repeated(arrays))
             else:
                 arrays = self._once(index, value.arrays)
             values.append(arrays)
         outputs = self._own(inputs, walk.block(self.program.main, values))
-        return [PlacedValue(*pair) for pair in zip(self.program.output_layouts, outputs, strict=True)]
+        return [PlacedValue(*pair) for pair in zip(self._output_layouts, outputs, strict=True)]
 
     def _once(self, index: int, arrays: list[jax.Array]) -> list[jax.Array]:
         """An input that cannot differ between cores is held once, though an earlier run made it on each."""
@@ -167,7 +171,7 @@ class _Walk:
                 if not self.more_holders[id(array)]:
                     del self.more_holders[id(array)]
 
-    def drop(self, numbers: Sequence[int]) -> None:
+    def drop(self, numbers: Iterable[int]) -> None:
         for number in numbers:
             self.release(self.values.pop(number))
 
@@ -185,9 +189,15 @@ class _Walk:
             self.drop(after)
             defined += step.results
         results = [self.values[number] for number in block.results]
-        for arrays in results:
-            self.hold_again(arrays)
-        self.drop([number for number in defined if number in self.values and number not in self.kept])
+        ending = {number for number in defined if number in self.values and number not in self.kept}
+        for number, arrays in zip(block.results, results, strict=True):
+            # The result takes over the hold of its number, the first time.
+            if number in ending:
+                ending.remove(number)
+                del self.values[number]
+            else:
+                self.hold_again(arrays)
+        self.drop(ending)
         return results
 
     def launch(self, step: Launch, moved: Sequence[int]) -> None:

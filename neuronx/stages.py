@@ -269,7 +269,7 @@ class Compiled:
     def _place(self, index: int, leaf: Any) -> PlacedValue:
         """Where the argument lies on the ring: as it is, from an earlier call, or cut now."""
         layout = self._artifacts.program.input_layouts[index]
-        if isinstance(leaf, RingArray) and leaf.layout == layout:
+        if isinstance(leaf, RingArray) and (leaf.layout is layout or leaf.layout == layout):
             return leaf.placed
         if isinstance(leaf, jax.Array) and index not in self._exported.donated:
             return self._placement(index, leaf)
