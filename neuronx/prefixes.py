@@ -9,11 +9,11 @@ __all__ = ["inlined", "prefix"]
 
 # Primitives that only call a function, and the parameter that holds it.
 _CALLS = {
-    "checkpoint": "jaxpr",
     "closed_call": "call_jaxpr",
     "custom_jvp_call": "call_jaxpr",
     "custom_vjp_call": "call_jaxpr",
     "jit": "jaxpr",
+    "remat2": "jaxpr",
 }
 
 

@@ -69,6 +69,21 @@ def test_derivatives_and_control_flow(rng):
     assert sum(op.op == "tanh" for op in session.ops) == 3, "the scan runs as Python"
 
 
+def test_ops_that_hold_functions_are_compared(rng):
+    x = jnp.asarray(rng.standard_normal((4, 4)), jnp.float32)
+
+    def halve(row):  # vmapped, it is one op with functions inside
+        return lax.while_loop(lambda c: jnp.abs(c).max() > 0.1, lambda c: c / 2, row)
+
+    with neuronx.debug() as session:
+        jax.vmap(halve)(x)
+        x.at[jnp.array([1, 1])].add(0.5)
+        jax.grad(lambda x: jax.checkpoint(lambda x: jnp.tanh(x @ x))(x).sum())(x)
+    found = {op.op: op for op in session.ops}
+    for name in ("while", "scatter-add", "remat2"):
+        assert not found[name].why_not and found[name].error < 1e-6
+
+
 def test_random_numbers_are_those_of_jax():
     with neuronx.debug() as session:
         drawn = jax.random.uniform(jax.random.key(3), (2,))

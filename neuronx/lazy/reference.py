@@ -8,7 +8,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.extend.core import Primitive
+from jax.extend.core import ClosedJaxpr, Jaxpr, Literal, Primitive
 
 from neuronx.lazy.trace import eagerly
 
@@ -144,17 +144,56 @@ def describe(value: Any) -> str:
 def _evaluate(
     primitive: Primitive, params: Mapping[str, Any], operands: Sequence[Any], kind: np.dtype
 ) -> tuple[Any, ...]:
-    wide = {
-        name: _wider(value, kind) if name in _TYPE_PARAMETERS and _is_inexact_type(value) else value
-        for name, value in params.items()
-    }
-    if "precision" in wide:
-        wide["precision"] = None  # a request for fewer bits
     with eagerly(), jax.enable_x64(True), jax.disable_jit(False):
         known = [jnp.asarray(x) if isinstance(x, np.ndarray) else x for x in operands]
-        results = primitive.bind(*known, **wide)
-    every = results if primitive.multiple_results else [results]
-    return tuple(np.asarray(result) if is_inexact(result) else result for result in every)
+        results = _bind(primitive, params, known, kind)
+        return tuple(np.asarray(result) if is_inexact(result) else result for result in results)
+
+
+def _bind(
+    primitive: Primitive, params: Mapping[str, Any], operands: Sequence[Any], kind: np.dtype
+) -> Sequence[Any]:
+    wide = {name: _widened_parameter(name, value, kind) for name, value in params.items()}
+    if "precision" in wide:
+        wide["precision"] = None  # a request for fewer bits
+    results = primitive.bind(*operands, **primitive.get_bind_params(wide))
+    return results if primitive.multiple_results else [results]
+
+
+def _widened_parameter(name: str, value: Any, kind: np.dtype) -> Any:
+    if isinstance(value, ClosedJaxpr):
+        return _widened_function(value, kind)
+    if isinstance(value, Jaxpr):
+        return _widened_function(ClosedJaxpr(value, ()), kind).jaxpr
+    if type(value) is tuple:
+        return tuple(_widened_parameter("", item, kind) for item in value)
+    return _wider(value, kind) if name in _TYPE_PARAMETERS and _is_inexact_type(value) else value
+
+
+def _widened_function(closed: ClosedJaxpr, kind: np.dtype) -> ClosedJaxpr:
+    """The function inside a primitive (a loop's body, what a scatter combines by) in the wider type."""
+    jaxpr = closed.jaxpr
+
+    def run(*args: Any) -> list[Any]:
+        env = dict(zip(jaxpr.invars, args, strict=True))
+        env.update((var, widened(x, kind)) for var, x in zip(jaxpr.constvars, closed.consts, strict=True))
+        read = lambda atom: widened(atom.val, kind) if isinstance(atom, Literal) else env[atom]  # noqa: E731
+        for eqn in jaxpr.eqns:
+            if eqn.primitive.name in _OF_BITS:
+                raise TypeError(f"{eqn.primitive.name} works on the bits of a float")
+            env.update(
+                zip(
+                    eqn.outvars, _bind(eqn.primitive, eqn.params, [*map(read, eqn.invars)], kind), strict=True
+                )
+            )
+        return [read(atom) for atom in jaxpr.outvars]
+
+    return jax.make_jaxpr(run)(*(_widened_type(var.aval, kind) for var in jaxpr.invars))
+
+
+def _widened_type(aval: Any, kind: np.dtype) -> Any:
+    dtype = _wider(aval.dtype, kind) if _is_inexact_type(aval.dtype) else aval.dtype
+    return jax.ShapeDtypeStruct(aval.shape, dtype, weak_type=aval.weak_type)
 
 
 def _error(got: Any, value: Any, scale: float) -> float:
