@@ -70,9 +70,9 @@ class BucketedFunction:
     cut to the shapes ``fn`` has for the true sizes, and what is left must not depend on the padding. A
     function that mixes elements of a padded dim (a sum, a softmax, attention) therefore masks it: by a
     boolean argument of its own, whose padding is False, or by the true size, given as an int32 to a
-    keyword-only parameter of the dim's name, ``def fn(x, *, s)``. At the first padded call of each program
-    the rule is checked on the call's own data: it runs again with other values in the padding of all but
-    booleans, and all results must be the same bits. ``padding="exact"`` needs no rule.
+    keyword-only parameter of the dim's name, ``def fn(x, *, s)``. At the first call of each program
+    that pads these dims the rule is checked on the call's own data: it runs again with other values in the
+    padding of all but booleans, and all results must be the same bits. ``padding="exact"`` needs no rule.
     """
 
     def __init__(
@@ -88,7 +88,7 @@ class BucketedFunction:
         parameters = inspect.signature(fn).parameters.values()
         self._wants = [p.name for p in parameters if p.kind is p.KEYWORD_ONLY and p.name in self._buckets]
         self._uses: dict[tuple[tuple[str, int], ...], BucketUse] = {}
-        self._verified: set[tuple[tuple[str, int], ...]] = set()
+        self._verified: set[tuple[tuple[tuple[str, int], ...], frozenset[str]]] = set()
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Runs the program of the smallest bucket that holds the arguments; compiled at its first call.
@@ -109,9 +109,10 @@ class BucketedFunction:
         exact = self._function.output_types(args, {**kwargs, **named})
         cut = tree_map(_cut, exact, results)
         key = tuple(bucket.items())
-        if bucket != sizes and key not in self._verified:
+        dims_padded = frozenset(name for name, size in sizes.items() if size != bucket[name])
+        if dims_padded and (key, dims_padded) not in self._verified:
             self._verify(args, dims, bucket, {**kwargs, **named}, exact, cut)
-            self._verified.add(key)
+            self._verified.add((key, dims_padded))
         self._count(key, args, padded)
         return cut
 

@@ -96,6 +96,16 @@ def test_a_leak_is_found(name, rng):
         fast(5 * floats(rng, 5, 3))
 
 
+def test_each_padded_dim_is_checked(rng):
+    """That the padding of one dim is safe says nothing of another's."""
+    fast = neuronx.compile(lambda x: x.sum(1), buckets={"a": (8,), "b": (4,)}, in_shapes=("a, b",))
+    for _ in range(2):
+        x = floats(rng, 5, 4)
+        np.testing.assert_allclose(fast(x), x.sum(1), rtol=1e-4, atol=1e-5)
+    with pytest.raises(PaddingLeakError, match="depends on the padding of a, b"):
+        fast(floats(rng, 8, 3))
+
+
 SAFE = {
     "rows": lambda x: jnp.tanh(x @ x.T[:, :0]).sum(1) + x[:, 0],
     "running sum": lambda x: jnp.cumsum(x, 0),
