@@ -5,6 +5,7 @@ import functools
 import hashlib
 import json
 import os
+import re
 import time
 import warnings
 from collections.abc import Iterator
@@ -39,6 +40,8 @@ _LEAST_S = 0.25
 # A temporary file this old was left by a process that was killed while it wrote.
 _ABANDONED_S = 3600.0
 
+_NAME_LENGTH = 80
+
 _PACKAGES = ("kernels", "distributed", "hlo_passes", "neuronx")
 
 
@@ -67,7 +70,9 @@ class Cache:
         self.limit_bytes = limit_bytes
 
     def path(self, name: str, key: str) -> Path:
-        return self.directory / f"{name}-{key}{SUFFIX}"
+        """Where the program called ``name`` is kept under ``key``; the name is for people to read."""
+        readable = re.sub(r"[^A-Za-z0-9_]", "_", name)[:_NAME_LENGTH]
+        return self.directory / f"{readable}-{key}{SUFFIX}"
 
     def read(self, path: Path) -> Artifacts | None:
         """What an entry holds; None where there is none. One that is damaged is reported and dropped."""

@@ -139,6 +139,16 @@ def test_leftovers_of_killed_writers_go(directory):
     assert not old.exists() and new.exists()
 
 
+def test_any_name_of_a_function_is_a_name_of_a_file(directory, runs):
+    def odd(w, x):
+        return x @ w
+
+    odd.__name__ = "../a b/" + "c" * 300
+    compiled(odd)
+    compiled(odd)
+    assert len(runs) == 1 and len(files(directory)) == 1
+
+
 def test_checks_and_dumps_run_the_passes(directory, runs, monkeypatch, tmp_path):
     monkeypatch.setenv("NEURONX_DUMP", str(tmp_path / "dump"))
     compiled()
