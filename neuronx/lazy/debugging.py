@@ -13,7 +13,6 @@ import jax.numpy as jnp
 import numpy as np
 from jax.extend.core import Literal
 
-from kernels.dtypes import dtype as find_dtype
 from kernels.errors import CompileError
 from neuronx.function import Function
 from neuronx.lazy.reference import (
@@ -36,6 +35,10 @@ _REFERENCES = ("float64", "float32")
 # What is allowed of one op without ``bound``, in units in the last place of the coarsest type on the way. All
 # up to it may lose half of the digits.
 _OWN_ULPS = 16
+
+
+# One unit in the last place of 1 in the types that auto_cast narrows to.
+_CAST_ROUNDOFF = {"bf16": 2**-7, "fp16": 2**-10, "tf32": 2**-10, "fp8_e4m3": 2**-3}
 
 
 class NumericsError(CompileError):
@@ -138,7 +141,7 @@ class DebugSession(Session):
         self._kind = np.dtype(reference)
         self._bound, self._stop = bound, stop
         cast = self._options.auto_cast != "none"
-        self._least_roundoff = roundoff(find_dtype(self._options.auto_cast_type).numpy) if cast else 0.0
+        self._least_roundoff = _CAST_ROUNDOFF[self._options.auto_cast_type] if cast else 0.0
         self._wide: weakref.WeakKeyDictionary[Value, _Wide] = weakref.WeakKeyDictionary()
         self._op_by_op: list[contextlib.AbstractContextManager[Any]] = []
         self.ops: list[CheckedOp] = []
@@ -205,15 +208,13 @@ class DebugSession(Session):
         return roundoff(atom.aval.dtype) if found is None else found.roundoff
 
     def _too_much(self, own: float | None, total: float | None, ulp: float) -> str:
-        if own is None:
-            return ""
         all_of_it = math.sqrt(ulp) if self._bound is None else self._bound
         of_one = min(_OWN_ULPS * ulp, all_of_it) if self._bound is None else self._bound
         for what, error, allowed in (
             ("its own error", own, of_one),
             ("the error up to it", total, all_of_it),
         ):
-            if error > allowed:
+            if error is not None and error > allowed:
                 return f"{what} is {error:.3g} of the largest element, allowed is {allowed:.3g}"
         return ""
 
