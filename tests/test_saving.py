@@ -228,6 +228,39 @@ def test_a_kill_leaves_the_old_file_or_the_new_one(tmp_path, rng):
         assert bytes(sections["a"]) == bytes(sections["b"]) * 3_000_000
 
 
+SAVE_PROGRAMS = """
+import sys
+import numpy as np
+import neuronx
+weights = np.zeros((512, 1024), np.float32)
+exe = neuronx.compile(lambda w, x: x @ w).lower(weights, np.zeros((2, 512), np.float32)).compile()
+for number in range(10**6):
+    weights[:] = number
+    exe.save(sys.argv[1], weights=(weights,))
+    print(number, flush=True)
+"""
+
+
+def test_a_kill_while_a_program_is_saved(tmp_path, rng):
+    """What is there afterwards loads and runs, with the weights of one save."""
+    path = tmp_path / "m.neuronx"
+    for _ in range(2):
+        process = subprocess.Popen(
+            [sys.executable, "-c", SAVE_PROGRAMS, str(path)], cwd=ROOT, stdout=subprocess.PIPE
+        )
+        process.stdout.readline()
+        time.sleep(float(rng.uniform(0, 0.05)))
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+        process.stdout.close()
+        exe = neuronx.load(path)
+        (weights,) = exe.weights
+        assert (weights == weights[0, 0]).all()
+        np.testing.assert_allclose(
+            exe(weights, np.ones((2, 512), np.float32)), 512 * weights[0, 0], rtol=1e-5
+        )
+
+
 def test_a_failed_write_leaves_the_old_file(tmp_path):
     container.write_sections(tmp_path / "m", {"a": b"old"})
     with pytest.raises(TypeError):
