@@ -318,6 +318,14 @@ def test_executor_compiles_a_text_once_and_keeps_64_bit_types():
         assert executor.copy(executor.to_device(array)).dtype == array.dtype
 
 
+def test_executor_compiles_several_texts_at_once(executor):
+    fresh = Executor()
+    found = fresh.load_all({"a": NEXT, "b": DOUBLE, "c": NEXT})
+    assert found["a"] is found["c"] is fresh.load(NEXT) and fresh.num_compiled == 2
+    with pytest.raises(CompileError, match="nobody"):
+        fresh.load_all({"a": LESS, "b": NEXT.replace("stablehlo.add", "nobody.add")})
+
+
 def test_executor_names_what_the_host_cannot_compile(executor):
     text = """module { func.func @main(%a: tensor<4xf32>) -> tensor<4xf32> {
       %b = stablehlo.custom_call @nobody(%a) : (tensor<4xf32>) -> tensor<4xf32>
