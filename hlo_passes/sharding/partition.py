@@ -80,7 +80,7 @@ class Partitioner:
         self._reader: ir.Operation | None = None
         self._reader_is_noted = False
         self._handlers = handlers
-        self._moved: ChainMap[tuple[ir.Value, Sharding], ir.Value] = ChainMap()
+        self._forms: ChainMap[tuple[ir.Value, tuple[int, ...]], dict[Sharding, ir.Value]] = ChainMap()
         self.done: set[ir.Operation] = set()
 
     def run(self) -> None:
@@ -114,25 +114,29 @@ class Partitioner:
     def inside(self, block: ir.Block) -> Iterator[None]:
         """Emits into ``block``; what is moved there is not known outside."""
         outer, self.emit.point = self.emit.point, ir.InsertionPoint(block)
-        self._moved = self._moved.new_child()
+        self._forms = self._forms.new_child()
         yield
-        self.emit.point, self._moved = outer, self._moved.parents
+        self.emit.point, self._forms = outer, self._forms.parents
 
     def use(self, value: ir.Value, sharding: Sharding) -> ir.Value:
-        """The local form of a global value under ``sharding``."""
-        source, have = self.env[value]
-        key, whole = (source, sharding), Sharding.whole(shape_of(value))
-        if key in self._moved:
-            return self._moved[key]
-        if have != sharding and (source, whole) in self._moved:
-            # Gathered for another op already: to take a block of that moves nothing.
-            source, have = self._moved[source, whole], whole
-        before = self.emit.gathered_elements
-        moved = self._moved[key] = reshard(self.emit, source, shape_of(value), have, sharding)
-        gathered = self.emit.gathered_elements - before
-        if gathered and not self._reader_is_noted:
-            self.notes.append(reshard_note(self._reader, value, gathered, have, sharding))
-        return moved
+        """The local form of a global value under ``sharding``, made of the nearest form there is."""
+        (local, have), shape = self.env[value], shape_of(value)
+        if have == sharding:
+            return local
+        forms = self._forms.get((local, shape), {have: local})
+        if sharding not in forms:
+            have = min(forms, key=lambda form: self._distance(form, sharding))
+            before = self.emit.gathered_elements
+            forms = forms | {sharding: reshard(self.emit, forms[have], shape, have, sharding)}
+            self._forms |= {(form, shape): forms for form in forms.values()}
+            gathered = self.emit.gathered_elements - before
+            if gathered and not self._reader_is_noted:
+                self.notes.append(reshard_note(self._reader, value, gathered, have, sharding))
+        return forms[sharding]
+
+    def _distance(self, have: Sharding, want: Sharding) -> tuple[float, bool]:
+        """How far a form is from another; to cut a whole one needs no look at how blocks lie."""
+        return received_elements(self.targets.mesh, have, want), not have.is_whole
 
     def whole(self, value: ir.Value) -> ir.Value:
         return self.use(value, Sharding.whole(shape_of(value)))
