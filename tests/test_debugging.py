@@ -203,6 +203,10 @@ def test_the_environment_asks_for_it(monkeypatch, rng):
     with pytest.raises(NumericsError, match=r"^log"), neuronx.lazy():
         jnp.log(-jnp.ones(3))
     assert "dot_general" in compiled.lower(params, x).as_text()
+    with neuronx.lazy(max_graphs=1, strict=True):
+        assert float(jnp.sin(jnp.ones(3)).sum()) == pytest.approx(3 * np.sin(1))
+    padded = neuronx.compile(jnp.sin, buckets={"n": (4,)}, in_shapes=("n",))
+    np.testing.assert_allclose(padded(x[0, :3]), np.sin(x[0, :3]), rtol=1e-5)
 
 
 def test_a_switch_that_is_no_number(monkeypatch):
