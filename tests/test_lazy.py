@@ -500,6 +500,32 @@ def test_mark_step_needs_a_context():
         neuronx.mark_step()
 
 
+def test_shard_map_inside(rng):
+    """Called directly, under jit and differentiated; one graph for all steps."""
+    mesh = jax.sharding.AbstractMesh((4,), ("tp",))
+    split, whole = jax.sharding.PartitionSpec("tp"), jax.sharding.PartitionSpec()
+
+    def total(x):
+        body = lambda x: jax.lax.psum(jnp.sin(x), "tp")  # noqa: E731
+        return jax.shard_map(body, mesh=mesh, in_specs=split, out_specs=whole, check_vma=False)(x)
+
+    arrays = [rng.standard_normal(8).astype(np.float32) for _ in range(3)]
+    neuronx.lazy.reset()
+    for fn in (total, jax.jit(total)):
+        with neuronx.lazy():
+            for x in arrays:
+                got = fn(x) + 1
+                assert got.shape == (2,) and got.is_pending
+                np.testing.assert_allclose(got, np.sin(x).reshape(4, 2).sum(0) + 1, rtol=1e-5, atol=1e-6)
+    assert sum(run.is_new for run in neuronx.lazy.explain()) <= 2
+    with neuronx.lazy():
+        gradient = jax.grad(lambda x: (total(x) * jnp.arange(2.0)).sum())(arrays[0])
+        np.testing.assert_allclose(gradient, np.cos(arrays[0]) * ([0, 1] * 4), rtol=1e-5, atol=1e-6)
+    with neuronx.debug() as session:
+        total(arrays[0]) * 2
+    assert [op.op for op in session.ops if op.op in ("jit", "mul")] == ["jit", "mul"]
+
+
 def test_compiled_functions_inside():
     with neuronx.lazy():
         x = jnp.ones(3) + 1

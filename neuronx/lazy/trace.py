@@ -8,8 +8,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
+import jax
 import numpy as np
-from jax._src import core, dtypes, source_info_util
+from jax._src import config, core, dtypes, source_info_util
 from jax._src.interpreters import partial_eval
 from jax._src.numpy import indexing
 from jax._src.pjit import jit_p
@@ -164,6 +165,18 @@ class LazyTrace(core.Trace):
     ) -> Any:
         with core.set_current_trace(self):
             return fun.call_wrapped(*tracers)
+
+    def process_shard_map(self, primitive: Any, fun: Any, args: Sequence[Any], /, **params: Any) -> Any:
+        """Recorded as a jitted function: its body is one program on many devices, also op by op."""
+        trees: list[Any] = []
+
+        def whole(*operands: Any) -> tuple[Any, ...]:
+            trees.append(primitive.bind(*operands, subfuns=(fun,), **params))
+            return trees[0].vals
+
+        with core.set_current_trace(self), config.disable_jit(False):
+            results = jax.jit(whole)(*args)
+        return trees[0].update(results)
 
     def _value(self, x: Any) -> Value:
         if isinstance(x, Handle):
