@@ -1,21 +1,29 @@
-"""Puts the host's JIT'd kernels in the place of products in a segment's text, for this machine to run.
+"""Puts JIT'd kernels of the host in the place of products and updates in a segment that is about to run.
 
-No pass of the pipeline: programs hold plain StableHLO, and only what is about to run here is lowered.
+No pass of the pipeline: programs hold plain StableHLO, and only what this machine is about to run is lowered.
 """
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from hlo_passes.ir import ir, parse, stablehlo, walk
 from hlo_passes.ops import kind, tensor
-from kernels.host.targets import FEW_ROWS, WEIGHTS, matmul_target, why_not_matmul
+from kernels.host.targets import (
+    FEW_ROWS,
+    WEIGHTS,
+    matmul_target,
+    update_target,
+    why_not_matmul,
+    why_not_update,
+)
 
 __all__ = ["Decision", "Lowered", "lower_text"]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Decision:
-    """What became of one product: the ``target`` that computes it, or "" and why XLA does (``reason``)."""
+    """What became of one op: the ``target`` that computes it, or "" and the ``reason`` why XLA does."""
 
     op: str
     target: str
@@ -32,15 +40,15 @@ class Lowered:
 
 
 def lower_text(text: str) -> Lowered:
-    """Replaces each ``dot_general`` that a kernel takes by a call of it; the rest stays as it is."""
-    if "stablehlo.dot_general" not in text:
+    """Replaces each op that a kernel takes by a call of the kernel; the rest stays as it is."""
+    if not any(f"stablehlo.{name}" in text for name in _LOWERINGS):
         return Lowered(text=text, targets=frozenset(), decisions=())
     module = parse(text)
     decisions: list[Decision] = []
 
     def visit(op: ir.Operation) -> None:
-        if kind(op) == "dot_general":
-            decisions.append(_lower(op))
+        if kind(op) in _LOWERINGS:
+            decisions.append(_LOWERINGS[kind(op)](op))
 
     with module.context, ir.Location.unknown():
         walk(module.operation, visit)
@@ -66,13 +74,13 @@ class _Operand:
         return math.prod(self.sizes(dims))
 
 
-def _lower(op: ir.Operation) -> Decision:
+def _lower_product(op: ir.Operation) -> Decision:
     left, right = _operands(op)
     # The operand that streams from memory should be the weights, whatever side it stands on.
     swapped = right.size(right.free) <= FEW_ROWS < left.size(left.free)
     x, w = (right, left) if swapped else (left, right)
     w = _Operand(value=_stored(w.value), batch=w.batch, free=w.free, contracting=w.contracting)
-    name = f"{tensor(left.value.type)} x {tensor(right.value.type)} -> {tensor(op.results[0].type)}"
+    name = f"{_name(left.value)} x {_name(right.value)} -> {_name(op.results[0])}"
     batch, m, n, k = x.size(x.batch), x.size(x.free), w.size(w.free), x.size(x.contracting)
     types = (tensor(x.value.type).dtype, tensor(w.value.type).dtype, tensor(op.results[0].type).dtype)
     reason = why_not_matmul(types, batch=batch, m=m, k=k, n=n, algorithm="algorithm" in op.attributes)
@@ -88,7 +96,7 @@ def _lower(op: ir.Operation) -> Decision:
         sizes = [batch, n, k] if by_rows else [batch, k, n]
         weights = _arranged(w.value, [w.batch, *sides], sizes)
         target = matmul_target(types[1], by_rows=by_rows)
-        result = _call(target, [rows, weights], [batch, m, n])
+        result = _call(target, [rows, weights], _type([batch, m, n], "f32"))
         result = _in_the_order_of(op, result, x, w, swapped)
         op.results[0].replace_all_uses_with(result)
     op.erase()
@@ -149,19 +157,59 @@ def _in_the_order_of(op: ir.Operation, value: ir.Value, x: _Operand, w: _Operand
     return _converted(value, tensor(op.results[0].type).dtype)
 
 
-def _call(target: str, operands: list[ir.Value], shape: list[int]) -> ir.Value:
+def _lower_update(op: ir.Operation) -> Decision:
+    array, update, *starts = op.operands
+    found = tensor(array.type)
+    name = f"{_name(update)} into {_name(array)}"
+    reason = why_not_update(found.dtype, found.shape)
+    if reason:
+        return Decision(op=name, target="", reason=reason)
+    target = update_target(found.dtype)
+    with ir.InsertionPoint(op), op.location:
+        words = [
+            stablehlo.reshape(_type([1], "i64"), stablehlo.convert(_type([], "i64"), start))
+            for start in starts
+        ]
+        places = stablehlo.concatenate(words, 0)
+        alias = ir.Attribute.parse(
+            "#stablehlo.output_operand_alias<output_tuple_indices = [], operand_index = 0, "
+            "operand_tuple_indices = []>"
+        )
+        result = _call(target, [array, update, places], array.type, aliases=[alias])
+        op.results[0].replace_all_uses_with(result)
+    op.erase()
+    return Decision(op=name, target=target)
+
+
+_LOWERINGS = {"dot_general": _lower_product, "dynamic_update_slice": _lower_update}
+
+
+def _call(
+    target: str, operands: list[ir.Value], result: ir.Type, aliases: Sequence[ir.Attribute] = ()
+) -> ir.Value:
     # Without layouts XLA may hand over operands in any order of their dims.
-    in_order = ir.Attribute.parse("dense<[2, 1, 0]> : tensor<3xindex>")
     return stablehlo.custom_call(
-        [_type(shape, "f32")],
+        [result],
         operands,
         target,
         api_version=ir.IntegerAttr.get(ir.IntegerType.get_signless(32), 4),
         backend_config=ir.DictAttr.get({}),
-        operand_layouts=ir.ArrayAttr.get([in_order] * len(operands)),
-        result_layouts=ir.ArrayAttr.get([in_order]),
+        operand_layouts=ir.ArrayAttr.get([_in_order(value.type) for value in operands]),
+        result_layouts=ir.ArrayAttr.get([_in_order(result)]),
+        output_operand_aliases=ir.ArrayAttr.get(list(aliases)),
     )
+
+
+def _in_order(value_type: ir.Type) -> ir.Attribute:
+    """The layout with the last dim along memory."""
+    rank = len(tensor(value_type).shape)
+    return ir.Attribute.parse(f"dense<{list(reversed(range(rank)))}> : tensor<{rank}xindex>")
 
 
 def _type(shape: list[int] | tuple[int, ...], dtype: str) -> ir.Type:
     return ir.Type.parse(f"tensor<{''.join(f'{size}x' for size in shape)}{dtype}>")
+
+
+def _name(value: ir.Value) -> str:
+    found = tensor(value.type)
+    return f"{found.dtype}{list(found.shape)}"

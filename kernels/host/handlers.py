@@ -6,7 +6,7 @@ import hashlib
 from pathlib import Path
 from typing import Any
 
-from kernels.host.targets import matmul_targets
+from kernels.host.targets import matmul_targets, update_targets
 
 __all__ = ["handler"]
 
@@ -17,12 +17,19 @@ def handler(target: str) -> Any:
 
     Compiles on the first use on this machine (seconds), then loads from Numba's cache on disk.
     """
-    from kernels.host.matmul import compile_matmul
-
-    weights, by_rows = matmul_targets()[target]
     make_capsule = ctypes.pythonapi.PyCapsule_New
     make_capsule.restype, make_capsule.argtypes = ctypes.py_object, [ctypes.c_void_p] * 3
-    return make_capsule(compile_matmul(weights, by_rows, _stamp()), None, None)
+    return make_capsule(_compile(target), None, None)
+
+
+def _compile(target: str) -> int:
+    if target in update_targets():
+        from kernels.host.update import compile_update
+
+        return compile_update(update_targets()[target], _stamp())
+    from kernels.host.matmul import compile_matmul
+
+    return compile_matmul(*matmul_targets()[target], _stamp())
 
 
 def _stamp() -> str:

@@ -3,6 +3,7 @@
 from llvmlite import binding
 from numba import cfunc, literally, njit
 
+from kernels.host.frame import answer_query, argument, data, dims, result
 from kernels.host.memory import allocate, clear, function_address, release, store_word, word
 from kernels.host.pool import (
     FIRST_OWN_WORD,
@@ -20,12 +21,6 @@ __all__ = ["compile_matmul"]
 
 # Words of the job. x is [batch, m, k], w [batch, k, n] or (by rows) [batch, n, k], out [batch, m, n].
 _X, _W, _OUT, _M, _K, _N, _WIDTH, _TILES = range(FIRST_OWN_WORD, FIRST_OWN_WORD + 8)
-
-# XLA_FFI_CallFrame, XLA_FFI_Buffer and XLA_FFI_Metadata in words.
-_FRAME_EXTENSION, _FRAME_ARGUMENTS, _FRAME_RESULTS = 1, 9, 14
-_BUFFER_DATA, _BUFFER_DIMS = 3, 5
-_METADATA, _METADATA_VERSION = 3, 3
-_API_VERSION = 3 << 32  # 0.3
 
 _STREAM_DEPTH = 8
 """Rows of weights that stream by together, so that the sums are read and written once for all of them."""
@@ -116,11 +111,8 @@ def _stream_rows(kind, x, w, size, out, ldo, m, k, columns):
     row = 0
     while row < m:
         x_row, out_row = x + 4 * k * row, out + ldo * row
-        if m - row >= 8:
-            _row_group(kind, 8, 2, x_row, w, size, out_row, ldo, k, columns)
-            row += 8
-        elif m - row >= 4:
-            _row_group(kind, 4, 4, x_row, w, size, out_row, ldo, k, columns)
+        if m - row >= 4:
+            _row_group(kind, 4, 6, x_row, w, size, out_row, ldo, k, columns)
             row += 4
         elif m - row >= 2:
             _row_group(kind, 2, 4, x_row, w, size, out_row, ldo, k, columns)
@@ -204,23 +196,22 @@ def _compute_tile(kind, size, by_rows, job, tile):
 def _tile_width(m, n):
     """Columns of a tile: some tiles for each thread, none below what a stream from memory needs."""
     wanted = (n + 7) // 8
-    lowest, highest = (128, 1024) if m <= FEW_ROWS else (64, _BLOCK_COLUMNS)
+    lowest, highest = (128, 512) if m <= FEW_ROWS else (64, _BLOCK_COLUMNS)
     return min(highest, max(lowest, (wanted + _PANEL - 1) // _PANEL * _PANEL))
 
 
 @njit
 def _run(frame, task):
     """Reads the call frame, makes the job and works on it, with other threads, until it is done."""
-    arguments, results = word(frame, _FRAME_ARGUMENTS), word(frame, _FRAME_RESULTS)
-    x, w, out = word(arguments, 0), word(arguments, 1), word(results, 0)
-    x_dims, out_dims = word(x, _BUFFER_DIMS), word(out, _BUFFER_DIMS)
+    x, w, out = argument(frame, 0), argument(frame, 1), result(frame, 0)
+    x_dims, out_dims = dims(x), dims(out)
     batch, m, k, n = word(out_dims, 0), word(out_dims, 1), word(x_dims, 2), word(out_dims, 2)
     width = _tile_width(m, n)
     tiles = (n + width - 1) // width
     job = new_job(batch * tiles)
-    store_word(job, _X, word(x, _BUFFER_DATA))
-    store_word(job, _W, word(w, _BUFFER_DATA))
-    store_word(job, _OUT, word(out, _BUFFER_DATA))
+    store_word(job, _X, data(x))
+    store_word(job, _W, data(w))
+    store_word(job, _OUT, data(out))
     store_word(job, _M, m)
     store_word(job, _K, k)
     store_word(job, _N, n)
@@ -263,10 +254,7 @@ def compile_matmul(weights: str, by_rows: bool, stamp: str) -> int:
 
     @cfunc("intp(intp)", cache=True)
     def handler(frame):
-        extension = word(frame, _FRAME_EXTENSION)
-        if extension:
-            store_word(word(extension, _METADATA), _METADATA_VERSION, _API_VERSION)
-        else:
+        if not answer_query(frame):
             _run(frame, function_address(task_name))
         return 0
 

@@ -16,6 +16,7 @@ __all__ = [
     "allocate",
     "call_pointer",
     "clear",
+    "copy",
     "function_address",
     "give_way",
     "read_atomically",
@@ -115,6 +116,19 @@ def clear(typing, address, size_bytes):
         return context.get_dummy_value()
 
     return types.void(types.intp, types.intp), generate
+
+
+@intrinsic
+def copy(typing, target, source, size_bytes):
+    """C's memcpy."""
+
+    def generate(context: Any, b: ir.IRBuilder, signature: Any, arguments: Sequence[ir.Value]) -> ir.Value:
+        target, source, size_bytes = arguments
+        pointers = [b.inttoptr(address, _POINTER) for address in (target, source)]
+        _call(b, "memcpy", _POINTER, [*pointers, size_bytes])
+        return context.get_dummy_value()
+
+    return types.void(types.intp, types.intp, types.intp), generate
 
 
 @intrinsic

@@ -2,7 +2,16 @@
 
 from collections.abc import Mapping
 
-__all__ = ["FEW_ROWS", "WEIGHTS", "matmul_target", "matmul_targets", "why_not_matmul"]
+__all__ = [
+    "FEW_ROWS",
+    "WEIGHTS",
+    "matmul_target",
+    "matmul_targets",
+    "update_target",
+    "update_targets",
+    "why_not_matmul",
+    "why_not_update",
+]
 
 WEIGHTS: Mapping[str, frozenset[str]] = {
     "f32": frozenset(),
@@ -60,3 +69,24 @@ def matmul_targets() -> dict[str, tuple[str, bool]]:
         for weights in WEIGHTS
         for by_rows in _LAYOUTS
     }
+
+
+_NARROW_FLOATS: Mapping[str, int] = {name: 1 for name in _FLOATS if name.startswith("f8")} | {"bf16": 2}
+"""Types that XLA:CPU widens, whole array and all, to update a slice; and their bytes."""
+
+
+def update_target(dtype: str) -> str:
+    """The custom call of ``dynamic_update_slice`` in the memory of its first operand."""
+    return f"neuronx_update_{_NARROW_FLOATS[dtype]}"
+
+
+def update_targets() -> dict[str, int]:
+    """Every target of the update kernel with the bytes of its elements."""
+    return {update_target(dtype): size for dtype, size in _NARROW_FLOATS.items()}
+
+
+def why_not_update(dtype: str, shape: tuple[int, ...]) -> str:
+    """Why XLA updates this array itself, or "" where the kernel does."""
+    if dtype not in _NARROW_FLOATS:
+        return f"XLA updates arrays of {dtype} where they lie"
+    return "" if shape else "it has no dims"

@@ -1,0 +1,59 @@
+"""The update kernel: writes a slice into an array where it lies, as an XLA custom call."""
+
+from numba import cfunc, njit
+
+from kernels.host.frame import answer_query, argument, data, dims, rank, result
+from kernels.host.memory import copy, word
+
+__all__ = ["compile_update"]
+
+
+@njit
+def _place(outer, sizes, parts, starts, last):
+    """Elements before row number ``outer`` of the slice in the array; ``last`` is the dim of the rows.
+
+    A start is moved until the slice fits, as StableHLO has it.
+    """
+    first = min(max(word(starts, last), 0), word(sizes, last) - word(parts, last))
+    stride = word(sizes, last)
+    for dim in range(last - 1, -1, -1):
+        size, part = word(sizes, dim), word(parts, dim)
+        start = min(max(word(starts, dim), 0), size - part)
+        first += (start + outer % part) * stride
+        outer //= part
+        stride *= size
+    return first
+
+
+@njit
+def _update(frame, element_bytes):
+    update, out = argument(frame, 1), result(frame, 0)
+    sizes, parts, starts = dims(out), dims(update), data(argument(frame, 2))
+    last = rank(out) - 1
+    rows = 1
+    for dim in range(last):
+        rows *= word(parts, dim)
+    row_bytes = word(parts, last) * element_bytes
+    for row in range(rows):
+        place = _place(row, sizes, parts, starts, last) * element_bytes
+        copy(data(out) + place, data(update) + row * row_bytes, row_bytes)
+
+
+_COMPILED = []
+"""Keeps what XLA calls by address."""
+
+
+def compile_update(element_bytes: int, stamp: str) -> int:
+    """The address of the compiled XLA handler for arrays with elements of so many bytes.
+
+    Operands: the array, which the result shares memory with, the slice, and i64 starts, one for each dim.
+    """
+
+    @cfunc("intp(intp)", cache=True)
+    def handler(frame):
+        if not answer_query(frame) and stamp != "":  # the stamp is part of the cache's key
+            _update(frame, element_bytes)
+        return 0
+
+    _COMPILED.append(handler)
+    return handler.address
