@@ -10,7 +10,9 @@ if TYPE_CHECKING:
     from neuronx.api import compile
     from neuronx.arrays import RingArray
     from neuronx.bisection import Bisection, bisect
+    from neuronx.buckets import BucketedFunction, PaddingLeakError
     from neuronx.container import SavedFileError
+    from neuronx.frontend import DataDependentError
     from neuronx.function import Function
     from neuronx.lazy.debugging import NumericsError, debug
     from neuronx.lazy.session import mark_step
@@ -22,13 +24,16 @@ if TYPE_CHECKING:
 __all__ = [
     "Analysis",
     "Bisection",
+    "BucketedFunction",
     "CompileError",
     "Compiled",
+    "DataDependentError",
     "Function",
     "Lowered",
     "MemoryStats",
     "NumericsError",
     "OutOfDeviceMemoryError",
+    "PaddingLeakError",
     "Profile",
     "RingArray",
     "SavedFileError",
@@ -45,13 +50,16 @@ __all__ = [
 _HOMES = {
     "Analysis": "neuronx.analysis",
     "Bisection": "neuronx.bisection",
+    "BucketedFunction": "neuronx.buckets",
     "CompileError": "kernels.errors",
     "Compiled": "neuronx.stages",
+    "DataDependentError": "neuronx.frontend",
     "Function": "neuronx.function",
     "Lowered": "neuronx.stages",
     "MemoryStats": "neuronx.memory",
     "NumericsError": "neuronx.lazy.debugging",
     "OutOfDeviceMemoryError": "kernels.errors",
+    "PaddingLeakError": "neuronx.buckets",
     "Profile": "neuronx.profile",
     "RingArray": "neuronx.arrays",
     "SavedFileError": "neuronx.container",
