@@ -205,13 +205,16 @@ def _as_they_pass(parts: Sequence[np.ndarray], chunks: Chunks) -> Sequence[np.nd
     if len(chunks) == 1:
         first = chunks[0][0] + 1
         return [*parts[first:], *parts[:first]]
-    stacked, count = np.stack(parts), len(parts)
-    rows = np.empty_like(stacked)
-    for owner, chunk in chunks:
-        first = owner + 1
-        rows[: count - first, chunk] = stacked[first:, chunk]
-        rows[count - first :, chunk] = stacked[:first, chunk]
-    return rows
+    stretches = tuple((owner, chunk.start, chunk.stop) for owner, chunk in chunks)
+    return np.concatenate(parts).take(_passing(stretches, len(parts)))
+
+
+@functools.lru_cache(maxsize=64)
+def _passing(stretches: tuple[tuple[int, int, int], ...], count: int) -> np.ndarray:
+    """Where ``_as_they_pass`` finds its elements among the parts of ``count`` ranks, one behind the other."""
+    owners = np.concatenate([np.full(stop - start, owner, np.intp) for owner, start, stop in stretches])
+    hops = np.arange(count)[:, np.newaxis]
+    return (owners + 1 + hops) % count * owners.size + np.arange(owners.size)
 
 
 def _chain(reducer: np.ufunc, rows: Sequence[np.ndarray]) -> np.ndarray:
@@ -220,10 +223,10 @@ def _chain(reducer: np.ufunc, rows: Sequence[np.ndarray]) -> np.ndarray:
     if dtype not in _COMPUTED_IN_F32:
         return _fold(reducer, rows)
 
-    def hop(arrived: np.ndarray, own: np.ndarray) -> np.ndarray:
-        return reducer(arrived.astype(np.float32), own.astype(np.float32)).astype(dtype)
-
-    return functools.reduce(hop, rows)
+    total, *rest = np.asarray(rows, np.float32)
+    for own in rest:
+        total = reducer(total, own).astype(dtype).astype(np.float32)
+    return total.astype(dtype)
 
 
 def _around(reducer: np.ufunc, parts: Sequence[np.ndarray], chunks: Chunks) -> np.ndarray:
