@@ -26,6 +26,7 @@ from neuronx.driver import Artifacts, CompileOptions
 from neuronx.environment import environment
 from neuronx.explain import explain
 from neuronx.frontend import Exported, logical, physical
+from neuronx.host_report import host_report
 from neuronx.memory import MemoryStats, memory_stats
 from neuronx.profile import Profile
 from neuronx.saving import save_program
@@ -151,6 +152,12 @@ class Compiled:
         """The sharding of each argument, what plans cost, every collective, and what was given up and why."""
         module = parse(self._artifacts.levels["planned"])
         return explain(module, self._artifacts.program, self._timeline, self._artifacts.tried_s)
+
+    def explain_host(self) -> str:
+        """Which ops run in JIT'd kernels of the host, and why the others of their kind do not."""
+        if not self._artifacts.options.host_kernels:
+            return "XLA computes all: the program was compiled with host_kernels=False"
+        return host_report(self.program)
 
     @property
     def weights(self) -> tuple[Any, ...]:

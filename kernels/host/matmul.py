@@ -25,11 +25,12 @@ _X, _W, _OUT, _M, _K, _N, _WIDTH, _TILES = range(FIRST_OWN_WORD, FIRST_OWN_WORD 
 _STREAM_DEPTH = 8
 """Rows of weights that stream by together, so that the sums are read and written once for all of them."""
 
+_BLOCK_ROWS = 256
 _BLOCK_DEPTH = 256
 _BLOCK_COLUMNS = 256
 _PANEL = 2 * LANES
-"""Widened weights lie in panels of two vectors a row, 256 rows and 8 panels at a time: a quarter of the
-second-level cache."""
+"""Widened weights lie in panels of two vectors a row, 256 rows and 8 panels at a time, and meet 256 rows of x
+at a time: each is a quarter of the second-level cache."""
 
 _PARALLEL_FROM = 1 << 17
 """Multiplications that are worth waking another thread for."""
@@ -161,11 +162,13 @@ def _blocks(kind, by_rows, x, w, size, ldw, out, ldo, m, k, columns):
             _pack_rows(kind, panels, w + size * top, size, ldw, depth, columns)
         else:
             _pack_columns(kind, panels, w + top * ldw, size, ldw, depth, columns)
-        for column in range(0, columns, _PANEL):
-            panel = panels + 4 * column * _BLOCK_DEPTH
-            place = out + 4 * column
-            left = min(_PANEL, columns - column)
-            _add_product(_F32, x + 4 * top, 4 * k, panel, 4, 4 * _PANEL, place, ldo, m, depth, 0, left)
+        for first in range(0, m, _BLOCK_ROWS):
+            rows, row = min(_BLOCK_ROWS, m - first), x + 4 * (first * k + top)
+            for column in range(0, columns, _PANEL):
+                panel = panels + 4 * column * _BLOCK_DEPTH
+                place = out + first * ldo + 4 * column
+                left = min(_PANEL, columns - column)
+                _add_product(_F32, row, 4 * k, panel, 4, 4 * _PANEL, place, ldo, rows, depth, 0, left)
     release(memory)
 
 

@@ -57,6 +57,8 @@ def why_not_matmul(
         return "it asks for an algorithm of its own"
     if x not in _FLOATS or w not in WEIGHTS or result not in _RESULTS:
         return f"{x} x {w} -> {result} is not among the kernel's types"
+    if w == "f32" and m > FEW_ROWS:
+        return f"for {m} rows of f32 it is as fast, and does what follows in the same pass"
     if batch * m * k * n < _LEAST_MULTIPLICATIONS:
         return f"{batch * m * k * n} multiplications are fewer than {_LEAST_MULTIPLICATIONS}"
     return ""

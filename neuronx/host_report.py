@@ -1,0 +1,23 @@
+"""Which ops of a program the kernels of the host compute, and why XLA computes the others, as text."""
+
+from collections import Counter
+
+from distributed.program import Program
+from hlo_passes.host_lowering import lower_text
+
+__all__ = ["host_report"]
+
+
+def host_report(program: Program) -> str:
+    """One line for each kind of op in the program's distinct segments, with how many of it there are.
+
+    This is about the machine that simulates: nothing of it is in the program or in predicted times.
+    """
+    counted = Counter(
+        decision for text in program.segments.values() for decision in lower_text(text).decisions
+    )
+    lines = [
+        f"{count:5d} x {decision.op}: " + (decision.target or f"XLA, for {decision.reason}")
+        for decision, count in counted.most_common()
+    ]
+    return "\n".join(lines or ["there are no products and no updates"])
