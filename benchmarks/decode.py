@@ -51,7 +51,7 @@ def _row(cfg: opt.OPTConfig, asked: Any, params: Any) -> Row:
     # Of the positions one row is read; the tied token table is read whole, as the head.
     weights = sum(x.nbytes for x in jax.tree.leaves(params)) - params["positions"].nbytes
     name = f"{cfg.name} {cfg.layers} layers {asked.dtype} batch {batch} tp {asked.cores}"
-    return Row(name=name, seconds=in_turn(steps, asked.repeats), bytes_read=weights)
+    return Row(name=name, taken=in_turn(steps, asked.repeats), bytes_read=weights)
 
 
 def main(argv: list[str]) -> int:

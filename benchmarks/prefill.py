@@ -53,7 +53,7 @@ def main(argv: list[str]) -> int:
     matrices = sum(x.size for x in jax.tree.leaves(params["layers"]) if x.ndim > 1)
     row = Row(
         name=f"{name} {asked.dtype} batch {asked.batch} x {asked.length}",
-        seconds=in_turn(steps, asked.repeats),
+        taken=in_turn(steps, asked.repeats),
         flops=2 * tokens * matrices,
     )
     report([row], stream=streaming_bytes_per_s(asked.repeats), as_json=asked.json)

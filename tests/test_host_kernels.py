@@ -74,7 +74,7 @@ def _name(one: object) -> str:
 
 # Each type is compiled for itself where Numba's cache does not hold it: the rest is left to the slow suite.
 TYPES = [
-    name if name in {"f32", "bf16", "i8", "f8E4M3FN"} else pytest.param(name, marks=pytest.mark.slow)
+    name if name in {"bf16", "i8", "f8E4M3FN"} else pytest.param(name, marks=pytest.mark.slow)
     for name in WEIGHTS
 ]
 
@@ -116,7 +116,7 @@ def force(text: str):
 
 
 @pytest.mark.parametrize("contracting", LAYOUTS)
-@pytest.mark.parametrize("weights", ["f32", "bf16", pytest.param("f16", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("weights", ["bf16", pytest.param("f16", marks=pytest.mark.slow)])
 @pytest.mark.parametrize("m", [1, 5, 20])
 def test_infinity_and_nan_reach_only_what_reads_them(weights, contracting, m, rng):
     k, n = 257, 129

@@ -81,8 +81,8 @@ def test_a_conversion_that_rounds_is_not_left_out(rng):
 @pytest.mark.parametrize(
     ("function", "shapes", "reason"),
     [
-        (lambda x, w: x @ w, [((2, 3), np.float32), ((3, 4), np.float32)], "fewer than"),
-        (lambda x, w: x @ w, [((64, 64), np.float32), ((64, 64), np.float32)], "as fast"),
+        (lambda x, w: x @ w, [((2, 3), jnp.bfloat16), ((3, 4), jnp.bfloat16)], "fewer than"),
+        (lambda x, w: x @ w, [((64, 64), np.float32), ((64, 64), np.float32)], "speed of memory"),
         (lambda x, w: x @ w, [((64, 64), np.int32), ((64, 64), np.int32)], "kernel's types"),
         (
             lambda x, w: jnp.matmul(x, w, precision=jax.lax.DotAlgorithmPreset.F32_F32_F32),
@@ -168,9 +168,9 @@ def test_a_program_says_what_its_host_kernels_are():
     def function(x, w, small):
         return x @ w, small @ small
 
-    shapes = [jax.ShapeDtypeStruct(one, jnp.float32) for one in ((3, 200), (200, 300), (4, 4))]
+    shapes = [jax.ShapeDtypeStruct(one, jnp.bfloat16) for one in ((3, 200), (200, 300), (4, 4))]
     said = neuronx.compile(function).lower(*shapes).compile().explain_host()
-    assert "1 x f32[3, 200] x f32[200, 300] -> f32[3, 300]: neuronx_matmul_f32_columns" in said
-    assert "f32[4, 4] x f32[4, 4] -> f32[4, 4]: XLA, for 64 multiplications are fewer than" in said
+    assert "1 x bf16[3, 200] x bf16[200, 300] -> f32[3, 300]: neuronx_matmul_bf16_columns" in said
+    assert "bf16[4, 4] x bf16[4, 4] -> f32[4, 4]: XLA, for 64 multiplications are fewer than" in said
     off = neuronx.compile(function, host_kernels=False).lower(*shapes).compile().explain_host()
     assert "host_kernels=False" in off
