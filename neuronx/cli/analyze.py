@@ -44,6 +44,4 @@ def _of_file(name: str, options: CompileOptions) -> Analysis:
 
 def _of_function(args: argparse.Namespace, options: CompileOptions) -> Analysis:
     types = map(argument_type, args.arguments)
-    return analyze(
-        find_function(args.target), *types, tp_degree=options.tp_degree, instance=options.instance
-    )
+    return analyze(find_function(args.target), *types, tp_degree=options.tp_degree, instance=options.instance)
