@@ -70,7 +70,7 @@ def test_kernel_rows_hold_every_run(timeline):
 
 
 def test_shares_of_the_peaks(timeline):
-    assert mfu(timeline) == timeline.flops / timeline.total_s / timeline.peak_flop_per_s
+    assert mfu(timeline) == pytest.approx(timeline.flops / timeline.total_s / timeline.peak_flop_per_s)
     assert 0 < mfu(timeline) < 1 and 0 < mbu(timeline) < 1
 
 

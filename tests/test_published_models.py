@@ -129,6 +129,7 @@ def test_llama_is_transformers_llama(kv_heads: int) -> None:
         np.testing.assert_allclose(logits, expected[:, position], atol=_TOLERANCE)
 
 
+@pytest.mark.slow
 def test_gpt2_is_transformers_gpt2() -> None:
     cfg = opt.OPTConfig(
         name="tiny", hidden=64, heads=4, layers=2, ffn=256, embed=64, vocab=100, positions=32,
@@ -207,6 +208,7 @@ def _folded(conv, norm, stats):
     return {"w": conv["kernel"] * scale, "b": norm["bias"] - stats["mean"] * scale}
 
 
+@pytest.mark.slow
 def test_resnet_is_transformers_resnet_with_folded_norms() -> None:
     theirs = transformers.FlaxResNetForImageClassification(
         transformers.ResNetConfig(
