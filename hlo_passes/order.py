@@ -21,6 +21,7 @@ from hlo_passes.work import WorkTable
 from kernels.cost import cost
 from kernels.eras import DEFAULT_ERA, core_of, links_of
 from kernels.hardware import load_algorithms, load_instance
+from kernels.ops import OPS
 
 __all__ = ["Options", "run"]
 
@@ -45,6 +46,8 @@ def run(module: ir.Module, options: Options) -> None:
         entry = main(module).entry_block
         before = [operations(block) for block in blocks(entry)]
         prices = _Prices(module, options)
+        if not all(prices.has(op) for listed in before for op in listed if is_composite(op)):
+            return  # a custom call: nothing says what it costs, so no order is known to be better
         moved = [op for listed in before for run in _runs(listed) for op in _order(run, prices)]
         if not moved:
             return
@@ -90,6 +93,9 @@ class _Prices:
         self.least_gain = options.least_gain
         self._core, self._links = core_of(options.era, spec.family), links_of(options.era, spec.family)
         self._ring, self._available = topology(options.instance), load_algorithms()
+
+    def has(self, kernel: ir.Operation) -> bool:
+        return all(op.kind in OPS for op in self.table.work(kernel).ops)
 
     def seconds(self, op: ir.Operation) -> float:
         if is_composite(op):

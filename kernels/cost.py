@@ -148,7 +148,7 @@ def _busy_lanes(work: KernelWork, core: Core) -> float:
     """
     lanes = core.vector.lanes
     counts = [op.matmul[0] * op.matmul[3] for op in work.ops if op.taps and op.matmul]
-    return min((count / (math.ceil(count / lanes) * lanes) for count in counts), default=1.0)
+    return min((count / (math.ceil(count / lanes) * lanes) for count in counts if count), default=1.0)
 
 
 def _evacuate(busy: dict[str, float], times: int, elements: int, core: Core) -> None:

@@ -286,6 +286,7 @@ def test_a_convolution_of_few_features_leaves_lanes_idle() -> None:
 
     assert vector_s(64, 4096) == pytest.approx(2 * vector_s(128, 2048))
     assert vector_s(256, 2048) == pytest.approx(2 * vector_s(128, 2048))
+    assert vector_s(0, 2048) < vector_s(128, 2048)
 
 
 @pytest.mark.parametrize(("name", "turned"), [("normalization", True), ("elementwise", False)])

@@ -7,8 +7,11 @@ import oracles
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from jax.sharding import AbstractMesh, NamedSharding
+from jax.sharding import PartitionSpec as P
 from local_programs import all_reduce
 
+import neuronx
 from distributed.list_schedule import Task, list_schedule, makespan_s
 from distributed.timeline import time_program
 from hlo_passes import fuse, order, plan_memory, schedule
@@ -133,3 +136,13 @@ def test_never_slower_and_the_same_numbers(choices):
         for one, other in zip(left, right, strict=True):
             np.testing.assert_allclose(other, one, rtol=1e-4, atol=1e-4)
     assert _seconds(ordered) <= _seconds(_fused(text, ordered=False))
+
+
+def test_what_has_no_price_stays_in_order():
+    """A custom call beside a collective: nobody knows which order is better, and it runs all the same."""
+    x = np.random.default_rng().standard_normal((4, 64), np.float32)
+    w = np.random.default_rng().standard_normal((64, 4), np.float32)
+    mesh = AbstractMesh((2,), ("tp",))
+    cut = NamedSharding(mesh, P(None, "tp")), NamedSharding(mesh, P("tp"))
+    singular = neuronx.compile(lambda x, w: jnp.linalg.svd(x @ w, compute_uv=False), in_shardings=cut)
+    np.testing.assert_allclose(singular(x, w), np.linalg.svd(x @ w, compute_uv=False), rtol=1e-4)
