@@ -1,6 +1,7 @@
 # Two commands: `make demo` runs the main job, `make test` proves the whole.
 PYTHON ?= python3
 VENV ?= .venv
+PARALLEL ?= -n auto --maxprocesses 8 --dist worksteal
 
 .PHONY: demo test clean
 
@@ -11,8 +12,8 @@ demo: $(VENV)/demo-installed
 test: $(VENV)/test-installed
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
-	$(VENV)/bin/python -m pytest
-	$(VENV)/bin/python -m pytest -m slow
+	$(VENV)/bin/python -m pytest $(PARALLEL)
+	$(VENV)/bin/python -m pytest $(PARALLEL) -m slow
 
 $(VENV)/bin/python:
 	$(PYTHON) -m venv $(VENV)

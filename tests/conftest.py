@@ -40,6 +40,12 @@ def conformance(request: pytest.FixtureRequest) -> Path:
     return path
 
 
+@pytest.fixture(scope="session")
+def spare_cores() -> int:
+    """How many processes a test may start: this one's share of the machine beside others of pytest-xdist."""
+    return max(1, (os.cpu_count() or 1) // int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1")))
+
+
 @pytest.fixture
 def golden(request: pytest.FixtureRequest) -> Callable[[str, str], None]:
     """``golden(name, text)`` compares with ``tests/mlir/<name>``, or rewrites it with ``--update-golden``."""

@@ -1,6 +1,4 @@
-"""Random programs under random shardings: a few new ones in each run, hundreds in the slow suite."""
-
-import os
+"""Random programs under random shardings: a few new ones in each run, two thousand in the slow suite."""
 
 import pytest
 from fuzz_sharding import RUNTIME_SHARE, command, run_many, run_one
@@ -8,8 +6,8 @@ from hypothesis import HealthCheck, given, note, settings
 from hypothesis import strategies as st
 from random_programs import CORES, MAX_STEPS, generate
 
-# As many as continuous integration has time for; docs/conformance.md has the command for two thousand.
-_SLOW_COUNT = 500
+# Two thousand programs, in parts that several processes of pytest can share.
+_PARTS, _PART = 8, 250
 
 
 @settings(max_examples=30, deadline=None, suppress_health_check=list(HealthCheck))
@@ -37,11 +35,13 @@ def test_programs_cover_every_number_of_cores_and_both_kinds() -> None:
 
 
 @pytest.mark.slow
-def test_hundreds_of_random_programs() -> None:
+@pytest.mark.parametrize("part", range(_PARTS))
+def test_two_thousand_random_programs(part: int, spare_cores: int) -> None:
     """At least one in five through the whole pipeline and our runtime, the others on replicas of XLA:CPU."""
-    outcomes = list(run_many(range(_SLOW_COUNT), workers=os.cpu_count() or 1))
+    seeds = range(part * _PART, (part + 1) * _PART)
+    outcomes = list(run_many(seeds, workers=spare_cores))
     failed = [f"{command(outcome)}  # {outcome.failure}" for outcome in outcomes if outcome.failure]
     assert not failed, "\n".join(failed)
-    assert {outcome.seed for outcome in outcomes} == set(range(_SLOW_COUNT))
-    assert sum(outcome.runtime for outcome in outcomes) >= _SLOW_COUNT // RUNTIME_SHARE
+    assert {outcome.seed for outcome in outcomes} == set(seeds)
+    assert sum(outcome.runtime for outcome in outcomes) >= _PART // RUNTIME_SHARE
     assert {outcome.cores for outcome in outcomes} == set(CORES)

@@ -1,6 +1,5 @@
 """A sample of JAX's own test harnesses on a ring of 4 under random shardings, against XLA:CPU."""
 
-import os
 from collections import Counter
 
 import pytest
@@ -8,15 +7,14 @@ from harness_ring import TOLERANCES, run_sample, sample
 
 pytestmark = pytest.mark.slow
 
-# As many as continuous integration has time for; docs/conformance.md has the command for a thousand.
-_SEED, _COUNT = 0, 300
+_SEED, _COUNT = 0, 1000
 
 # Why a harness may count for nothing, by the beginning of the reason; more than so many are a fault of ours.
 _SKIPS = {"JAX does not implement it on CPU": 40, "JAX itself": 20, "on one core as well": 10}
 
 
-def test_a_sample_of_harnesses_on_a_ring_of_four() -> None:
-    outcomes = list(run_sample(_SEED, _COUNT, workers=os.cpu_count() or 1))
+def test_a_sample_of_harnesses_on_a_ring_of_four(spare_cores: int) -> None:
+    outcomes = list(run_sample(_SEED, _COUNT, workers=spare_cores))
     failed = [f"{outcome.name}: {outcome.reason}" for outcome in outcomes if outcome.status == "failed"]
     skips = Counter(outcome.reason.split(":")[0] for outcome in outcomes if outcome.status == "skipped")
     listed = [f"{outcome.name}: {outcome.reason}" for outcome in outcomes if outcome.status == "skipped"]
