@@ -221,6 +221,8 @@ class LinkSpec:
     """Links between cores and what a step of a collective costs; bandwidths are per direction.
 
     ``engine_bytes_per_s`` is that of one DMA engine, which moves a packet from chip to chip.
+    ``documented_degrees`` are the numbers of cores that guides name for a program, ``degree_multiple`` what
+    the runtime was seen to load besides.
     """
 
     chip_link_bytes_per_s: float
@@ -231,6 +233,8 @@ class LinkSpec:
     hop_latency_s: float
     launch_s: float
     packet_bytes: int
+    documented_degrees: tuple[int, ...]
+    degree_multiple: int
     host_bytes_per_s: float
     engine_bytes_per_s: float
 
@@ -297,12 +301,12 @@ def _value(table: str, key: str, entry: Any, expected: type) -> Any:
     if not isinstance(entry["source"], str) or not entry["source"].strip():
         raise ValueError(f"{where}: no source")
     value = entry["value"]
-    if get_origin(expected) is tuple:
+    if get_origin(expected) is tuple and isinstance(value, list):
         return tuple(value)
     if expected is float and type(value) is int:
         return float(value)
     if type(value) is not expected:
-        raise ValueError(f"{where}: expected {expected.__name__}, got {value!r}")
+        raise ValueError(f"{where}: expected {getattr(expected, '__name__', expected)}, got {value!r}")
     return value
 
 

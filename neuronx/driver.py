@@ -17,7 +17,7 @@ from hlo_passes.pipeline import PASSES, Debug, Stage, default_pipeline, run_pipe
 from hlo_passes.spec import unknown
 from kernels.eras import DEFAULT_ERA, ERAS
 from kernels.errors import CompileError, OutOfDeviceMemoryError
-from kernels.hardware import load_instance
+from kernels.hardware import load_instance, load_links
 from neuronx.environment import environment
 from neuronx.progress import Progress
 
@@ -25,7 +25,6 @@ __all__ = [
     "AUTO_CASTS",
     "AUTO_CAST_TYPES",
     "DEFAULT_INSTANCE",
-    "DOCUMENTED_DEGREES",
     "LEVELS",
     "OBJECTIVES",
     "Artifacts",
@@ -47,9 +46,6 @@ AUTO_CAST_TYPES = ("bf16", "fp16", "tf32", "fp8_e4m3")
 # What a plan is for, the default first, and the plans of the pass shard that are tried for it.
 _PLANS = {"memory": ("weights",), "time": shard.PLANS}
 OBJECTIVES = tuple(_PLANS)
-
-# Tensor-parallel degrees AWS documents for Inf2; the runtime may refuse others.
-DOCUMENTED_DEGREES = (1, 2, 4, 8, 12, 24)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -103,10 +99,11 @@ class CompileOptions:
 
     def warn_if_unusual(self) -> None:
         """Warns of a degree that the simulator runs and the real runtime may refuse."""
-        if self.tp_degree not in DOCUMENTED_DEGREES:
+        documented = load_links(load_instance(self.instance).family).documented_degrees
+        if self.tp_degree not in documented:
             warnings.warn(
                 f"tp_degree {self.tp_degree} runs here, but the Neuron runtime may refuse it: "
-                f"the documented degrees are {', '.join(map(str, DOCUMENTED_DEGREES))}",
+                f"the documented degrees are {', '.join(map(str, documented))}",
                 UserWarning,
                 stacklevel=3,
             )

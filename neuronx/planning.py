@@ -8,8 +8,7 @@ from distributed.analysis import mbu, mfu
 from distributed.host_link import request_s
 from kernels.eras import DEFAULT_ERA, links_of
 from kernels.errors import OutOfDeviceMemoryError
-from kernels.hardware import load_core, load_instance
-from neuronx.driver import DOCUMENTED_DEGREES
+from kernels.hardware import load_core, load_instance, load_links
 from neuronx.models.catalog import Workload, function_workload, weight_bytes, workload
 from neuronx.models.generation import DTYPES
 from neuronx.named import find_function
@@ -85,7 +84,8 @@ def deployments(
     """
     for instance in instances:
         spec = load_instance(instance)
-        tried = [tp for tp in degrees or DOCUMENTED_DEGREES if tp <= spec.cores]
+        documented = load_links(spec.family).documented_degrees
+        tried = [tp for tp in degrees or documented if tp <= spec.cores]
         for tp in tried:
             for batch in batches:
                 for dtype in (AS_WRITTEN,) if request.is_function else dtypes:

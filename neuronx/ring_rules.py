@@ -3,15 +3,14 @@
 import itertools
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
 
 from distributed.program import Block, Branch, Collective, Launch, Loop, Program
 from distributed.topology import Topology, topology
 from hlo_passes.neuron_rules import Finding
 from kernels.dtypes import dtype as find_dtype
-from kernels.hardware import load_instance
+from kernels.hardware import load_instance, load_links
 from kernels.work import OpWork
-from neuronx.driver import DOCUMENTED_DEGREES, CompileOptions
+from neuronx.driver import CompileOptions
 
 __all__ = ["MAX_INSTRUCTIONS", "degree_findings", "num_instructions", "program_findings"]
 
@@ -30,36 +29,19 @@ _FREE_KINDS = frozenset(
 _LOSSY = {"all_reduce": "NCC_EVRF061", "reduce_scatter": "NCC_EVRF063"}
 
 
-@dataclass(frozen=True, kw_only=True)
-class _Degrees:
-    """``documented`` numbers of cores, and those the runtime was seen to load besides."""
-
-    documented: tuple[int, ...]
-    multiple_of: int
-
-
-# Inf2: the OPT guide, the LLM guide and the Neuron calculator; even counts by the runtime's own message on
-# Trn1, which recommends Inf2 for them (optimum-neuron on GitHub, issue 619). Trn1: the same message.
-_DEGREES = {
-    "inf2": _Degrees(documented=DOCUMENTED_DEGREES, multiple_of=2),
-    "trn1": _Degrees(documented=(1, 2, 8, 16, 32), multiple_of=32),
-}
-
-
 def degree_findings(options: CompileOptions) -> Iterator[Finding]:
     """What is wrong with the number of cores."""
-    degree, family = options.tp_degree, load_instance(options.instance).family
-    if family not in _DEGREES or degree in _DEGREES[family].documented:
+    degree, links = options.tp_degree, load_links(load_instance(options.instance).family)
+    if degree in links.documented_degrees:
         return
-    row = _DEGREES[family]
-    loads = degree % row.multiple_of == 0
+    loads = degree % links.degree_multiple == 0
     yield Finding(
         severity="degraded" if loads else "rejected",
         code="tp_degree" if loads else "NRT:nrt_load_collectives Unsupported topology",
         op="tp_degree",
         location="",
         what=f"{degree} cores on {options.instance}, which no guide of AWS's names",
-        fix=f"use {', '.join(map(str, row.documented))}",
+        fix=f"use {', '.join(map(str, links.documented_degrees))}",
     )
 
 

@@ -226,6 +226,8 @@ def test_auto_cast_changes_matmuls_only():
 def test_an_undocumented_degree_warns():
     with pytest.warns(UserWarning, match="tp_degree 5 runs here, but the Neuron runtime may refuse it"):
         neuronx.compile(lambda x: x, tp_degree=5)
+    with pytest.warns(UserWarning, match="the documented degrees are 1, 2, 8, 16, 32"):
+        neuronx.compile(lambda x: x, tp_degree=4, instance="trn1.32xlarge")
 
 
 def test_weights_are_cut_once(monkeypatch):

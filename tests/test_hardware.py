@@ -3,6 +3,7 @@
 import argparse
 import dataclasses
 import re
+from typing import get_origin
 
 import pytest
 
@@ -98,8 +99,11 @@ def test_records_are_frozen() -> None:
 
 
 def _entries() -> dict[str, dict]:
-    entry = {"value": 1, "kind": "documented", "source": "somewhere"}
-    return {field.name: dict(entry) for field in dataclasses.fields(LinkSpec)}
+    entry = {"kind": "documented", "source": "somewhere"}
+    return {
+        field.name: {"value": [1] if get_origin(field.type) is tuple else 1, **entry}
+        for field in dataclasses.fields(LinkSpec)
+    }
 
 
 def test_loader_takes_a_complete_table() -> None:
@@ -116,6 +120,7 @@ def test_loader_takes_a_complete_table() -> None:
         (lambda e: e["packet_bytes"].update(kind="guessed"), "'guessed' is none of documented"),
         (lambda e: e["packet_bytes"].update(value="many"), "packet_bytes: expected int, got 'many'"),
         (lambda e: e["packet_bytes"].update(value=1.5), "packet_bytes: expected int, got 1.5"),
+        (lambda e: e["documented_degrees"].update(value=8), "documented_degrees: expected tuple, got 8"),
         (lambda e: e.update(packet_bytes=4096), "packet_bytes: expected {value, kind, source}"),
     ],
 )
