@@ -202,6 +202,17 @@ def test_nothing_in_the_package_pickles():
 
 # A kill.
 
+
+def run_and_kill(program, path, rng):
+    """Kills ``program`` some time after its first line, most likely while it writes ``path``."""
+    process = subprocess.Popen([sys.executable, "-c", program, str(path)], cwd=ROOT, stdout=subprocess.PIPE)
+    process.stdout.readline()
+    time.sleep(float(rng.uniform(0, 0.05)))
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    process.stdout.close()
+
+
 SAVE_FOREVER = """
 import sys
 from neuronx.container import write_sections
@@ -216,14 +227,7 @@ while True:
 def test_a_kill_leaves_the_old_file_or_the_new_one(tmp_path, rng):
     path = tmp_path / "m"
     for _ in range(6):
-        process = subprocess.Popen(
-            [sys.executable, "-c", SAVE_FOREVER, str(path)], cwd=ROOT, stdout=subprocess.PIPE
-        )
-        process.stdout.readline()
-        time.sleep(float(rng.uniform(0, 0.05)))
-        process.send_signal(signal.SIGKILL)
-        process.wait()
-        process.stdout.close()
+        run_and_kill(SAVE_FOREVER, path, rng)
         sections = container.read_sections(path)
         assert bytes(sections["a"]) == bytes(sections["b"]) * 3_000_000
 
@@ -245,14 +249,7 @@ def test_a_kill_while_a_program_is_saved(tmp_path, rng):
     """What is there afterwards loads and runs, with the weights of one save."""
     path = tmp_path / "m.neuronx"
     for _ in range(2):
-        process = subprocess.Popen(
-            [sys.executable, "-c", SAVE_PROGRAMS, str(path)], cwd=ROOT, stdout=subprocess.PIPE
-        )
-        process.stdout.readline()
-        time.sleep(float(rng.uniform(0, 0.05)))
-        process.send_signal(signal.SIGKILL)
-        process.wait()
-        process.stdout.close()
+        run_and_kill(SAVE_PROGRAMS, path, rng)
         exe = neuronx.load(path)
         (weights,) = exe.weights
         assert (weights == weights[0, 0]).all()

@@ -7,7 +7,17 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from neuronx.models.layers import Make, attention, layer_norm, linear, random, shapes, split_heads
+from neuronx.models.layers import (
+    Make,
+    encoder_attention,
+    encoder_layer,
+    layer_norm,
+    linear,
+    linear_parameters,
+    norm_parameters,
+    random,
+    shapes,
+)
 from neuronx.models.sizes import find
 
 __all__ = ["SIZES", "BertConfig", "config", "encode", "parameter_shapes", "parameters"]
@@ -59,26 +69,15 @@ def parameters(cfg: BertConfig, dtype: Any, seed: int) -> dict[str, Any]:
 
 
 def _parameter_tree(cfg: BertConfig, make: Make) -> dict[str, Any]:
-    def linear_of(width_in: int, width_out: int) -> dict[str, Any]:
-        return {"w": make((width_in, width_out), 0.0), "b": make((width_out,), 0.0)}
-
-    def norm() -> dict[str, Any]:
-        return {"scale": make((cfg.hidden,), 1.0), "bias": make((cfg.hidden,), 0.0)}
-
-    def layer() -> dict[str, Any]:
-        projections = {name: linear_of(cfg.hidden, cfg.hidden) for name in ("q", "k", "v", "o")}
-        feed_forward = {"up": linear_of(cfg.hidden, cfg.ffn), "down": linear_of(cfg.ffn, cfg.hidden)}
-        return {**projections, "attention_norm": norm(), **feed_forward, "ffn_norm": norm()}
-
     tree = {
         "tokens": make((cfg.vocab, cfg.hidden), 0.0),
         "positions": make((cfg.positions, cfg.hidden), 0.0),
         "types": make((cfg.types, cfg.hidden), 0.0),
-        "norm": norm(),
-        "layers": [layer() for _ in range(cfg.layers)],
+        "norm": norm_parameters(make, cfg.hidden),
+        "layers": [encoder_layer(make, cfg.hidden, cfg.ffn) for _ in range(cfg.layers)],
     }
     if cfg.has_pooler:
-        tree["pooler"] = linear_of(cfg.hidden, cfg.hidden)
+        tree["pooler"] = linear_parameters(make, cfg.hidden, cfg.hidden)
     return tree
 
 
@@ -98,17 +97,12 @@ def encode(
     x = layer_norm(params["norm"], x, NORM_EPSILON)
     visible = (mask > 0)[:, None, None, :]
     for layer in params["layers"]:
-        x = layer_norm(layer["attention_norm"], x + _attend(cfg, layer, x, visible), NORM_EPSILON)
+        x = layer_norm(
+            layer["attention_norm"], x + encoder_attention(layer, x, cfg.heads, visible), NORM_EPSILON
+        )
         up = _gelu(linear(layer["up"], x))
         x = layer_norm(layer["ffn_norm"], x + linear(layer["down"], up), NORM_EPSILON)
     return (x, jnp.tanh(linear(params["pooler"], x[:, 0]))) if cfg.has_pooler else (x,)
-
-
-def _attend(cfg: BertConfig, layer: dict[str, Any], x: jax.Array, visible: jax.Array) -> jax.Array:
-    scale = 1 / math.sqrt(cfg.hidden // cfg.heads)
-    q, k, v = (split_heads(linear(layer[name], x), cfg.heads) for name in ("q", "k", "v"))
-    mixed = attention(q * scale, k, v, visible)
-    return linear(layer["o"], mixed.transpose(0, 2, 1, 3).reshape(x.shape))
 
 
 def _gelu(x: jax.Array) -> jax.Array:

@@ -1,5 +1,6 @@
 """Layers the models share, in plain JAX, and makers of their parameters: shapes only, or random numbers."""
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -11,8 +12,12 @@ from jax.sharding import PartitionSpec
 __all__ = [
     "Make",
     "attention",
+    "encoder_attention",
+    "encoder_layer",
     "layer_norm",
     "linear",
+    "linear_parameters",
+    "norm_parameters",
     "random",
     "rms_norm",
     "shapes",
@@ -48,6 +53,27 @@ def random(dtype: Any, seed: int) -> Make:
         return jnp.asarray(values.astype(dtype))
 
     return make
+
+
+def linear_parameters(make: Make, width_in: int, width_out: int) -> dict[str, Any]:
+    """What ``linear`` reads."""
+    return {"w": make((width_in, width_out), 0.0), "b": make((width_out,), 0.0)}
+
+
+def norm_parameters(make: Make, width: int) -> dict[str, Any]:
+    """What ``layer_norm`` reads."""
+    return {"scale": make((width,), 1.0), "bias": make((width,), 0.0)}
+
+
+def encoder_layer(make: Make, hidden: int, ffn: int) -> dict[str, Any]:
+    """Parameters of one layer of a BERT or ViT: attention, two products, a norm for each half."""
+    projections = {name: linear_parameters(make, hidden, hidden) for name in ("q", "k", "v", "o")}
+    feed_forward = {
+        "up": linear_parameters(make, hidden, ffn),
+        "down": linear_parameters(make, ffn, hidden),
+    }
+    norms = {name: norm_parameters(make, hidden) for name in ("attention_norm", "ffn_norm")}
+    return {**projections, **feed_forward, **norms}
 
 
 def linear(weights: dict[str, Any], x: jax.Array) -> jax.Array:
@@ -86,6 +112,14 @@ def attention(q: jax.Array, k: jax.Array, v: jax.Array, visible: jax.Array) -> j
     scores = jnp.einsum("bhqd,bhkd->bhqk", q, k, preferred_element_type=jnp.float32)
     scores = jnp.where(visible, scores, jnp.finfo(jnp.float32).min)
     return jnp.einsum("bhqk,bhkd->bhqd", jax.nn.softmax(scores, axis=-1).astype(v.dtype), v)
+
+
+def encoder_attention(layer: dict[str, Any], x: jax.Array, heads: int, visible: jax.Array) -> jax.Array:
+    """What the positions of ``x`` [batch, length, hidden] take from those ``visible``, projected back."""
+    scale = 1 / math.sqrt(x.shape[-1] // heads)
+    q, k, v = (split_heads(linear(layer[name], x), heads) for name in ("q", "k", "v"))
+    mixed = attention(q * scale, k, v, visible)
+    return linear(layer["o"], mixed.transpose(0, 2, 1, 3).reshape(x.shape))
 
 
 # Which dim of a projection's weights is cut: what makes heads and features by columns, the rest by rows.

@@ -1,13 +1,22 @@
 """ViT in plain JAX: published sizes, random or shape-only weights, logits of images."""
 
-import math
 from dataclasses import dataclass
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
-from neuronx.models.layers import Make, attention, layer_norm, linear, random, shapes, split_heads
+from neuronx.models.layers import (
+    Make,
+    encoder_attention,
+    encoder_layer,
+    layer_norm,
+    linear,
+    linear_parameters,
+    norm_parameters,
+    random,
+    shapes,
+)
 from neuronx.models.sizes import find
 
 __all__ = ["SIZES", "ViTConfig", "classify", "config", "parameter_shapes", "parameters"]
@@ -59,24 +68,13 @@ def parameters(cfg: ViTConfig, dtype: Any, seed: int) -> dict[str, Any]:
 
 
 def _parameter_tree(cfg: ViTConfig, make: Make) -> dict[str, Any]:
-    def linear_of(width_in: int, width_out: int) -> dict[str, Any]:
-        return {"w": make((width_in, width_out), 0.0), "b": make((width_out,), 0.0)}
-
-    def norm() -> dict[str, Any]:
-        return {"scale": make((cfg.hidden,), 1.0), "bias": make((cfg.hidden,), 0.0)}
-
-    def layer() -> dict[str, Any]:
-        projections = {name: linear_of(cfg.hidden, cfg.hidden) for name in ("q", "k", "v", "o")}
-        feed_forward = {"up": linear_of(cfg.hidden, cfg.ffn), "down": linear_of(cfg.ffn, cfg.hidden)}
-        return {"attention_norm": norm(), **projections, "ffn_norm": norm(), **feed_forward}
-
     return {
-        "patches": linear_of(3 * cfg.patch**2, cfg.hidden),
+        "patches": linear_parameters(make, 3 * cfg.patch**2, cfg.hidden),
         "class_token": make((cfg.hidden,), 0.0),
         "positions": make((cfg.patches + 1, cfg.hidden), 0.0),
-        "layers": [layer() for _ in range(cfg.layers)],
-        "final_norm": norm(),
-        "head": linear_of(cfg.hidden, cfg.classes),
+        "layers": [encoder_layer(make, cfg.hidden, cfg.ffn) for _ in range(cfg.layers)],
+        "final_norm": norm_parameters(make, cfg.hidden),
+        "head": linear_parameters(make, cfg.hidden, cfg.classes),
     }
 
 
@@ -86,7 +84,8 @@ def classify(cfg: ViTConfig, params: dict[str, Any], images: jax.Array) -> jax.A
     first = jnp.broadcast_to(params["class_token"].astype(x.dtype), (x.shape[0], 1, cfg.hidden))
     x = (jnp.concatenate([first, x], axis=1) + params["positions"]).astype(x.dtype)
     for layer in params["layers"]:
-        x = x + _attend(cfg, layer, layer_norm(layer["attention_norm"], x, NORM_EPSILON))
+        normal = layer_norm(layer["attention_norm"], x, NORM_EPSILON)
+        x = x + encoder_attention(layer, normal, cfg.heads, jnp.ones((1, 1), bool))
         up = jax.nn.gelu(
             linear(layer["up"], layer_norm(layer["ffn_norm"], x, NORM_EPSILON)), approximate=False
         )
@@ -99,10 +98,3 @@ def _patches(cfg: ViTConfig, images: jax.Array) -> jax.Array:
     across = cfg.image // cfg.patch
     cut = images.reshape(-1, across, cfg.patch, across, cfg.patch, 3).transpose(0, 1, 3, 2, 4, 5)
     return cut.reshape(-1, cfg.patches, 3 * cfg.patch**2)
-
-
-def _attend(cfg: ViTConfig, layer: dict[str, Any], x: jax.Array) -> jax.Array:
-    scale = 1 / math.sqrt(cfg.hidden // cfg.heads)
-    q, k, v = (split_heads(linear(layer[name], x), cfg.heads) for name in ("q", "k", "v"))
-    mixed = attention(q * scale, k, v, jnp.ones((1, 1), bool))
-    return linear(layer["o"], mixed.transpose(0, 2, 1, 3).reshape(x.shape))
