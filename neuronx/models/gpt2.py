@@ -1,9 +1,9 @@
 """GPT-2: published sizes. Its decoder is OPT's with GELU and a position table that starts at row 0."""
 
-from neuronx.models.opt import OPTConfig, cache_shapes, decode, parameter_shapes, parameters, prefill
+from neuronx.models.opt import OPTConfig, cache_shapes, decode, padded, parameter_shapes, parameters, prefill
 from neuronx.models.sizes import find
 
-__all__ = ["SIZES", "cache_shapes", "config", "decode", "parameter_shapes", "parameters", "prefill"]
+__all__ = ["SIZES", "cache_shapes", "config", "decode", "padded", "parameter_shapes", "parameters", "prefill"]
 
 
 def _size(name: str, hidden: int, heads: int, layers: int) -> OPTConfig:

@@ -3,7 +3,7 @@
 import functools
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import jax
@@ -18,6 +18,7 @@ __all__ = [
     "cache_shapes",
     "config",
     "decode",
+    "padded",
     "parameter_shapes",
     "parameters",
     "prefill",
@@ -28,7 +29,8 @@ __all__ = [
 class LlamaConfig:
     """One published size. ``kv_heads`` are fewer than ``heads`` where queries share keys and values.
 
-    ``extra_heads`` of zero weights are added where heads have to divide evenly over cores.
+    Where heads have to divide evenly over cores, shared keys and values are held ``kv_copies`` times, and
+    ``extra_heads`` of zero weights are added to the queries (and to keys and values that are not shared).
     """
 
     name: str
@@ -42,10 +44,20 @@ class LlamaConfig:
     rope_base: float = 1e4
     norm_epsilon: float = 1e-5
     extra_heads: int = 0
+    kv_copies: int = 1
 
     @property
     def head_dim(self) -> int:
         return self.hidden // self.heads
+
+    @property
+    def query_heads(self) -> int:
+        return self.heads + self.extra_heads
+
+    @property
+    def key_heads(self) -> int:
+        """Heads of keys and values that are held."""
+        return self.kv_heads * self.kv_copies if self.kv_heads < self.heads else self.query_heads
 
 
 def _size(name: str, hidden: int, heads: int, kv_heads: int, layers: int, ffn: int, **other: Any) -> Any:
@@ -75,9 +87,20 @@ def config(name: str) -> LlamaConfig:
     return find(SIZES, name)
 
 
-def parameter_shapes(cfg: LlamaConfig, dtype: Any) -> dict[str, Any]:
-    """The parameter tree as ``jax.ShapeDtypeStruct``s: no memory."""
-    return _parameter_tree(cfg, shapes(dtype))
+def padded(cfg: LlamaConfig, cores: int) -> LlamaConfig:
+    """The size that divides over ``cores``: heads and features padded, shared keys and values held on all
+    cores whose queries read them, as transformers-neuronx does it."""
+    copies, extra = 1, -cfg.heads % cores
+    if cfg.kv_heads < cfg.heads:
+        copies = cores // math.gcd(cfg.kv_heads, cores)
+        extra = -cfg.heads % (cfg.kv_heads * copies)
+    vocab, ffn = (size + -size % cores for size in (cfg.vocab, cfg.ffn))
+    return replace(cfg, vocab=vocab, ffn=ffn, extra_heads=extra, kv_copies=copies)
+
+
+def parameter_shapes(cfg: LlamaConfig, dtype: Any, matrix_dtype: Any = None) -> dict[str, Any]:
+    """The parameter tree as ``jax.ShapeDtypeStruct``s: no memory; matrices may have a type of their own."""
+    return _parameter_tree(cfg, shapes(dtype, matrix_dtype))
 
 
 def parameters(cfg: LlamaConfig, dtype: Any, seed: int) -> dict[str, Any]:
@@ -90,8 +113,7 @@ def _parameter_tree(cfg: LlamaConfig, make: Make) -> dict[str, Any]:
         return {"w": make((width_in, width_out), 0.0)}
 
     def layer() -> dict[str, Any]:
-        kv_width = (cfg.kv_heads + cfg.extra_heads) * cfg.head_dim
-        width = (cfg.heads + cfg.extra_heads) * cfg.head_dim
+        kv_width, width = cfg.key_heads * cfg.head_dim, cfg.query_heads * cfg.head_dim
         return {
             "attention_norm": make((cfg.hidden,), 1.0),
             "q": linear_of(cfg.hidden, width),
@@ -113,8 +135,8 @@ def _parameter_tree(cfg: LlamaConfig, make: Make) -> dict[str, Any]:
 
 
 def cache_shapes(cfg: LlamaConfig, batch: int, max_len: int, dtype: Any) -> list[dict[str, Any]]:
-    """The KV cache: per layer ``k`` and ``v`` of [batch, kv_heads + extra_heads, max_len, head_dim]."""
-    entry = jax.ShapeDtypeStruct((batch, cfg.kv_heads + cfg.extra_heads, max_len, cfg.head_dim), dtype)
+    """The KV cache: per layer ``k`` and ``v`` of [batch, key_heads, max_len, head_dim]."""
+    entry = jax.ShapeDtypeStruct((batch, cfg.key_heads, max_len, cfg.head_dim), dtype)
     return [{"k": entry, "v": entry} for _ in range(cfg.layers)]
 
 
@@ -191,19 +213,19 @@ def _self_attention(
     turn: tuple[jax.Array, jax.Array],
     attend: Callable[..., jax.Array],
 ) -> jax.Array:
-    q = split_heads(linear(layer["q"], x), cfg.heads + cfg.extra_heads)
-    k, v = (split_heads(linear(layer[name], x), cfg.kv_heads + cfg.extra_heads) for name in ("k", "v"))
+    q = split_heads(linear(layer["q"], x), cfg.query_heads)
+    k, v = (split_heads(linear(layer[name], x), cfg.key_heads) for name in ("k", "v"))
     mixed = attend(_rotate(q, turn) * (1 / math.sqrt(cfg.head_dim)), _rotate(k, turn), v)
     return linear(layer["o"], mixed.transpose(0, 2, 1, 3).reshape(*x.shape[:2], -1))
 
 
 def _grouped(cfg: LlamaConfig, q: jax.Array, k: jax.Array, v: jax.Array, visible: jax.Array) -> jax.Array:
-    """Attention in which ``heads / kv_heads`` queries share a key: they stand in one row of queries."""
+    """Attention in which ``query_heads / key_heads`` queries share a key, in one row of queries."""
     batch, heads, length, width = q.shape
-    shared = heads // cfg.kv_heads
+    shared = heads // cfg.key_heads
     if shared == 1:
         return attention(q, k, v, visible)
-    rows = q.reshape(batch, cfg.kv_heads, shared * length, width)
+    rows = q.reshape(batch, cfg.key_heads, shared * length, width)
     return attention(rows, k, v, jnp.tile(visible, (shared, 1))).reshape(q.shape)
 
 

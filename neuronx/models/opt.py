@@ -3,7 +3,7 @@
 import functools
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import jax
@@ -18,6 +18,7 @@ __all__ = [
     "cache_shapes",
     "config",
     "decode",
+    "padded",
     "parameter_shapes",
     "parameters",
     "prefill",
@@ -75,9 +76,15 @@ def config(name: str) -> OPTConfig:
     return find(SIZES, name)
 
 
-def parameter_shapes(cfg: OPTConfig, dtype: Any) -> dict[str, Any]:
-    """The parameter tree as ``jax.ShapeDtypeStruct``s: no memory."""
-    return _parameter_tree(cfg, shapes(dtype))
+def padded(cfg: OPTConfig, cores: int) -> OPTConfig:
+    """The size that divides over ``cores``: heads and features padded, as transformers-neuronx does it."""
+    vocab, ffn = (size + -size % cores for size in (cfg.vocab, cfg.ffn))
+    return replace(cfg, vocab=vocab, ffn=ffn, extra_heads=-cfg.heads % cores)
+
+
+def parameter_shapes(cfg: OPTConfig, dtype: Any, matrix_dtype: Any = None) -> dict[str, Any]:
+    """The parameter tree as ``jax.ShapeDtypeStruct``s: no memory; matrices may have a type of their own."""
+    return _parameter_tree(cfg, shapes(dtype, matrix_dtype))
 
 
 def parameters(cfg: OPTConfig, dtype: Any, seed: int, *, share_layers: bool = False) -> dict[str, Any]:
