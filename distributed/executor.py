@@ -5,7 +5,7 @@ import os
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Protocol
+from typing import Any, Protocol
 
 import jax
 import numpy as np
@@ -34,15 +34,24 @@ _COMPILERS = max(1, os.cpu_count() or 1)
 
 
 class Executable:
-    """One compiled segment. Calling it returns before the result is computed, as JAX does."""
+    """One compiled segment."""
 
     def __init__(self, executable: _jax.LoadedExecutable) -> None:
         self._executable = executable
+        self._handlers: list[Any] | None = None
 
     def __call__(self, arguments: Sequence[jax.Array]) -> list[jax.Array]:
-        """Runs it. An argument marked ``tf.aliasing_output`` in the text is consumed by the call."""
+        """Runs it to its end. An argument marked ``tf.aliasing_output`` in the text is consumed."""
         outputs = self._executable.execute_sharded(list(arguments))
-        return [shards[0] for shards in outputs.disassemble_into_single_device_arrays()]
+        if self._handlers is not None:
+            return outputs.consume_with_handlers(self._handlers)
+        arrays = [shards[0] for shards in outputs.disassemble_into_single_device_arrays()]
+        # What XLA is told of the results' types makes the next call half as long.
+        self._handlers = [
+            _jax.array_result_handler(core.ShapedArray(x.shape, x.dtype), x.sharding, True, True)
+            for x in arrays
+        ]
+        return arrays
 
 
 class _Words:
@@ -77,7 +86,7 @@ class Executor:
 
     def __init__(self, lower: Callable[[str], HostText] | None = None) -> None:
         self._lower = lower
-        self._device = jax.local_devices(backend="cpu")[0]
+        self._device = _device()
         self._sharding = SingleDeviceSharding(self._device)
         self._executables: dict[str, Executable] = {}
         lapack._lapack.initialize()  # JAX does so when it lowers linear algebra; without it XLA calls null
@@ -153,6 +162,17 @@ class Executor:
                 op="segment",
                 fix="the text is in Program.segments; the op it names has no implementation on the host",
             ) from error
+
+
+@functools.cache
+def _device() -> _jax.Device:
+    """The host, in a client of its own that computes in the thread that calls.
+
+    JAX's client hands each launch to another thread, which costs more than most launches take. One for the
+    whole process, because values pass from one executor to another.
+    """
+    [device] = xla_client.make_cpu_client(asynchronous=False, num_devices=1).local_devices()
+    return device
 
 
 _REGISTERING = threading.Lock()
