@@ -12,7 +12,7 @@ from pathlib import Path
 
 from benchmarks.baselines import datasheet_s, fit_two_constants
 from benchmarks.calibrate import PRIORS, errors, leave_one_model_out, statistics
-from benchmarks.rows import calibration_rows, decode_program, encoder_program, predict_s
+from benchmarks.rows import calibration_rows, decode_program, predict_s, whole_program
 from distributed.analysis import exposed_collective_s, mbu
 from distributed.host_link import request_s
 from distributed.timeline import Timeline, time_program
@@ -185,7 +185,7 @@ def _flops(cfg: bert.BertConfig, length: int) -> float:
 @functools.cache
 def _encoder_s(model: str, length: int, batch: int, instance: str, busy: int) -> float:
     family = load_instance(instance).family
-    program = encoder_program(model, batch, length, instance)
+    program = whole_program(model, batch, length, instance)
     timeline = time_program(program, instance, sharers=busy)
     return request_s(timeline.total_s, links_of(DEFAULT_ERA, family), bytes_in=12 * batch * length)
 

@@ -2,36 +2,36 @@
 
 import csv
 import functools
+import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from importlib.resources import files
 from typing import Any
 
-import jax
 import jax.numpy as jnp
-from jax.sharding import PartitionSpec
 
-import neuronx
 from distributed.host_link import request_s
 from distributed.program import Program
 from distributed.timeline import time_program
 from kernels.eras import Era, links_of
-from neuronx.models import bert, llama, opt, resnet
-from neuronx.models.layers import tensor_parallel
+from kernels.hardware import load_instance
+from neuronx.models import bert
+from neuronx.models.catalog import DECODERS, MODELS, compile_prompt, compile_step, weight_bytes, workload
+from neuronx.models.sizes import find
 
 __all__ = [
     "Measured",
     "calibration_rows",
+    "catalog_name",
     "decode_program",
-    "encoder_program",
-    "image_program",
+    "measured",
     "predict_s",
     "prefill_program",
+    "whole_program",
 ]
 
 _TOKEN_BYTES, _LOGIT_BYTES, _PIXEL_BYTES = 4, 4, 4
 _IMAGE = (224, 224, 3)
-_TYPE = jnp.float16
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,43 +79,45 @@ def predict_s(row: Measured, era: str | Era) -> float:
 def calibration_rows() -> list[Measured]:
     """The rows of data/published_calibration.csv, in its order; a Llama row gives two times."""
     text = files("benchmarks").joinpath("data", "published_calibration.csv").read_text(encoding="utf-8")
-    found: list[Measured] = []
-    for row in csv.DictReader(text.splitlines()):
-        found += _READERS[row["model"]](row)
-    return found
+    return [one for row in csv.DictReader(text.splitlines()) for one in measured(row)]
 
 
-def _encoder(row: Mapping[str, str]) -> list[Measured]:
-    cfg, batch, length = bert.config(row["model"]), int(row["batch"]), int(row["seq_len"])
-    return [
-        Measured(
-            model=row["model"],
-            what="latency",
-            batch=batch,
-            seconds=float(row["p50_ms"]) / 1e3,
-            sdk=row["neuron_version"],
-            instance=row["instance"].lower(),
-            is_fitted=True,
-            build=functools.partial(encoder_program, cfg.name, batch, length, row["instance"].lower()),
-            bytes_in=3 * batch * length * _TOKEN_BYTES,
-            bytes_out=batch * cfg.hidden * (length + 1) * 4,
-            cores=1,
-            **_encoder_work(cfg, batch, length),
-        )
-    ]
+def measured(row: Mapping[str, str]) -> list[Measured]:
+    """What one row with the columns of data/published_calibration.csv states.
+
+    Of a decoder the time of a token and, where there is one, that to the first token.
+
+    Raises:
+      CompileError: a model that is not in the catalog.
+    """
+    name = catalog_name(row["model"])
+    return (_decoder if MODELS[name] in DECODERS else _whole)(name, row)
 
 
-def _encoder_work(cfg: bert.BertConfig, batch: int, length: int) -> dict[str, float]:
-    matrices = cfg.layers * (4 * cfg.hidden**2 + 2 * cfg.hidden * cfg.ffn)
-    attention = 4 * cfg.layers * batch * length**2 * cfg.hidden
-    return {"flops": 2.0 * matrices * batch * length + attention, "bytes": 2.0 * matrices}
+def catalog_name(published: str) -> str:
+    """The catalog's name of a model that AWS names ``published``: any case, with its owner, a variant's name
+    behind it ("Meta-Llama-3-8B-Instruct").
+
+    Raises:
+      CompileError: none is meant.
+    """
+    name = published.lower().rpartition("/")[2].removeprefix("meta-")
+    meant = [known for known in MODELS if f"{name}-".startswith(f"{known}-")]
+    return max(meant, key=len) if meant else find(MODELS, name)
 
 
-def _image(row: Mapping[str, str]) -> list[Measured]:
-    batch = int(row["batch"])
+def _whole(name: str, row: Mapping[str, str]) -> list[Measured]:
+    """An encoder or classifier: one core takes a batch."""
+    module, batch, instance = MODELS[name], int(row["batch"]), row["instance"].lower()
+    cfg = module.config(name)
+    length = int(row["seq_len"] or 0)
     # Two workers on each core where the concurrency is 4: a core's time for a batch is half of the p50.
-    workers = max(1, round(float(row["little_concurrency"]) / 2))
-    pixels = _IMAGE[0] * _IMAGE[1] * _IMAGE[2]
+    workers = max(1, round(float(row["little_concurrency"] or 1) / load_instance(instance).cores))
+    if module is bert:
+        bytes_in = 3 * batch * length * _TOKEN_BYTES
+        bytes_out = batch * cfg.hidden * (length + cfg.has_pooler) * 4
+    else:
+        bytes_in, bytes_out = batch * math.prod(_IMAGE) * _PIXEL_BYTES, batch * cfg.classes * _LOGIT_BYTES
     return [
         Measured(
             model=row["model"],
@@ -123,24 +125,34 @@ def _image(row: Mapping[str, str]) -> list[Measured]:
             batch=batch,
             seconds=float(row["p50_ms"]) / 1e3 / workers,
             sdk=row["neuron_version"],
-            instance=row["instance"].lower(),
+            instance=instance,
             is_fitted=True,
-            build=functools.partial(image_program, row["model"], batch, row["instance"].lower()),
-            bytes_in=batch * pixels * _PIXEL_BYTES,
-            bytes_out=batch * 1000 * _LOGIT_BYTES,
+            build=functools.partial(whole_program, name, batch, length, instance),
+            bytes_in=bytes_in,
+            bytes_out=bytes_out,
             is_pipelined=workers > 1,
             cores=1,
-            # 4.09 billion multiply-adds an image, 25.6 million parameters.
-            flops=8.2e9 * batch,
-            bytes=2 * 25.6e6,
+            **_whole_work(name, batch, length),
         )
     ]
 
 
-def _decoder(row: Mapping[str, str]) -> list[Measured]:
-    is_llama = row["model"].startswith("Llama")
-    code = llama if is_llama else opt
-    cfg, batch, tp = code.config(row["model"].lower()), int(row["batch"]), int(row["tp"])
+# Multiply-adds an image: torchvision's table of weights.
+_MULTIPLY_ADDS = {"resnet50": 4.09e9, "resnet101": 7.80e9, "resnet152": 11.51e9}
+
+
+def _whole_work(name: str, batch: int, length: int) -> dict[str, float]:
+    if name in _MULTIPLY_ADDS:
+        return {"flops": 2 * _MULTIPLY_ADDS[name] * batch, "bytes": weight_bytes(name, jnp.bfloat16)}
+    cfg = MODELS[name].config(name)
+    tokens = length or cfg.patches + 1
+    matrices = cfg.layers * (4 * cfg.hidden**2 + 2 * cfg.hidden * cfg.ffn)
+    attention = 4 * cfg.layers * batch * tokens**2 * cfg.hidden
+    return {"flops": 2.0 * matrices * batch * tokens + attention, "bytes": 2.0 * matrices}
+
+
+def _decoder(name: str, row: Mapping[str, str]) -> list[Measured]:
+    cfg, batch, tp = MODELS[name].config(name), int(row["batch"]), int(row["tp"])
     length, instance = int(row["seq_len"]), row["instance"].lower()
     common: dict[str, Any] = {
         "model": row["model"],
@@ -153,8 +165,9 @@ def _decoder(row: Mapping[str, str]) -> list[Measured]:
     token = Measured(
         what="tpot",
         seconds=float(row["tpot_p50_ms"] or row["p50_ms"]) / 1e3,
-        is_fitted=is_llama,
-        build=functools.partial(decode_program, cfg.name, batch, length, tp, instance),
+        # OPT was published for an older release.
+        is_fitted=not name.startswith("opt"),
+        build=functools.partial(decode_program, name, batch, length, tp, instance),
         bytes_in=batch * _TOKEN_BYTES,
         **common,
         **_decoder_work(cfg, batch, 1, length),
@@ -167,7 +180,7 @@ def _decoder(row: Mapping[str, str]) -> list[Measured]:
         seconds=float(row["ttft_p50_ms"]) / 1e3,
         # The host's part (embedding, scheduling in Python) is in the published figure and unknown.
         is_fitted=False,
-        build=functools.partial(prefill_program, cfg.name, batch, prompt, length, tp, instance),
+        build=functools.partial(prefill_program, name, batch, prompt, length, tp, instance),
         bytes_in=batch * prompt * _TOKEN_BYTES,
         **common,
         **_decoder_work(cfg, batch, prompt, prompt),
@@ -188,81 +201,38 @@ def _decoder_work(cfg: Any, batch: int, tokens: int, cache: int) -> dict[str, fl
     }
 
 
-_READERS: Mapping[str, Callable[[Mapping[str, str]], list[Measured]]] = {
-    "Llama-2-13b": _decoder,
-    "opt-13b": _decoder,
-    "bert-base-uncased": _encoder,
-    "resnet50": _image,
-}
-
-
 @functools.cache
-def encoder_program(name: str, batch: int, length: int, instance: str) -> Program:
-    """BERT in f32 whose products run in bf16, its matrices cast when it was compiled."""
-    cfg = bert.config(name)
-    params = bert.parameter_shapes(cfg, jnp.float32, jnp.bfloat16)
-    tokens = jax.ShapeDtypeStruct((batch, length), jnp.int32)
-    function = neuronx.compile(functools.partial(bert.encode, cfg), instance=instance, auto_cast="matmult")
-    return function.lower(params, tokens, tokens, tokens).compile().program
-
-
-@functools.cache
-def image_program(name: str, batch: int, instance: str) -> Program:
-    """ResNet in f32 whose convolutions run in bf16, its kernels cast when it was compiled."""
-    cfg = resnet.config(name)
-    params = resnet.parameter_shapes(cfg, jnp.float32, jnp.bfloat16)
-    images = jax.ShapeDtypeStruct((batch, *_IMAGE), jnp.float32)
-    function = neuronx.compile(
-        functools.partial(resnet.classify, cfg), instance=instance, auto_cast="matmult"
+def whole_program(name: str, batch: int, length: int, instance: str) -> Program:
+    """An encoder or classifier in f32 whose products run in bf16, its matrices cast when it was compiled."""
+    found = workload(
+        name,
+        batch=batch,
+        dtype=jnp.float32,
+        prompt_len=length,
+        new_tokens=0,
+        instance=instance,
+        auto_cast="matmult",
     )
-    return function.lower(params, images).compile().program
-
-
-def _family(name: str) -> Any:
-    return opt if name.startswith("opt") else llama
-
-
-def _padded(code: Any, name: str, tp: int) -> Any:
-    """The size with all that is cut padded to divide over the cores, as transformers-neuronx pads."""
-    cfg = code.config(name)
-    cfg = replace(cfg, vocab=cfg.vocab + -cfg.vocab % tp, ffn=cfg.ffn + -cfg.ffn % tp)
-    extra = -cfg.heads % tp
-    return replace(cfg, extra_heads=extra) if extra else cfg
+    return found.first.program
 
 
 @functools.cache
 def decode_program(name: str, batch: int, length: int, tp: int, instance: str) -> Program:
     """One token a sequence in f16, with a cache of ``length`` positions."""
-    code = _family(name)
-    cfg = _padded(code, name, tp)
-    params = code.parameter_shapes(cfg, _TYPE)
-    specs = tensor_parallel(params)
-    cache = code.cache_shapes(cfg, batch, length, _TYPE)
-    token, position = jax.ShapeDtypeStruct((batch,), jnp.int32), jax.ShapeDtypeStruct((), jnp.int32)
-    shards = (specs, PartitionSpec(None, "tp"), PartitionSpec(), PartitionSpec())
-    function = neuronx.compile(
-        functools.partial(code.decode, cfg),
-        donate_argnums=1,
-        tp_degree=tp,
-        instance=instance,
-        in_shardings=shards,
-    )
-    return function.lower(params, cache, token, position).compile().program
+    options = {"tp_degree": tp, "instance": instance}
+    return compile_step(name, batch=batch, length=length, dtype=jnp.float16, **options).program
 
 
 @functools.cache
 def prefill_program(name: str, batch: int, prompt: int, length: int, tp: int, instance: str) -> Program:
     """The prompt in f16, into a cache of ``length`` positions."""
-    code = _family(name)
-    cfg = _padded(code, name, tp)
-    params = code.parameter_shapes(cfg, _TYPE)
-    specs = tensor_parallel(params)
-    tokens = jax.ShapeDtypeStruct((batch, prompt), jnp.int32)
-    function = neuronx.compile(
-        functools.partial(code.prefill, cfg, length),
+    found = compile_prompt(
+        name,
+        batch=batch,
+        prompt_len=prompt,
+        length=length,
+        dtype=jnp.float16,
         tp_degree=tp,
         instance=instance,
-        in_shardings=(specs, PartitionSpec()),
-        out_shardings=(PartitionSpec(), PartitionSpec(), PartitionSpec(None, "tp")),
     )
-    return function.lower(params, tokens).compile().program
+    return found.program

@@ -1,6 +1,6 @@
 """Deployments of a model compared: instance, cores, batch and type, with times, memory and price."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -75,9 +75,11 @@ def deployments(
     degrees: Sequence[int] | None = None,
     batches: Sequence[int],
     dtypes: Sequence[str],
-    era: str = DEFAULT_ERA,
+    **options: Any,
 ) -> Iterator[Deployment]:
     """Every combination, in order; ``degrees`` left out are the documented ones the instance has cores for.
+
+    ``options`` are others of ``neuronx.compile``: an era, an auto_cast.
 
     Raises:
       CompileError: an unknown model, instance or era, or more positions than the model has.
@@ -89,10 +91,12 @@ def deployments(
         for tp in tried:
             for batch in batches:
                 for dtype in (AS_WRITTEN,) if request.is_function else dtypes:
-                    yield _deployment(request, instance, tp, batch, dtype, era)
+                    yield _deployment(request, instance, tp, batch, dtype, options)
 
 
-def _deployment(request: Request, instance: str, tp: int, batch: int, dtype: str, era: str) -> Deployment:
+def _deployment(
+    request: Request, instance: str, tp: int, batch: int, dtype: str, options: Mapping[str, Any]
+) -> Deployment:
     spec = load_instance(instance)
     common: dict[str, Any] = {"instance": instance, "tp": tp, "batch": batch, "dtype": dtype}
     common["replicas"] = spec.cores // tp
@@ -101,9 +105,10 @@ def _deployment(request: Request, instance: str, tp: int, batch: int, dtype: str
     if not request.is_function and weight_bytes(request.model, DTYPES[dtype]) > tp * capacity:
         return Deployment(**common, fits=False)
     try:
-        found = _workload(request, batch, dtype, tp_degree=tp, instance=instance, era=era)
+        found = _workload(request, batch, dtype, tp_degree=tp, instance=instance, **options)
     except OutOfDeviceMemoryError:
         return Deployment(**common, fits=False)
+    era = options.get("era", DEFAULT_ERA)
     return Deployment(**common, fits=True, **_figures(found, instance, batch, common["replicas"], era))
 
 

@@ -7,9 +7,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from benchmarks import predict
 from benchmarks.baselines import datasheet_s, fit_two_constants
 from benchmarks.calibrate import errors
-from benchmarks.rows import calibration_rows, predict_s
+from benchmarks.rows import calibration_rows, catalog_name, predict_s
 from kernels.eras import DEFAULT_ERA
 
 _ROOT = Path(__file__).parent.parent
@@ -41,6 +42,31 @@ def test_no_prediction_beats_the_datasheet(fitted) -> None:
     for row in fitted:
         for era in (DEFAULT_ERA, "ideal"):
             assert predict_s(row, era) >= datasheet_s(row)
+
+
+@pytest.mark.parametrize(
+    ("published", "name"),
+    [
+        ("Meta-Llama-3-8B-Instruct", "llama-3-8b"),
+        ("mistralai/Mistral-7B-Instruct-v0.2", "mistral-7b"),
+        ("gpt2-xl", "gpt2-xl"),
+        ("bert-large-cased-whole-word-masking", "bert-large-cased"),
+    ],
+)
+def test_models_are_found_by_the_names_they_are_published_under(published, name) -> None:
+    assert catalog_name(published) == name
+
+
+def test_rows_of_a_file_are_predicted_and_what_is_unknown_is_named(tmp_path, capsys) -> None:
+    shipped = (_ROOT / "benchmarks" / "data" / "published_calibration.csv").read_text().splitlines()
+    [row] = [line for line in shipped if line.startswith("resnet50,") and ",,1," in line]
+    given = tmp_path / "rows.csv"
+    given.write_text("\n".join([shipped[0], row, row.replace("resnet50", "distilbert-base-uncased")]))
+    assert predict.main([str(given)]) == 0
+    out = capsys.readouterr().out
+    [known] = [one for one in calibration_rows() if one.name == "resnet50 latency b1"]
+    assert f"{predict_s(known, DEFAULT_ERA) * 1e3:.3f}" in out
+    assert "distilbert-base-uncased: not in the catalog" in out and "1 of 1 times, 1 of 2 rows" in out
 
 
 @pytest.mark.slow

@@ -114,6 +114,13 @@ def test_any_function_can_be_planned(tmp_path, monkeypatch, capsys):
     assert "users_model:net cannot be imported" in capsys.readouterr().err
 
 
+def test_matrices_of_a_cast_model_are_stored_narrow():
+    options = {"degrees": [1], "batches": [1], "dtypes": ["f32"]}
+    [plain], [cast] = (_rows("resnet50", **options, auto_cast=mode) for mode in ("none", "matmult"))
+    # 25.6 million parameters, two bytes less each.
+    assert plain.hbm_bytes - cast.hbm_bytes > 2 * 25e6 and cast.ttft_s < plain.ttft_s
+
+
 @pytest.mark.parametrize("model", ["gpt2", "vit-base-patch16-224", "electra-large-discriminator"])
 def test_other_families_are_known_by_name(model):
     [row] = _rows(model, degrees=[1], batches=[1])

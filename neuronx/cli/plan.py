@@ -9,6 +9,7 @@ from collections.abc import Sequence
 
 from kernels.eras import DEFAULT_ERA, ERAS
 from kernels.hardware import INSTANCES
+from neuronx.driver import AUTO_CASTS
 from neuronx.models.catalog import MODELS
 from neuronx.models.generation import DTYPES
 from neuronx.planning import Deployment, Request, best, deployments
@@ -39,6 +40,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--tp", nargs="+", type=int, help="cores of one copy (default: all documented)")
     parser.add_argument("--batch", nargs="+", type=int, default=[1, 8], help="sequences at once")
     parser.add_argument("--dtype", nargs="+", choices=tuple(DTYPES), default=["bf16"])
+    parser.add_argument(
+        "--auto-cast",
+        choices=AUTO_CASTS,
+        default=AUTO_CASTS[0],
+        help="which f32 ops run in bf16; encoders and classifiers then store their matrices in it",
+    )
     parser.add_argument("--prompt-len", type=int, default=128, help="tokens read (default %(default)s)")
     parser.add_argument("--new-tokens", type=int, default=128, help="tokens written (default %(default)s)")
     parser.add_argument("--latency-limit-ms", type=float, help="longest time for a token to be marked best")
@@ -66,6 +73,7 @@ def main(args: argparse.Namespace) -> int:
             batches=args.batch,
             dtypes=args.dtype,
             era=args.era,
+            auto_cast=args.auto_cast,
         )
     )
     limit_s = None if args.latency_limit_ms is None else args.latency_limit_ms / 1e3

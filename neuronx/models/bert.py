@@ -45,7 +45,12 @@ SIZES = {
     size.name: size
     for size in (
         BertConfig(name="bert-base-uncased", hidden=768, heads=12, layers=12, ffn=3072),
+        BertConfig(name="bert-base-cased", hidden=768, heads=12, layers=12, ffn=3072, vocab=28996),
         BertConfig(name="bert-large-uncased", hidden=1024, heads=16, layers=24, ffn=4096),
+        BertConfig(name="bert-large-cased", hidden=1024, heads=16, layers=24, ffn=4096, vocab=28996),
+        BertConfig(
+            name="electra-base-discriminator", hidden=768, heads=12, layers=12, ffn=3072, has_pooler=False
+        ),
         BertConfig(
             name="electra-large-discriminator", hidden=1024, heads=16, layers=24, ffn=4096, has_pooler=False
         ),

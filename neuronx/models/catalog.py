@@ -9,20 +9,35 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import PartitionSpec
 
 from kernels.errors import CompileError
 from neuronx.api import compile as compile_function
+from neuronx.driver import AUTO_CAST_TYPES, AUTO_CASTS
 from neuronx.models import bert, gpt2, llama, opt, resnet, vit
+from neuronx.models.layers import tensor_parallel
 from neuronx.models.sizes import find
 from neuronx.named import argument_type
 from neuronx.stages import Compiled
 
-__all__ = ["MODELS", "Workload", "function_workload", "weight_bytes", "workload"]
+__all__ = [
+    "DECODERS",
+    "MODELS",
+    "Workload",
+    "compile_prompt",
+    "compile_step",
+    "function_workload",
+    "weight_bytes",
+    "workload",
+]
 
 DECODERS = (opt, gpt2, llama)
 # Models of images and their functions.
 _CLASSIFIERS: Mapping[ModuleType, Callable[..., jax.Array]] = {resnet: resnet.classify, vit: vit.classify}
 _IMAGE = (224, 224, 3)
+_BY_HEADS = PartitionSpec(None, "tp")
+# What an auto_cast_type is stored as; tf32 lies in memory as f32.
+_STORED = {"bf16": jnp.bfloat16, "fp16": jnp.float16, "tf32": jnp.float32, "fp8_e4m3": jnp.float8_e4m3}
 _BATCH = re.compile(r"\bbatch\b")
 _MODULES: tuple[ModuleType, ...] = (*DECODERS, bert, *_CLASSIFIERS)
 # Every published size and the module it is written in.
@@ -66,37 +81,73 @@ def workload(
       OutOfDeviceMemoryError: it does not fit.
     """
     module, cfg = _config(name)
-    compiled = functools.partial(compile_function, **options)
-    params = module.parameter_shapes(cfg, dtype)
-    if module in _CLASSIFIERS:
-        images = jax.ShapeDtypeStruct((batch, *_IMAGE), dtype)
-        only = compiled(functools.partial(_CLASSIFIERS[module], cfg)).lower(params, images).compile()
-        bytes_in, bytes_out = images.size * images.dtype.itemsize, 4 * batch * cfg.classes
-        return Workload(first=only, step=None, tokens=1, bytes_in=bytes_in, bytes_out=bytes_out)
     length = prompt_len + (new_tokens if module in DECODERS else 0)
-    if length > cfg.positions:
+    if module not in _CLASSIFIERS and length > cfg.positions:
         raise CompileError(
             f"{length} tokens, but {name} has {cfg.positions} positions",
             op="model",
             fix="shorten the prompt or write fewer tokens",
         )
+    if module in _CLASSIFIERS:
+        images = jax.ShapeDtypeStruct((batch, *_IMAGE), dtype)
+        return _whole(functools.partial(_CLASSIFIERS[module], cfg), module, cfg, [images], dtype, options)
     tokens = jax.ShapeDtypeStruct((batch, prompt_len), jnp.int32)
-    bytes_in = 4 * tokens.size
     if module is bert:
-        only = compiled(functools.partial(bert.encode, cfg)).lower(params, tokens, tokens, tokens).compile()
-        bytes_out = batch * cfg.hidden * prompt_len * jnp.dtype(dtype).itemsize
-        return Workload(first=only, step=None, tokens=1, bytes_in=3 * bytes_in, bytes_out=bytes_out)
-    prefill = compiled(functools.partial(module.prefill, cfg, length)).lower(params, tokens)
-    decode = compiled(functools.partial(module.decode, cfg), donate_argnums=1).lower(
-        params,
-        module.cache_shapes(cfg, batch, length, dtype),
-        jax.ShapeDtypeStruct((batch,), jnp.int32),
-        jax.ShapeDtypeStruct((), jnp.int32),
-    )
+        return _whole(functools.partial(bert.encode, cfg), module, cfg, [tokens] * 3, dtype, options)
     # The step first: it says sooner whether weights and cache fit.
-    step = decode.compile()
-    first = prefill.compile()
-    return Workload(first=first, step=step, tokens=new_tokens, bytes_in=bytes_in, bytes_out=4 * batch)
+    step = compile_step(name, batch=batch, length=length, dtype=dtype, **options)
+    first = compile_prompt(name, batch=batch, prompt_len=prompt_len, length=length, dtype=dtype, **options)
+    return Workload(first=first, step=step, tokens=new_tokens, bytes_in=_bytes([tokens]), bytes_out=4 * batch)
+
+
+def _whole(
+    function: Callable[..., Any],
+    module: ModuleType,
+    cfg: Any,
+    arguments: Sequence[jax.ShapeDtypeStruct],
+    dtype: Any,
+    options: Mapping[str, Any],
+) -> Workload:
+    """A model that is one program. Its f32 matrices are stored as what ``auto_cast`` casts them to."""
+    casts = dtype == jnp.float32 and options.get("auto_cast", AUTO_CASTS[0]) != AUTO_CASTS[0]
+    stored = _STORED[options.get("auto_cast_type", AUTO_CAST_TYPES[0])] if casts else None
+    params = module.parameter_shapes(cfg, dtype, stored)
+    only = compile_function(function, **options).lower(params, *arguments).compile()
+    results = jax.tree_util.tree_leaves(jax.eval_shape(function, params, *arguments))
+    return Workload(first=only, step=None, tokens=1, bytes_in=_bytes(arguments), bytes_out=_bytes(results))
+
+
+def compile_step(name: str, *, batch: int, length: int, dtype: Any, **options: Any) -> Compiled:
+    """A decoder's step of one token a sequence, with a cache of ``length`` positions.
+
+    It is cut as transformers-neuronx cuts it: padded, heads and features over the cores.
+    """
+    module, cfg, params, cut = _decoder(name, dtype, options)
+    cache = module.cache_shapes(cfg, batch, length, dtype)
+    token, position = jax.ShapeDtypeStruct((batch,), jnp.int32), jax.ShapeDtypeStruct((), jnp.int32)
+    shards = (cut, _BY_HEADS, PartitionSpec(), PartitionSpec())
+    function = functools.partial(module.decode, cfg)
+    step = compile_function(function, donate_argnums=1, in_shardings=shards, **options)
+    return step.lower(params, cache, token, position).compile()
+
+
+def compile_prompt(
+    name: str, *, batch: int, prompt_len: int, length: int, dtype: Any, **options: Any
+) -> Compiled:
+    """The program that reads a decoder's prompt into a cache of ``length`` positions; cut as the step."""
+    module, cfg, params, cut = _decoder(name, dtype, options)
+    function = functools.partial(module.prefill, cfg, length)
+    results = (PartitionSpec(), PartitionSpec(), _BY_HEADS)
+    first = compile_function(function, in_shardings=(cut, PartitionSpec()), out_shardings=results, **options)
+    return first.lower(params, jax.ShapeDtypeStruct((batch, prompt_len), jnp.int32)).compile()
+
+
+def _decoder(name: str, dtype: Any, options: Mapping[str, Any]) -> tuple[ModuleType, Any, Any, Any]:
+    """A decoder's module, the size padded for the cores, its parameters and how they are cut."""
+    module, cfg = _config(name)
+    cfg = module.padded(cfg, options.get("tp_degree", 1))
+    params = module.parameter_shapes(cfg, dtype)
+    return module, cfg, params, tensor_parallel(params)
 
 
 def function_workload(

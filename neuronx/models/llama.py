@@ -98,9 +98,9 @@ def padded(cfg: LlamaConfig, cores: int) -> LlamaConfig:
     return replace(cfg, vocab=vocab, ffn=ffn, extra_heads=extra, kv_copies=copies)
 
 
-def parameter_shapes(cfg: LlamaConfig, dtype: Any, matrix_dtype: Any = None) -> dict[str, Any]:
-    """The parameter tree as ``jax.ShapeDtypeStruct``s: no memory; matrices may have a type of their own."""
-    return _parameter_tree(cfg, shapes(dtype, matrix_dtype))
+def parameter_shapes(cfg: LlamaConfig, dtype: Any) -> dict[str, Any]:
+    """The parameter tree as ``jax.ShapeDtypeStruct``s: no memory."""
+    return _parameter_tree(cfg, shapes(dtype))
 
 
 def parameters(cfg: LlamaConfig, dtype: Any, seed: int) -> dict[str, Any]:

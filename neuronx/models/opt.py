@@ -82,9 +82,9 @@ def padded(cfg: OPTConfig, cores: int) -> OPTConfig:
     return replace(cfg, vocab=vocab, ffn=ffn, extra_heads=-cfg.heads % cores)
 
 
-def parameter_shapes(cfg: OPTConfig, dtype: Any, matrix_dtype: Any = None) -> dict[str, Any]:
-    """The parameter tree as ``jax.ShapeDtypeStruct``s: no memory; matrices may have a type of their own."""
-    return _parameter_tree(cfg, shapes(dtype, matrix_dtype))
+def parameter_shapes(cfg: OPTConfig, dtype: Any) -> dict[str, Any]:
+    """The parameter tree as ``jax.ShapeDtypeStruct``s: no memory."""
+    return _parameter_tree(cfg, shapes(dtype))
 
 
 def parameters(cfg: OPTConfig, dtype: Any, seed: int, *, share_layers: bool = False) -> dict[str, Any]:
