@@ -10,7 +10,7 @@ import numpy as np
 from distributed.host_memory import aligned_copy, aligned_empty
 from distributed.program import Collective
 
-__all__ = ["COLLECTIVES", "ORDERS", "REDUCERS", "run"]
+__all__ = ["COLLECTIVES", "ORDERS", "REDUCERS", "even_chunks", "in_groups", "run"]
 
 Ranks = Sequence[np.ndarray]
 """One array per rank. Ranks that hold the same value may hold the same object; inputs are never written."""
@@ -78,11 +78,11 @@ def _all_reduce(collective: Collective, ranks: Ranks) -> list[np.ndarray]:
     def one_group(group: Sequence[int]) -> list[np.ndarray]:
         ring = sorted(group)
         result = aligned_empty(ranks[0].shape, ranks[0].dtype)
-        chunks = enumerate(_chunks(result.size, len(ring)))
-        reduce([ranks[rank].reshape(-1) for rank in ring], list(chunks), result.reshape(-1))
+        owned = enumerate(even_chunks(result.size, len(ring)))
+        reduce([ranks[rank].reshape(-1) for rank in ring], list(owned), result.reshape(-1))
         return [result] * len(group)
 
-    return _in_groups(collective, ranks, one_group)
+    return in_groups(collective, len(ranks), one_group)
 
 
 def _reduce_scatter(collective: Collective, ranks: Ranks) -> list[np.ndarray]:
@@ -94,11 +94,11 @@ def _reduce_scatter(collective: Collective, ranks: Ranks) -> list[np.ndarray]:
         pieces = [np.stack(_split(ranks[rank], len(group), dim, collective)) for rank in ring]
         result = aligned_empty(pieces[0].shape, ranks[0].dtype)
         owners = [ring.index(rank) for rank in group]
-        chunks = zip(owners, _chunks(result.size, len(group)), strict=True)
-        reduce([piece.reshape(-1) for piece in pieces], list(chunks), result.reshape(-1))
+        owned = zip(owners, even_chunks(result.size, len(group)), strict=True)
+        reduce([piece.reshape(-1) for piece in pieces], list(owned), result.reshape(-1))
         return [aligned_copy(result[index]) for index in range(len(group))]
 
-    return _in_groups(collective, ranks, one_group)
+    return in_groups(collective, len(ranks), one_group)
 
 
 def _all_gather(collective: Collective, ranks: Ranks) -> list[np.ndarray]:
@@ -107,7 +107,7 @@ def _all_gather(collective: Collective, ranks: Ranks) -> list[np.ndarray]:
     def one_group(group: Sequence[int]) -> list[np.ndarray]:
         return [_concatenate([ranks[rank] for rank in group], dim)] * len(group)
 
-    return _in_groups(collective, ranks, one_group)
+    return in_groups(collective, len(ranks), one_group)
 
 
 def _all_to_all(collective: Collective, ranks: Ranks) -> list[np.ndarray]:
@@ -117,7 +117,7 @@ def _all_to_all(collective: Collective, ranks: Ranks) -> list[np.ndarray]:
         pieces = [_split(ranks[rank], len(group), split_dim, collective) for rank in group]
         return [_concatenate([p[index] for p in pieces], concat_dim) for index in range(len(group))]
 
-    return _in_groups(collective, ranks, one_group)
+    return in_groups(collective, len(ranks), one_group)
 
 
 def _collective_permute(collective: Collective, ranks: Ranks) -> list[np.ndarray]:
@@ -143,22 +143,23 @@ COLLECTIVES: Mapping[str, Callable[[Collective, Ranks], list[np.ndarray]]] = {
 }
 
 
-def _in_groups(
-    collective: Collective, ranks: Ranks, one_group: Callable[[Sequence[int]], list[np.ndarray]]
+def in_groups(
+    collective: Collective, count: int, one_group: Callable[[Sequence[int]], list[np.ndarray]]
 ) -> list[np.ndarray]:
-    """Results of ``one_group`` for each group, put in the order of ranks; every rank must be in one group."""
+    """Results of ``one_group`` for each group, put in the order of the ``count`` ranks.
+
+    Raises ValueError where a rank is not in just one group.
+    """
     results: dict[int, np.ndarray] = {}
     for group in collective.groups:
         for rank, result in zip(group, one_group(group), strict=True):
             if rank in results:
                 raise ValueError(f"{collective.kind}: rank {rank} is in two replica groups")
             results[rank] = result
-    missing = sorted(set(range(len(ranks))) ^ set(results))
+    missing = sorted(set(range(count)) ^ set(results))
     if missing:
-        raise ValueError(
-            f"{collective.kind}: ranks {missing} do not match the {len(ranks)} ranks of the ring"
-        )
-    return [results[rank] for rank in range(len(ranks))]
+        raise ValueError(f"{collective.kind}: ranks {missing} do not match the {count} ranks of the ring")
+    return [results[rank] for rank in range(count)]
 
 
 def _moved(sources: Mapping[int, int], ranks: Ranks) -> list[np.ndarray]:
@@ -265,7 +266,7 @@ ORDERS: Mapping[str, Callable[[np.ufunc, Sequence[np.ndarray], Chunks], np.ndarr
 }
 
 
-def _chunks(size: int, count: int) -> list[slice]:
+def even_chunks(size: int, count: int) -> list[slice]:
     """``size`` elements in ``count`` contiguous chunks whose sizes differ by at most one."""
     bounds = [size * i // count for i in range(count + 1)]
     return [slice(a, b) for a, b in itertools.pairwise(bounds)]

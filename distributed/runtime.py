@@ -11,6 +11,7 @@ from distributed.executor import Executable, Executor
 from distributed.liveness import Deaths, deaths
 from distributed.placement import PlacedValue, cut, join, poison
 from distributed.program import Block, Branch, Collective, Launch, Loop, Program
+from distributed.sums import add_up, is_added_up
 
 __all__ = ["RankMissingError", "Runtime"]
 
@@ -227,15 +228,20 @@ class _Walk:
         return [self.executor.copy(x) if shared or id(x) in self.more_holders else x for x in arrays]
 
     def collective(self, step: Collective, moved: Sequence[int]) -> None:
-        operands = [self.arrived(step, number) for number in step.operands]
-        on_host = {id(x): self.executor.to_host(x) for arrays in operands for x in arrays}
-        # A permute or broadcast hands arrays through: those stay the buffers they are.
-        on_device = {id(on_host[id(x)]): x for arrays in operands for x in arrays}
-        outputs = collectives.run(step, [[on_host[id(x)] for x in arrays] for arrays in operands])
-        for number, ranks in zip(step.results, outputs, strict=True):
-            shared = all(array is ranks[0] for array in ranks)
-            self.values[number] = [
-                self._landed(array, on_device) for array in (ranks[:1] if shared else ranks)
+        for number, made in zip(step.operands, step.results, strict=True):
+            ranks = self.arrived(step, number)
+            on_device: dict[int, jax.Array] = {}
+            if is_added_up(step, ranks[0].dtype):
+                addresses = [x.unsafe_buffer_pointer() for x in ranks]
+                results = add_up(step, addresses, ranks[0].shape, ranks[0].dtype)
+            else:
+                on_host = {id(x): self.executor.to_host(x) for x in ranks}
+                # A permute or broadcast hands arrays through: those stay the buffers they are.
+                on_device = {id(on_host[id(x)]): x for x in ranks}
+                [results] = collectives.run(step, [[on_host[id(x)] for x in ranks]])
+            shared = all(array is results[0] for array in results)
+            self.values[made] = [
+                self._landed(array, on_device) for array in (results[:1] if shared else results)
             ]
 
     def _landed(self, array: np.ndarray, on_device: dict[int, jax.Array]) -> jax.Array:

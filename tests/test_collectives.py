@@ -1,5 +1,7 @@
 """Collectives against NumPy: every kind and type, 1 to 24 ranks, groups, uneven chunks."""
 
+import itertools
+
 import ml_dtypes
 import numpy as np
 import pytest
@@ -8,6 +10,7 @@ from hypothesis import strategies as st
 
 from distributed.collectives import COLLECTIVES, ORDERS, REDUCERS, run
 from distributed.program import Collective
+from distributed.sums import add_up, is_added_up
 
 FLOATS = (
     np.float64,
@@ -164,6 +167,41 @@ def test_a_mesh_rounds_once(rng):
     for x in arrays:
         total = total + x.astype(np.float32)
     np.testing.assert_array_equal(results[0], total.astype(ml_dtypes.bfloat16))
+
+
+@pytest.mark.parametrize("dtype", (np.float32, ml_dtypes.bfloat16), ids=lambda t: np.dtype(t).name)
+@pytest.mark.parametrize("algorithm", ORDERS)
+def test_the_kernel_adds_to_the_same_bits(algorithm, dtype, rng):
+    """Against NumPy's chain of sums, which the tests above hold to float64."""
+    for ranks, size in itertools.product((1, 2, 3, 8, 24), (0, 1, 17, 4097, 9000)):
+        step = collective("all_reduce", halves(ranks, rng), reducer="add", algorithm=algorithm)
+        arrays = [draw(rng, (size,), dtype) for _ in range(ranks)]
+        for array in arrays:
+            array[rng.integers(0, 60, size) == 0] = rng.choice([np.inf, -np.inf, np.nan, 3e38, 1e-39, -0.0])
+        memory = [np.zeros(size * array.itemsize + 2 * array.itemsize, np.uint8) for array in arrays]
+        # Elements on a boundary of elements only, as a core's block within a larger array may lie.
+        places = [
+            space[array.itemsize :][: array.nbytes].view(dtype)
+            for space, array in zip(memory, arrays, strict=True)
+        ]
+        for place, array in zip(places, arrays, strict=True):
+            place[:] = array
+        assert is_added_up(step, np.dtype(dtype))
+        got = add_up(step, [place.ctypes.data for place in places], (size,), np.dtype(dtype))
+        [wanted] = run(step, [arrays])
+        for mine, theirs in zip(got, wanted, strict=True):
+            is_nan = np.isnan(theirs)
+            assert np.array_equal(np.isnan(mine), is_nan)
+            assert mine[~is_nan].tobytes() == theirs[~is_nan].tobytes()
+        assert len({id(array) for array in got}) == len(step.groups)
+
+
+def test_only_sums_that_the_kernel_knows_are_given_to_it():
+    assert not is_added_up(collective("all_reduce", [[0, 1]], reducer="add"), np.dtype(np.float64))
+    assert not is_added_up(collective("all_reduce", [[0, 1]], reducer="maximum"), np.dtype(np.float32))
+    for groups, message in (([[0, 1], [1]], "rank 1 is in two"), ([[0]], "do not match the 2 ranks")):
+        with pytest.raises(ValueError, match=message):
+            add_up(collective("all_reduce", groups, reducer="add"), [0, 0], (0,), np.dtype(np.float32))
 
 
 @pytest.mark.parametrize("ranks", range(1, 25))

@@ -3,12 +3,13 @@
 import ctypes
 import functools
 import hashlib
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from kernels.host.targets import matmul_targets, update_targets
 
-__all__ = ["handler"]
+__all__ = ["adder", "handler"]
 
 
 @functools.cache
@@ -20,6 +21,15 @@ def handler(target: str) -> Any:
     make_capsule = ctypes.pythonapi.PyCapsule_New
     make_capsule.restype, make_capsule.argtypes = ctypes.py_object, [ctypes.c_void_p] * 3
     return make_capsule(_compile(target), None, None)
+
+
+@functools.cache
+def adder(dtype: str) -> Callable[[Any, Any, int], None]:
+    """The C function that adds arrays of ``dtype``, one of ``targets.ADDED``; see ``sums.compile_sum``."""
+    from kernels.host.sums import compile_sum
+
+    kind = ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_void_p)
+    return kind(compile_sum(dtype, _stamp()))
 
 
 def _compile(target: str) -> int:

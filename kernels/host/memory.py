@@ -19,6 +19,7 @@ __all__ = [
     "copy",
     "function_address",
     "give_way",
+    "pointer",
     "read_atomically",
     "release",
     "store_word",
@@ -129,6 +130,16 @@ def copy(typing, target, source, size_bytes):
         return context.get_dummy_value()
 
     return types.void(types.intp, types.intp, types.intp), generate
+
+
+@intrinsic
+def pointer(typing, address):
+    """What ``numba.carray`` makes an array of."""
+
+    def generate(context: Any, b: ir.IRBuilder, signature: Any, arguments: Sequence[ir.Value]) -> ir.Value:
+        return b.inttoptr(arguments[0], _POINTER)
+
+    return types.voidptr(types.intp), generate
 
 
 @intrinsic

@@ -1,12 +1,14 @@
 """The host kernels by the names XLA calls them, and what each takes."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 __all__ = [
+    "ADDED",
     "FEW_ROWS",
     "WEIGHTS",
     "matmul_target",
     "matmul_targets",
+    "sum_plan",
     "update_target",
     "update_targets",
     "why_not_matmul",
@@ -91,3 +93,24 @@ def why_not_update(dtype: str, shape: tuple[int, ...]) -> str:
     if dtype not in _NARROW_FLOATS:
         return f"XLA updates arrays of {dtype} where they lie"
     return "" if shape else "it has no dims"
+
+
+ADDED = frozenset({"f32", "bf16"})
+"""Types of the arrays that the sum of several cores adds."""
+
+
+def sum_plan(
+    stretches: Sequence[tuple[int, int, Sequence[int]]], *, first_way: int, rounds: bool
+) -> list[int]:
+    """The table of words by which the sum of several arrays works.
+
+    Args:
+      stretches: of the result: the first element, the end, and the numbers of all arrays in the order in
+        which they are added.
+      first_way: so many of them are added by themselves, before the sum of the others comes to theirs.
+      rounds: whether the sum is rounded to its type whenever an array was added, not only at the end.
+    """
+    words = [len(stretches[0][2]), first_way, int(rounds), len(stretches)]
+    for start, end, order in stretches:
+        words += [start, end, *order]
+    return words

@@ -1,0 +1,110 @@
+"""The sum of several cores' arrays in one pass, element by element in a given order, as a C function."""
+
+import numpy as np
+from numba import carray, cfunc, njit
+
+from kernels.host.memory import pointer, word
+
+__all__ = ["compile_sum"]
+
+# Words of a plan (``targets.sum_plan``) and of each stretch behind them.
+_ARRAYS, _FIRST_WAY, _ROUNDS, _STRETCHES, _HEAD = range(5)
+_START, _END, _ORDER = range(3)
+_WORD_BYTES = 8
+
+_BLOCK = 1024
+"""Elements added at a time: their sums stay in the first-level cache."""
+
+_SIGN, _INFINITY, _NAN = np.uint32(1 << 31), np.uint32(0x7F800000), np.uint32(0x7FC00000)
+_HALF_BITS = np.uint32(16)
+_UPPER, _JUST_BELOW_HALF, _ONE = np.uint32(0xFFFF0000), np.uint32(0x7FFF), np.uint32(1)
+
+
+@njit
+def _widen(narrow, wide, address, start, count):
+    if narrow:
+        bits, words = wide.view(np.uint32), carray(pointer(address + 2 * start), count, np.uint16)
+        for i in range(count):
+            bits[i] = np.uint32(words[i]) << _HALF_BITS
+    else:
+        floats = carray(pointer(address + 4 * start), count, np.float32)
+        for i in range(count):
+            wide[i] = floats[i]
+
+
+@njit
+def _round(narrow, total, count):
+    """To bf16, the nearest, ties to even; what is no number stays none."""
+    if narrow:
+        bits = total.view(np.uint32)
+        for i in range(count):
+            found = bits[i]
+            nearest = found + _JUST_BELOW_HALF + ((found >> _HALF_BITS) & _ONE)
+            is_nan = (found & ~_SIGN) > _INFINITY
+            bits[i] = ((found & _SIGN) | _NAN if is_nan else nearest) & _UPPER
+
+
+@njit
+def _store(narrow, address, total, start, count):
+    if narrow:
+        bits, words = total.view(np.uint32), carray(pointer(address + 2 * start), count, np.uint16)
+        for i in range(count):
+            words[i] = bits[i] >> _HALF_BITS
+    else:
+        floats = carray(pointer(address + 4 * start), count, np.float32)
+        for i in range(count):
+            floats[i] = total[i]
+
+
+@njit
+def _add_up(narrow, rounds, arrays, order, first, end, total, own, start, count):
+    """The arrays number ``first`` to ``end`` of the order."""
+    _widen(narrow, total, word(arrays, word(order, first)), start, count)
+    for stop in range(first + 1, end):
+        _widen(narrow, own, word(arrays, word(order, stop)), start, count)
+        for i in range(count):
+            total[i] += own[i]
+        _round(narrow and rounds, total, count)
+
+
+@njit
+def _sum(narrow, arrays, plan, out):
+    number, turn, rounds = word(plan, _ARRAYS), word(plan, _FIRST_WAY), word(plan, _ROUNDS)
+    total, other = np.empty(_BLOCK, np.float32), np.empty(_BLOCK, np.float32)
+    own = np.empty(_BLOCK, np.float32)
+    for stretch in range(word(plan, _STRETCHES)):
+        place = plan + _WORD_BYTES * (_HEAD + stretch * (_ORDER + number))
+        order, end = place + _WORD_BYTES * _ORDER, word(place, _END)
+        for start in range(word(place, _START), end, _BLOCK):
+            count = min(_BLOCK, end - start)
+            _add_up(narrow, rounds, arrays, order, turn, number, total, own, start, count)
+            if turn:
+                _add_up(narrow, rounds, arrays, order, 0, turn, other, own, start, count)
+                for i in range(count):
+                    total[i] += other[i]
+            _round(narrow, total, count)
+            _store(narrow, out, total, start, count)
+
+
+_COMPILED = []
+"""Keeps what is called by address."""
+
+
+def compile_sum(dtype: str, stamp: str) -> int:
+    """The address of the C function ``sum(arrays, plan, out)`` for arrays of one type.
+
+    ``arrays`` are the addresses of the operands, ``plan`` that of a table by ``targets.sum_plan``. Sums are
+    f32, rounded to the type at every stop if the plan says so, and at the end.
+
+    Args:
+      dtype: one of ``targets.ADDED``.
+    """
+    narrow = dtype == "bf16"
+
+    @cfunc("void(intp, intp, intp)", cache=True)
+    def add(arrays, plan, out):
+        if stamp != "":  # the stamp is part of the cache's key
+            _sum(narrow, arrays, plan, out)
+
+    _COMPILED.append(add)
+    return add.address
