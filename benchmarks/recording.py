@@ -1,4 +1,4 @@
-"""What recording costs: time per JAX op under neuronx.lazy beside jax.make_jaxpr; ``--check`` allows 3x."""
+"""What recording costs: time per JAX op under neuronx.lazy beside jax.make_jaxpr."""
 
 import argparse
 import statistics
@@ -14,8 +14,6 @@ from jax import lax
 import neuronx
 
 __all__ = ["PROGRAMS", "main", "measure"]
-
-_ALLOWED_RATIO = 3.0
 
 
 def lax_chain(x: jax.Array) -> jax.Array:
@@ -64,21 +62,16 @@ def measure(program: Callable[[jax.Array], jax.Array], repeats: int) -> tuple[in
     return num_ops, statistics.median(traced[1:]), statistics.median(recorded[1:])
 
 
-def main(arguments: list[str]) -> int:
+def main(arguments: list[str]) -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--repeats", type=int, default=15, help="measurements of each, the median counts")
-    parser.add_argument("--check", action="store_true", help=f"exit status 1 above {_ALLOWED_RATIO:g}x")
     asked = parser.parse_args(arguments)
     print(f"{'program':<12} {'ops':>5} {'make_jaxpr us/op':>17} {'lazy us/op':>11} {'ratio':>6}")
-    worst = 0.0
     for program in PROGRAMS:
         num_ops, traced, recorded = measure(program, asked.repeats)
-        ratio = recorded / traced
-        worst = max(worst, ratio)
         times = f"{traced / num_ops * 1e6:>17.1f} {recorded / num_ops * 1e6:>11.1f}"
-        print(f"{program.__name__:<12} {num_ops:>5} {times} {ratio:>6.2f}")
-    return 1 if asked.check and worst > _ALLOWED_RATIO else 0
+        print(f"{program.__name__:<12} {num_ops:>5} {times} {recorded / traced:>6.2f}")
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    main(sys.argv[1:])

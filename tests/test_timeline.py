@@ -2,7 +2,6 @@
 
 import itertools
 import json
-import time
 from dataclasses import replace
 
 import pytest
@@ -392,14 +391,3 @@ def test_trace_is_json_with_every_event():
     threads = {(r["pid"], r["tid"]) for r in trace["traceEvents"] if r["name"] == "thread_name"}
     assert {(s["pid"], s["tid"]) for s in spans} == threads
     assert any(span["args"].get("location") == "all_reduce.py:7" for span in spans)
-
-
-def test_six_thousand_kernels_are_timed_quickly():
-    """As many as OPT-66B has; the machine may be busy, so the limit is loose (0.2 s on two quiet cores)."""
-    b = Builder(24)
-    x = b.global_buffer((16, 512))
-    steps, out = chain(b, x, 6000, (16, 512))
-    program = b.program([x], steps, [out])
-    start = time.process_time()
-    time_program(program, RING)
-    assert time.process_time() - start < 2.0
