@@ -5,13 +5,15 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from distributed.mesh import Mesh
+from hlo_passes.collective_ops import erase_dead
 from hlo_passes.ir import func, ir, main, run_mlir_passes, sdy, walk
 from hlo_passes.notes import add_notes
 from hlo_passes.sharding.agree import agree
+from hlo_passes.sharding.choice import Choice, Targets
 from hlo_passes.sharding.classes import DimClasses
 from hlo_passes.sharding.free_axes import plan_free_axis
 from hlo_passes.sharding.handlers import HANDLERS
-from hlo_passes.sharding.partition import Choice, Partitioner, Targets, shape_of
+from hlo_passes.sharding.partition import Partitioner
 from hlo_passes.sharding.plan import NO_PLAN, PLANS, Plan, find_weights, make_plan
 from hlo_passes.sharding.prices import Prices
 from hlo_passes.sharding.rules import RULE, attach_rules
@@ -23,6 +25,7 @@ from hlo_passes.sharding.spec import (
     annotations,
     blocks,
     result_annotations,
+    shape_of,
 )
 from hlo_passes.spec import unknown
 from kernels.errors import CompileError
@@ -79,6 +82,7 @@ def run(module: ir.Module, options: Options) -> None:
         unreached = _unreached(function, targets, given) if annotated and not plan.notes else []
         part = Partitioner(module, function, targets, HANDLERS)
         part.run()
+        erase_dead(main(module).entry_block)
         _clean(module, plan, options.tp)
         add_notes(module, [*plan.notes, *unreached, *part.notes])
         agree(module)

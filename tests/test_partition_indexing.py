@@ -59,8 +59,24 @@ def test_rows_from_a_place_known_at_run_time_are_one_all_reduce(cores, rows):
 @pytest.mark.parametrize("cores", CORES)
 def test_vocabulary_parallel_lookup_is_one_all_reduce(cores):
     function = lambda table, ids: table[ids]  # noqa: E731
-    counts, _ = check_counts(function, (normal(25, 4), integers(25, 3, 5)), (P("tp"), P()), cores)
+    counts, _ = check_counts(function, (normal(65, 4), integers(65, 3, 5)), (P("tp"), P()), cores)
     assert counts == {"all_reduce": 1}
+
+
+@pytest.mark.parametrize("cores", CORES)
+def test_a_table_smaller_than_what_is_looked_up_in_it_is_gathered(cores):
+    function = lambda table, ids: jnp.sin(table)[ids]  # noqa: E731
+    counts, notes = check_counts(function, (normal(24, 4), integers(24, 300)), (P("tp"), P()), cores)
+    assert counts == {"all_gather": 1}
+    assert any("gather" in note for note in notes)
+
+
+@pytest.mark.parametrize("cores", CORES)
+def test_a_lookup_is_made_where_its_table_lies_though_its_indices_are_sharded(cores):
+    function = lambda table, ids: table[ids]  # noqa: E731
+    arguments = (normal(24 * 50, 4), integers(24 * 50, 24))
+    counts, _ = check_counts(function, arguments, (P("tp"), P("tp")), cores)
+    assert "all_reduce" in counts
 
 
 @pytest.mark.parametrize("dtype", [np.int8, np.uint8, np.uint32, np.int64])
@@ -111,11 +127,11 @@ def test_scatter_into_a_sharded_dim_needs_nothing(cores, reducer):
 
 
 def test_small_updates_are_gathered_rather_than_a_large_result_reduced():
-    function = lambda t, i, u: t.at[i].add(u)  # noqa: E731
+    function = lambda t, i, u: t.at[i].add(jnp.sin(u))  # noqa: E731
     arguments = (normal(500, 4), integers(500, 8), normal(8, 4))
     counts, notes = check_counts(function, arguments, (P(), P("tp"), P("tp")), 4)
     assert "all_reduce" not in counts
-    assert any("smaller than its result" in note for note in notes)
+    assert any("scatter" in note and "in parts it would move more" in note for note in notes)
 
 
 @pytest.mark.parametrize("cores", CORES)

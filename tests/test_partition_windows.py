@@ -33,7 +33,8 @@ def keep(x):
 @pytest.mark.parametrize("cores", CORES)
 def test_a_spatially_sharded_convolution_exchanges_edges_only(cores):
     counts, notes = check_counts(conv, (normal(2, 24, 5, 3), normal(3, 3, 3, 4)), (P(None, "tp"), P()), cores)
-    assert counts == {"collective_permute": 2}
+    # Two cores swap their edges in one permute.
+    assert counts == {"collective_permute": 1 if cores == 2 else 2}
     assert notes == []
 
 
@@ -119,7 +120,7 @@ def test_two_dims_of_an_image_over_two_axes():
     counts, _ = check_counts(
         conv, (normal(2, 8, 12, 3), normal(3, 3, 3, 4)), (P(None, "x", "y"), P()), {"x": 2, "y": 2}
     )
-    assert counts == {"collective_permute": 4}
+    assert counts == {"collective_permute": 2}
 
 
 def test_sum_of_squares_of_a_sharded_image_and_its_gradient():

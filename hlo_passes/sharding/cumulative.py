@@ -1,9 +1,10 @@
 """Cumulative sums and the like along a sharded dim: each core its block, then what came before it."""
 
 from hlo_passes.ir import ir
-from hlo_passes.sharding.partition import Choice, Partitioner, shape_of
+from hlo_passes.sharding.choice import Choice
+from hlo_passes.sharding.partition import Partitioner
 from hlo_passes.sharding.reductions import all_reducer, simple_reducer
-from hlo_passes.sharding.spec import Sharding
+from hlo_passes.sharding.spec import Sharding, shape_of
 from hlo_passes.sharding.windows import WINDOWS, Window
 
 __all__ = ["is_cumulative", "scan_blocks"]

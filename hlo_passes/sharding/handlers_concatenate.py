@@ -1,14 +1,27 @@
 """Concatenate along a sharded dim: each core fetches what falls into its block of the result."""
 
 import math
+from dataclasses import dataclass
 
 from hlo_passes.ir import ir
+from hlo_passes.sharding.choice import Choice
 from hlo_passes.sharding.emit import Emitter
+from hlo_passes.sharding.exchange import Fetch, exchange, moved_rows
 from hlo_passes.sharding.handlers_window import replaced, rows_of
-from hlo_passes.sharding.partition import Choice, Handlers, Partitioner, shape_of
+from hlo_passes.sharding.partition import Handlers, Partitioner
 from hlo_passes.sharding.rows import Need, result_need
+from hlo_passes.sharding.spec import shape_of
 
 __all__ = ["HANDLERS"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Part:
+    """Rows ``rows`` of ``source``, which come to lie at row ``begin`` of the result."""
+
+    source: ir.Value
+    rows: range
+    begin: int
 
 
 def _concatenate(part: Partitioner, op: ir.Operation) -> None:
@@ -21,21 +34,56 @@ def _concatenate(part: Partitioner, op: ir.Operation) -> None:
         part.generic(op)
         return
     emit, size = part.emit, shape_of(result)[dim]
-    shards, begin, whole = part.targets.mesh.size(axes), 0, None
-    for value, dims in zip(op.operands, rule.operands, strict=True):
-        rows, have = shape_of(value)[dim], part.env[value][1]
-        if not rows:
-            continue
-        sharding = choice.sharding(shape_of(value), dims, rule)
+    shards = part.targets.mesh.size(axes)
+    made = replaced(choice.sharding(shape_of(result), rule.results[0], rule), {dim: (axes, local)})
+    parts, fetches, pieces = _parts(part, op, dim, axes), {}, {}
+    for number, one in enumerate(parts):
+        rows, have = shape_of(one.source)[dim], part.env[one.source][1]
         sharded = have.axes[dim] == axes
-        if sharded:
-            sharding = replaced(sharding, {dim: (axes, have.local[dim])})
-        need = _inside(result_need(size, local, shards, start=-begin), rows)
-        piece = rows_of(part, op, part.use(value, sharding), dim, axes, rows, need, sharded)
-        whole = piece if whole is None else _after(emit, whole, piece, dim, axes, begin, local)
-        begin += rows
-    sharding = choice.sharding(shape_of(result), rule.results[0], rule)
-    part.env[result] = (whole, replaced(sharding, {dim: (axes, local)}))
+        sharding = replaced(made, {dim: (axes, have.local[dim]) if sharded else ((), rows)})
+        value, need = part.use(one.source, sharding), _need(one, size, local, shards)
+        permuted, gathered = moved_rows(need, value.type.shape[dim], one.rows)
+        if sharded and permuted <= gathered:
+            fetches[number] = Fetch(value=value, need=need, rows=one.rows)
+        else:
+            pieces[number] = rows_of(part, op, value, dim, axes, rows, need, sharded)
+    pieces |= dict(zip(fetches, exchange(emit, dim, axes, list(fetches.values())), strict=True))
+    whole = pieces[0]
+    for number, one in enumerate(parts[1:], 1):
+        whole = _after(emit, whole, pieces[number], dim, axes, one.begin, local)
+    part.env[result] = (whole, made)
+
+
+def _parts(part: Partitioner, op: ir.Operation, dim: int, axes: tuple[str, ...]) -> list[_Part]:
+    """What is joined: the operands, or where they are rows of a value sharded so, those rows of it."""
+    parts, begin = [], 0
+    for value in op.operands:
+        count, start = shape_of(value)[dim], _first_row(value, dim)
+        beneath = None if start is None else value.owner.operands[0]
+        if beneath is None or part.env[beneath][1].axes[dim] != axes:
+            start, beneath = 0, value
+        if count:
+            parts.append(_Part(source=beneath, rows=range(start, start + count), begin=begin))
+        begin += count
+    return parts
+
+
+def _first_row(value: ir.Value, dim: int) -> int | None:
+    """Where ``value`` begins in what it is a slice of along ``dim`` alone, None for other values."""
+    if isinstance(value.owner, ir.Block) or value.owner.name != "stablehlo.slice":
+        return None
+    attributes, whole = value.owner.attributes, shape_of(value.owner.operands[0])
+    starts, strides = (ir.DenseI64ArrayAttr(attributes[name]) for name in ("start_indices", "strides"))
+    others = [d for d, size in enumerate(shape_of(value)) if d != dim and size != whole[d]]
+    return None if others or strides[dim] != 1 else starts[dim]
+
+
+def _need(one: _Part, size: int, local: int, shards: int) -> Need:
+    """The rows of the source that fall into each core's block of the result; none where none do."""
+    need = result_need(size, local, shards, start=one.rows.start - one.begin)
+    pairs = zip(need.starts, need.counts, strict=True)
+    counts = tuple(n if s < one.rows.stop and s + n > one.rows.start else 0 for s, n in pairs)
+    return Need(starts=need.starts, counts=counts, count=need.count)
 
 
 def _concatenated(
@@ -50,12 +98,6 @@ def _concatenated(
         if axes and not used & set(axes) and (axes == wanted.axes[dim] or size >= shards):
             return axes, wanted.local[dim] if axes == wanted.axes[dim] else math.ceil(size / shards)
     return (), size
-
-
-def _inside(need: Need, size: int) -> Need:
-    """``need`` without counts for cores that read nothing of the ``size`` rows there are."""
-    counts = tuple(c if s < size and s + c > 0 else 0 for s, c in zip(need.starts, need.counts, strict=True))
-    return Need(starts=need.starts, counts=counts, count=need.count)
 
 
 def _after(

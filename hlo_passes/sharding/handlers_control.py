@@ -4,8 +4,8 @@ import math
 
 from hlo_passes.ir import ir, sdy, source_line
 from hlo_passes.sharding.agree import AGREE
-from hlo_passes.sharding.partition import Handlers, Partitioner, local_type, shape_of
-from hlo_passes.sharding.spec import Sharding
+from hlo_passes.sharding.partition import Handlers, Partitioner, local_type
+from hlo_passes.sharding.spec import Sharding, shape_of
 from kernels.errors import CompileError
 
 __all__ = ["HANDLERS"]

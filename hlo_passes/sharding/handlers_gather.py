@@ -1,6 +1,7 @@
 """Gather from a table that is sharded along dims it looks rows up in (vocabulary-parallel embedding)."""
 
 from hlo_passes.ir import ir
+from hlo_passes.sharding.choice import Choice
 from hlo_passes.sharding.indexing import (
     IndexNumbers,
     component,
@@ -9,8 +10,9 @@ from hlo_passes.sharding.indexing import (
     spread_components,
     wide,
 )
-from hlo_passes.sharding.partition import Choice, Handlers, Partitioner, shape_of
+from hlo_passes.sharding.partition import Handlers, Partitioner
 from hlo_passes.sharding.rules import OpRule
+from hlo_passes.sharding.spec import shape_of
 
 __all__ = ["HANDLERS"]
 

@@ -3,10 +3,12 @@
 from dataclasses import dataclass
 
 from hlo_passes.ir import ir
+from hlo_passes.sharding.choice import Choice
 from hlo_passes.sharding.handlers_window import replaced, rows_of
-from hlo_passes.sharding.partition import Choice, Handlers, Partitioner, shape_of
+from hlo_passes.sharding.partition import Handlers, Partitioner
 from hlo_passes.sharding.reductions import simple_reducer, splat
 from hlo_passes.sharding.rows import Need, fill_outside, own_rows, result_need
+from hlo_passes.sharding.spec import shape_of
 from hlo_passes.sharding.windows import Window, clear_padding, reduce_window_windows
 
 __all__ = ["HANDLERS"]

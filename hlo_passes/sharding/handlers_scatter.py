@@ -3,10 +3,12 @@
 import math
 
 from hlo_passes.ir import ir
+from hlo_passes.sharding.choice import Choice
 from hlo_passes.sharding.indexing import IndexNumbers, local_indices, scatter_numbers, wide
-from hlo_passes.sharding.partition import Choice, Handlers, Partitioner, local_bytes, shape_of
+from hlo_passes.sharding.partition import Handlers, Partitioner
 from hlo_passes.sharding.reductions import simple_reducer
 from hlo_passes.sharding.rules import OpRule
+from hlo_passes.sharding.spec import shape_of
 
 __all__ = ["HANDLERS"]
 
@@ -25,7 +27,6 @@ def _scatter(part: Partitioner, op: ir.Operation) -> None:
         return
     choice, numbers = part.choose(op, rule), scatter_numbers(op)
     count = len(op.results)
-    _weigh(part, op, rule, choice)
     begins = _begins(part, op, rule, choice, numbers)
     summed = tuple(a for f in sorted(rule.reductions & choice.axes.keys()) for a in choice.axes[f])
     if not begins and not summed:
@@ -65,26 +66,9 @@ def _begins(
         # The old value is whole and would be cut here. XLA expands a scatter into slices at clamped
         # indices and merges them with a slice below as if they did not clamp: a dropped update would
         # write rows of another core. So all cores scatter into all of it.
-        part.drop(choice, [rule.operands[0][dim][0] for _, dim in found.values()])
+        choice.drop([rule.operands[0][dim][0] for _, dim in found.values()])
         return {}
     return found
-
-
-def _weigh(part: Partitioner, op: ir.Operation, rule: OpRule, choice: Choice) -> None:
-    """Gives up sharded updates where gathering them moves less than reducing the result."""
-    factors = rule.reductions & choice.axes.keys()
-    if not factors:
-        return
-    cores = part.targets.mesh.size(tuple(a for f in factors for a in choice.axes[f]))
-    values = [part.env[op.operands[0]][0]], [part.env[v][0] for v in op.operands[1:]]
-    reduced = 2 * local_bytes(values[0][0])
-    gathered = sum(map(local_bytes, values[1])) * cores
-    if gathered < reduced:
-        part.drop(choice, factors)
-        part.note_gather(
-            op, gathered, f"its sharded updates are smaller than its result of {reduced // 2} B, which "
-            "would be reduced instead", "shard the result instead of the updates",
-        )  # fmt: skip
 
 
 def _drop_padding(

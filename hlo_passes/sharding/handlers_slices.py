@@ -5,8 +5,9 @@ import functools
 from hlo_passes.ir import ir
 from hlo_passes.sharding.emit import Emitter
 from hlo_passes.sharding.handlers_window import replaced
-from hlo_passes.sharding.partition import Handlers, Partitioner, local_bytes, shape_of
+from hlo_passes.sharding.partition import Handlers, Partitioner, local_bytes
 from hlo_passes.sharding.rows import owned_rows
+from hlo_passes.sharding.spec import shape_of
 
 __all__ = ["HANDLERS"]
 

@@ -4,8 +4,8 @@ from collections.abc import Sequence
 
 from hlo_passes.ir import ir
 from hlo_passes.sharding.emit import Emitter
-from hlo_passes.sharding.partition import Handlers, Partitioner, local_bytes, shape_of
-from hlo_passes.sharding.spec import Sharding
+from hlo_passes.sharding.partition import Handlers, Partitioner, local_bytes
+from hlo_passes.sharding.spec import Sharding, shape_of
 
 __all__ = ["HANDLERS"]
 

@@ -4,11 +4,14 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from distributed.mesh import Mesh
 from hlo_passes.ir import ir
+from hlo_passes.sharding.choice import Choice
 from hlo_passes.sharding.cumulative import is_cumulative, scan_blocks
-from hlo_passes.sharding.partition import Choice, Handlers, Partitioner, local_bytes, shape_of
-from hlo_passes.sharding.rows import Need, fetch, fill_outside, moved_rows, own_rows, owned_rows, result_need
-from hlo_passes.sharding.spec import Sharding
+from hlo_passes.sharding.exchange import fetch, moved_rows
+from hlo_passes.sharding.partition import Handlers, Partitioner, local_bytes
+from hlo_passes.sharding.rows import Need, fill_outside, own_rows, owned_rows, result_need
+from hlo_passes.sharding.spec import Sharding, shape_of
 from hlo_passes.sharding.windows import WINDOWS, Window, convolution_dims
 
 __all__ = ["HANDLERS", "replaced", "rows_of"]
@@ -146,9 +149,12 @@ def _operand(
 ) -> ir.Value:  # fmt: skip
     """The rows of ``value`` that the cuts need; its other dims lie as in ``sharding``."""
     have, size = part.env[value][1], shape_of(value)
-    # Axes along a cut dim that stay; others are gathered by the reshard.
-    kept = {c.window.operand_dim: (c.summed or c.axes) for c in cuts}
-    kept = {d: (axes, have.local[d]) for d, axes in kept.items() if have.axes[d] == axes}
+    # A cut dim that is sharded otherwise is first resharded as the result is, so that only edges are fetched.
+    kept = {c.window.operand_dim: c.summed or c.axes for c in cuts}
+    kept = {
+        d: (axes, _rows(part.targets.mesh, have, d, axes, size[d]))
+        for d, axes in kept.items() if have.axes[d]
+    }  # fmt: skip
     local = part.use(value, replaced(sharding, kept))
     fill = part.emit.zero(value.type.element_type) if fill is None else fill
     for cut in cuts:
@@ -160,6 +166,14 @@ def _operand(
             continue
         local = _dilated(part, op, local, cut, size[dim], fill, dim in kept)
     return local
+
+
+def _rows(mesh: Mesh, have: Sharding, dim: int, axes: tuple[str, ...], size: int) -> int:
+    """Rows per core of a dim of ``size`` over ``axes``: as they lie, where other axes are gathered."""
+    old = have.axes[dim]
+    if old[: len(axes)] == axes:
+        return have.local[dim] * mesh.size(old[len(axes) :])
+    return math.ceil(size / mesh.size(axes))
 
 
 def _dilated(
@@ -192,7 +206,7 @@ def rows_of(
     """The rows each core needs of a dim that is sharded over ``axes`` or whole; says so if it gathers."""
     if not sharded:
         return own_rows(part.emit, local, dim, axes, need, [0] * len(need.starts))
-    permuted, gathered = moved_rows(need, local.type.shape[dim], size)
+    permuted, gathered = moved_rows(need, local.type.shape[dim], range(size))
     if permuted > gathered:
         moved = local_bytes(local) * (len(need.starts) - 1)
         part.note_gather(

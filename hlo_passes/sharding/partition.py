@@ -3,12 +3,11 @@
 import contextlib
 import math
 from collections import ChainMap
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
-from distributed.mesh import Mesh
 from hlo_passes.ir import func, ir
 from hlo_passes.local import donations
+from hlo_passes.sharding.choice import Choice, Targets, choose
 from hlo_passes.sharding.emit import Emitter
 from hlo_passes.sharding.local_sizes import LOCAL_SIZES
 from hlo_passes.sharding.notes import element_bytes, gather_note, reshard_note, whole_note
@@ -16,49 +15,13 @@ from hlo_passes.sharding.padding import finite_argument, padding_fill
 from hlo_passes.sharding.reductions import all_reducer, combine_parts
 from hlo_passes.sharding.reshard import reshard
 from hlo_passes.sharding.rules import RULE, OpRule
-from hlo_passes.sharding.spec import Sharding, layout_attributes, mesh_attribute
-from hlo_passes.sharding.traffic import received_elements, summed_elements
+from hlo_passes.sharding.spec import Sharding, layout_attributes, mesh_attribute, shape_of
+from hlo_passes.sharding.traffic import received_elements
 
-__all__ = ["Choice", "Handlers", "Partitioner", "Targets", "local_bytes", "local_type", "shape_of"]
+__all__ = ["Handlers", "Partitioner", "local_bytes", "local_type"]
 
 _KEPT_ARGUMENT_ATTRIBUTES = ("tf.aliasing_output", "jax.buffer_donor")
-# Ops along a dim they need whole, of which a batch may be as long as there are cores.
-_MOVED = ("stablehlo.sort", "stablehlo.fft", "stablehlo.cholesky", "stablehlo.triangular_solve")
 _DROPPED = ("sdy.sharding", RULE, "channel_handle", "use_global_device_ids")
-
-
-@dataclass(frozen=True, kw_only=True)
-class Targets:
-    """What the plan or the user wants.
-
-    ``wanted`` gives the sharding of a value, None for no opinion; ``demanded`` those of main's results,
-    None where any will do; ``chosen`` the factors of an op, where a plan settles them; ``axes_of`` reads
-    the axes per dim of an ``sdy.sharding`` attribute.
-    """
-
-    mesh: Mesh
-    rules: dict[ir.Operation, OpRule | None]
-    wanted: Callable[[ir.Value], Sharding | None]
-    demanded: tuple[Sharding | None, ...]
-    axes_of: Callable[[ir.Attribute], tuple[tuple[str, ...], ...]]
-    chosen: Callable[[ir.Operation], "Choice"] | None = None
-
-
-@dataclass(kw_only=True)
-class Choice:
-    """The axes and the rows per core chosen for each factor of an op."""
-
-    axes: dict[int, tuple[str, ...]] = field(default_factory=dict)
-    local: dict[int, int] = field(default_factory=dict)
-
-    def sharding(self, shape: Sequence[int], dims: tuple[tuple[int, ...], ...], rule: OpRule) -> Sharding:
-        """The sharding a tensor with these dims must have under this choice."""
-        axes, local = [], []
-        for size, factors in zip(shape, dims, strict=True):
-            sharded = bool(factors) and factors[0] in self.axes
-            axes.append(self.axes[factors[0]] if sharded else ())
-            local.append(self.local[factors[0]] * _minor(factors, rule) if sharded else size)
-        return Sharding(axes=tuple(axes), local=tuple(local))
 
 
 class Partitioner:
@@ -125,7 +88,7 @@ class Partitioner:
             return local
         forms = self._forms.get((local, shape), {have: local})
         if sharding not in forms:
-            have = min(forms, key=lambda form: self._distance(form, sharding))
+            have = min(forms, key=lambda form: self._distance(shape, form, sharding))
             before = self.emit.gathered_elements
             forms = forms | {sharding: reshard(self.emit, forms[have], shape, have, sharding)}
             self._forms |= {(form, shape): forms for form in forms.values()}
@@ -134,9 +97,9 @@ class Partitioner:
                 self.notes.append(reshard_note(self._reader, value, gathered, have, sharding))
         return forms[sharding]
 
-    def _distance(self, have: Sharding, want: Sharding) -> tuple[float, bool]:
+    def _distance(self, shape: tuple[int, ...], have: Sharding, want: Sharding) -> tuple[float, bool]:
         """How far a form is from another; to cut a whole one needs no look at how blocks lie."""
-        return received_elements(self.targets.mesh, have, want), not have.is_whole
+        return received_elements(self.targets.mesh, have, want, shape), not have.is_whole
 
     def whole(self, value: ir.Value) -> ir.Value:
         return self.use(value, Sharding.whole(shape_of(value)))
@@ -152,87 +115,21 @@ class Partitioner:
             return
         choice = self.choose(op, rule)
         if op.name == "stablehlo.reduce" and all_reducer(op) is None:
-            self.drop(choice, rule.reductions)
+            choice.drop(rule.reductions)
         self.by_rule(op, rule, choice)
 
     def by_rule(self, op: ir.Operation, rule: OpRule, choice: Choice) -> None:
         """The op as ``choice`` says, which may be whole on every core."""
         if not choice.axes:
-            self._note_whole(op, rule.why_blocked)
+            pairs = zip(op.operands, rule.operands, strict=True)
+            lying = [zip(self.env[value][1].axes, dims, strict=True) for value, dims in pairs]
+            cut = {factors[0] for dims in lying for axes, factors in dims if axes and factors}
+            self._note_whole(op, rule.why_blocked if cut & rule.blocked else "in parts it would move more")
         self.emit_with(op, rule, choice)
 
     def choose(self, op: ir.Operation, rule: OpRule, *, may_move: bool = True) -> Choice:
-        """Axes per factor: what is wanted of the results first, then as the largest operands lie.
-
-        Where it ``may_move`` them, axes of a dim that some ops need whole go to one they do not.
-        """
-        if self.targets.chosen is not None:
-            return self.targets.chosen(op)
-        results = [(self.wanted(v), dims) for v, dims in zip(op.results, rule.results, strict=True)]
-        operands = sorted(
-            zip(op.operands, rule.operands, strict=True), key=lambda pair: -math.prod(shape_of(pair[0]))
-        )
-        lying = [(self.env[value][1], dims) for value, dims in operands]
-        choice = self._offered(rule, [*results, *lying])
-        if op.name == "stablehlo.dot_general":
-            other = self._offered(rule, [*lying, *results])
-            if self._shards(other) >= self._shards(choice):
-                choice = min((choice, other), key=lambda one: self._price(op, rule, one))
-        if may_move and op.name in _MOVED:
-            self._offer_elsewhere(op, rule, choice)
-        return choice
-
-    def _offered(
-        self, rule: OpRule, sources: Sequence[tuple[Sharding, tuple[tuple[int, ...], ...]]]
-    ) -> Choice:
-        choice = Choice()
-        for sharding, dims in sources:
-            for axes, local, factors in zip(sharding.axes, sharding.local, dims, strict=True):
-                if axes and factors:
-                    self._offer(choice, rule, factors, axes, local)
-        return choice
-
-    def _shards(self, choice: Choice) -> int:
-        return math.prod(self.targets.mesh.size(axes) for axes in choice.axes.values())
-
-    def _price(self, op: ir.Operation, rule: OpRule, choice: Choice) -> float:
-        """Elements a core receives: operands moved, partial results summed, the result moved."""
-        mesh, price = self.targets.mesh, 0.0
-        for value, dims in zip(op.operands, rule.operands, strict=True):
-            have, want = self.env[value][1], choice.sharding(shape_of(value), dims, rule)
-            price += received_elements(mesh, have, want)
-        made = choice.sharding(shape_of(op.results[0]), rule.results[0], rule)
-        for factor in rule.reductions & choice.axes.keys():
-            price += summed_elements(mesh, choice.axes[factor], made.local)
-        wanted = self.targets.wanted(op.results[0])
-        return price + (received_elements(mesh, made, wanted) if wanted else 0)
-
-    def _offer_elsewhere(self, op: ir.Operation, rule: OpRule, choice: Choice) -> None:
-        """Moves axes of a dim the op needs whole to one it does not: an all-to-all, not an all-gather."""
-        value, dims = op.operands[0], rule.operands[0]
-        made = {factors[0] for factors in rule.results[0] if factors}
-        for axes, factors in zip(self.env[value][1].axes, dims, strict=True):
-            shards = self.targets.mesh.size(axes)
-            if not axes or not factors or factors[0] not in rule.blocked:
-                continue
-            others = [f for f in dims if f and f[0] in made and len(f) == 1 and rule.sizes[f[0]] >= shards]
-            for other in sorted(others, key=lambda f: -rule.sizes[f[0]]):
-                self._offer(choice, rule, other, axes, math.ceil(rule.sizes[other[0]] / shards))
-
-    def _offer(
-        self, choice: Choice, rule: OpRule, factors: tuple[int, ...], axes: tuple[str, ...], local: int
-    ) -> None:
-        """Takes ``axes`` for the major factor of a dim if the factor and the axes are still free."""
-        taken = {axis for other in choice.axes.values() for axis in other}
-        rows, rest = divmod(local, _minor(factors, rule))
-        if factors[0] in rule.blocked or factors[0] in choice.axes or taken & set(axes) or rest:
-            return
-        choice.axes[factors[0]], choice.local[factors[0]] = axes, rows
-
-    def drop(self, choice: Choice, factors: Iterable[int]) -> None:
-        """Gives up sharding these factors."""
-        for factor in set(factors) & choice.axes.keys():
-            del choice.axes[factor], choice.local[factor]
+        """Axes per factor of ``op``, see ``choice.choose``."""
+        return choose(self.targets, lambda value: self.env[value][1], op, rule, may_move=may_move)
 
     def emit_with(
         self, op: ir.Operation, rule: OpRule, choice: Choice, *,
@@ -383,11 +280,6 @@ class Partitioner:
 Handlers = Mapping[str, Callable[[Partitioner, ir.Operation], None]]
 
 
-def shape_of(value: ir.Value) -> tuple[int, ...]:
-    """The shape of a tensor; () for tokens and the like."""
-    return tuple(value.type.shape) if isinstance(value.type, ir.RankedTensorType) else ()
-
-
 def local_bytes(value: ir.Value) -> int:
     """The size of a local tensor."""
     return element_bytes(value.type, math.prod(value.type.shape))
@@ -397,7 +289,3 @@ def local_type(value: ir.Value, sharding: Sharding) -> ir.Type:
     if not isinstance(value.type, ir.RankedTensorType):
         return value.type
     return ir.RankedTensorType.get(sharding.local, value.type.element_type, value.type.encoding)
-
-
-def _minor(factors: tuple[int, ...], rule: OpRule) -> int:
-    return math.prod(rule.sizes[f] for f in factors[1:])

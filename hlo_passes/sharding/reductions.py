@@ -73,7 +73,10 @@ def _extreme(reducer: str, number: complex, init: ir.Operation) -> str | None:
 
 
 def splat(owner: ir.Operation | ir.Block) -> complex | None:
-    """The value of a scalar constant, None for anything else."""
+    """The value of a scalar constant, which may be broadcast to a scalar; None for anything else."""
+    if not isinstance(owner, ir.Block) and owner.name == "stablehlo.broadcast_in_dim":
+        source = owner.operands[0]
+        return None if len(owner.results[0].type.shape) else splat(source.owner)
     if isinstance(owner, ir.Block) or owner.name != "stablehlo.constant":
         return None
     # The bindings do not hand out complex data, and an op's own text takes its whole module's numbering.

@@ -1,11 +1,14 @@
 """Moves a value from one sharding to another: slices, then permutes, all-to-alls and last all-gathers."""
 
+import math
 from collections.abc import Sequence
 
 from hlo_passes.ir import ir
 from hlo_passes.sharding.emit import Emitter
-from hlo_passes.sharding.rows import fetch, result_need
+from hlo_passes.sharding.exchange import fetch
+from hlo_passes.sharding.rows import result_need
 from hlo_passes.sharding.spec import Sharding
+from hlo_passes.sharding.traffic import sums_parts
 
 __all__ = ["reshard"]
 
@@ -122,11 +125,30 @@ def _gather(mover: _Mover, new: Sharding) -> None:
         kept = _common(have, want)
         if kept == have:
             continue
-        gone = have[len(kept) :]
-        mover.value = mover.emit.all_gather(mover.value, dim, gone)
-        mover.place(dim, kept, mover.at.local[dim] * mover.emit.mesh.size(gone))
+        gone, local, emit = have[len(kept) :], mover.at.local[dim], mover.emit
+        if not kept and sums_parts(mover.shape[dim], local, emit.mesh.size(gone)):
+            mover.value = emit.sum_parts(_alone(mover, dim), gone)
+            emit.gathered_elements += math.prod(mover.value.type.shape)
+            mover.place(dim, (), mover.shape[dim])
+            continue
+        mover.value = emit.all_gather(mover.value, dim, gone)
+        mover.place(dim, kept, local * emit.mesh.size(gone))
         if not kept:
             mover.refit(dim, mover.shape[dim])
+
+
+def _alone(mover: _Mover, dim: int) -> ir.Value:
+    """All rows of ``dim``: this core's own block where it belongs, zeros elsewhere."""
+    emit, axes, shape = mover.emit, mover.at.axes[dim], list(mover.value.type.shape)
+    local = shape[dim]
+    shape[dim] = local * emit.mesh.size(axes)
+    zeros = emit.broadcast(emit.zero(mover.value.type.element_type), shape)
+    offset, zero = emit.offset(axes, local), emit.scalar(0)
+    starts = [offset if d == dim else zero for d in range(len(shape))]
+    placed = emit.value(
+        "stablehlo.dynamic_update_slice", [zeros, mover.value, *starts], shape, zeros.type.element_type
+    )
+    return emit.resize(placed, dim, mover.shape[dim])
 
 
 def _refit(mover: _Mover, new: Sharding) -> None:

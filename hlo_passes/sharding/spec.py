@@ -17,6 +17,7 @@ __all__ = [
     "layout_attributes",
     "mesh_attribute",
     "result_annotations",
+    "shape_of",
 ]
 
 CONSTRAINTS = ("sdy.sharding_constraint", "sdy.reshard")
@@ -170,3 +171,8 @@ def result_annotations(function: func.FuncOp) -> dict[int, ir.Attribute]:
     attributes = function.attributes
     given = attributes["res_attrs"] if "res_attrs" in attributes else ()  # noqa: SIM401 (not a dict)
     return {number: entry["sdy.sharding"] for number, entry in enumerate(given) if "sdy.sharding" in entry}
+
+
+def shape_of(value: ir.Value) -> tuple[int, ...]:
+    """The shape of a tensor; () for tokens and the like."""
+    return tuple(value.type.shape) if isinstance(value.type, ir.RankedTensorType) else ()
