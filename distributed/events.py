@@ -97,7 +97,7 @@ class Timeline:
 class Queue:
     """One engine's time: work is put into the earliest gap that is long enough, or in pieces into several.
 
-    Work never overlaps. What lies before ``forget``'s moment can no longer be used.
+    Work never overlaps.
     """
 
     def __init__(self, now: float) -> None:
@@ -135,13 +135,6 @@ class Queue:
         for piece in pieces:
             self._insert(bisect.bisect_left(self._starts, piece[0]), *piece)
         return pieces
-
-    def forget(self, before: float) -> None:
-        """Closes the gaps that end before this moment."""
-        count = bisect.bisect_right(self._ends, before)
-        if count:
-            self._floor = max(self._floor, self._ends[count - 1])
-            del self._starts[:count], self._ends[:count]
 
     def _insert(self, at: int, start: float, end: float) -> None:
         if end <= start:

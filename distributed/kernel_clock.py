@@ -195,7 +195,6 @@ class KernelClock:
                 done_s, size = self.ahead.popleft()
                 held -= size
                 self.room_s = max(self.room_s, done_s)
-            self.queues["dma"].forget(self.room_s)
             pieces += self.queues["dma"].fill(self.room_s, seconds / parts)
         return pieces
 

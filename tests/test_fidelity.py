@@ -1,7 +1,9 @@
 """Predictions against published figures: the reach on rows left out, and the page as generated."""
 
+import itertools
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +13,8 @@ from benchmarks import predict
 from benchmarks.baselines import datasheet_s, fit_two_constants
 from benchmarks.calibrate import errors
 from benchmarks.rows import calibration_rows, catalog_name, predict_s
-from kernels.eras import DEFAULT_ERA
+from distributed.timeline import time_program
+from kernels.eras import DEFAULT_ERA, ERAS, load_era
 
 _ROOT = Path(__file__).parent.parent
 
@@ -42,6 +45,35 @@ def test_no_prediction_beats_the_datasheet(fitted) -> None:
     for row in fitted:
         for era in (DEFAULT_ERA, "ideal"):
             assert predict_s(row, era) >= datasheet_s(row)
+
+
+def test_no_faster_part_makes_a_model_slower(fitted) -> None:
+    for row, name in itertools.product(fitted, ERAS):
+        era, program = load_era(name), row.build()
+        base = time_program(program, row.instance, era=era).total_s
+        for change in (
+            {"engine_bytes_per_s": 2 * era.engine_bytes_per_s},
+            {"overlap_fraction": 1.0},
+            {"sustained_fraction": 1.0},
+            {"kernel_start_s": era.kernel_start_s / 2},
+        ):
+            faster_s = time_program(program, row.instance, era=replace(era, **change)).total_s
+            assert faster_s <= base * (1 + 1e-9), (row.name, name, change)
+        assert time_program(program, row.instance, era=era, sharers=1).total_s <= base * (1 + 1e-9)
+
+
+@pytest.mark.slow
+def test_no_faster_part_makes_a_step_of_24_cores_slower() -> None:
+    [row] = [one for one in calibration_rows() if one.name == "Llama-2-13b tpot b8"]
+    program = row.build()
+    for name in ERAS:
+        era = load_era(name)
+        base = time_program(program, row.instance, era=era).total_s
+        for constant in ("hop_latency_s", "kernel_start_s"):
+            faster = replace(era, **{constant: getattr(era, constant) / 2})
+            assert time_program(program, row.instance, era=faster).total_s <= base * (1 + 1e-9)
+        faster = replace(era, engine_bytes_per_s=2 * era.engine_bytes_per_s)
+        assert time_program(program, row.instance, era=faster).total_s < base
 
 
 @pytest.mark.parametrize(
