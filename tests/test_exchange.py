@@ -77,7 +77,7 @@ def constrained(function, arguments, begin, end, **axes):
     theirs = np.asarray(function(jnp.sin(arguments[0])))
     np.testing.assert_allclose(ours, theirs, rtol=3e-5, atol=3e-5)
     traffic = traffic_of(module, mesh.size, 1)
-    return traffic.bytes, traffic.collectives, str(module.operation.attributes)
+    return traffic.bytes, traffic.collectives, str(module)
 
 
 def test_finer_shards_are_joined_before_edges_are_fetched():
