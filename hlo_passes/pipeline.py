@@ -12,6 +12,7 @@ from hlo_passes import (
     autocast,
     canonicalize,
     combine_collectives,
+    fold,
     fuse,
     hoist,
     order,
@@ -21,22 +22,36 @@ from hlo_passes import (
     scatter_reductions,
     schedule,
     shard,
+    unfold,
 )
 from hlo_passes.ir import ir
 from hlo_passes.levels import check_level
 from hlo_passes.spec import parse_options, split_spec, unknown
 from kernels.errors import CompileError
 
-__all__ = ["PASSES", "Debug", "Pass", "Stage", "default_pipeline", "parse_pipeline", "run_pipeline"]
+__all__ = [
+    "FOLDING",
+    "PASSES",
+    "Debug",
+    "Pass",
+    "Stage",
+    "default_pipeline",
+    "folding",
+    "parse_pipeline",
+    "run_pipeline",
+]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Pass:
-    """One pass: a module with ``Options`` and ``run(module, options)``, and the level it leaves."""
+    """One pass: a module with ``Options`` and ``run(module, options)``, and the level it leaves.
+
+    ``leaves`` None: the level it found.
+    """
 
     name: str
     code: ModuleType
-    leaves: str
+    leaves: str | None
 
 
 PASSES: tuple[Pass, ...] = (
@@ -64,6 +79,14 @@ PASSES: tuple[Pass, ...] = (
     Pass(name="plan_memory", code=plan_memory, leaves="planned"),
     # Last: reads all of the above into the program that the ring runs and the clock times.
     Pass(name="schedule", code=schedule, leaves="planned"),
+)
+
+# These two save time and change nothing else: of equal layers four go through the passes between.
+FOLDING: tuple[Pass, ...] = (
+    # Before all others: what is left out costs none of them anything.
+    Pass(name="fold", code=fold, leaves=None),
+    # After fuse, the last pass to look at a layer by itself: order and memory are of the whole.
+    Pass(name="unfold", code=unfold, leaves="fused"),
 )
 
 
@@ -95,13 +118,20 @@ def default_pipeline(**options: Any) -> tuple[Stage, ...]:
     return tuple(Stage(name=row.name, options=options.get(row.name, row.code.Options())) for row in PASSES)
 
 
+def folding(stages: Sequence[Stage]) -> tuple[Stage, ...]:
+    """The default pipeline ``stages`` with the passes ``FOLDING`` in their places."""
+    first, second = (Stage(name=row.name, options=row.code.Options()) for row in FOLDING)
+    after = 1 + next(at for at, stage in enumerate(stages) if stage.name == "fuse")
+    return (first, *stages[:after], second, *stages[after:])
+
+
 def parse_pipeline(text: str) -> tuple[Stage, ...]:
     """Reads ``canonicalize,shard{tp=4},fuse``.
 
     Raises:
       CompileError: an unknown pass or option, or a value that does not fit; says what there is.
     """
-    known = {row.name: row for row in PASSES}
+    known = {row.name: row for row in (*PASSES, *FOLDING)}
     stages = []
     for name, settings in split_spec(text):
         if name not in known:
@@ -128,7 +158,7 @@ def run_pipeline(
     Returns:
       The program, if the last stage is ``schedule``; else None.
     """
-    known = {row.name: row for row in PASSES}
+    known = {row.name: row for row in (*PASSES, *FOLDING)}
     dump = _Dump(module, debug.dump_dir) if debug.dump_dir is not None else None
     program = None
     for stage in stages:
@@ -139,7 +169,7 @@ def run_pipeline(
         row = known[stage.name]
         program = row.code.run(module, stage.options)
         _verify(module, stage.name)
-        if debug.check_levels:
+        if debug.check_levels and row.leaves is not None:
             check_level(module, row.leaves, stage.name)
         if dump is not None:
             if program is None:

@@ -18,6 +18,7 @@ from neuronx.container import SavedFileError, read_sections, write_sections
 from neuronx.driver import (
     Artifacts,
     CompileOptions,
+    WholeLevels,
     compile_module,
     copy_module,
     module_bytes,
@@ -150,7 +151,8 @@ def compile_cached(exported: Exported, options: CompileOptions) -> Artifacts:
         return found
     start = time.perf_counter()
     artifacts = _compile(exported, options)
-    if time.perf_counter() - start >= _LEAST_S:
+    # To write down the levels of a folded compilation would take longer than to compile it again.
+    if time.perf_counter() - start >= _LEAST_S and not isinstance(artifacts.levels, WholeLevels):
         cache.write(path, artifacts)
     return artifacts
 

@@ -1,6 +1,7 @@
 """From a StableHLO module to a program for the ring: options, levels as bytes, the final fit check."""
 
 import contextlib
+import functools
 import gc
 import io
 import warnings
@@ -12,8 +13,10 @@ from distributed.program import Program
 from distributed.program_text import program_text
 from distributed.timeline import time_program
 from hlo_passes import autocast, order, overlap, schedule, shard
+from hlo_passes.folded import UnsteadyError, folded
 from hlo_passes.ir import ir, parse
-from hlo_passes.pipeline import PASSES, Debug, Stage, default_pipeline, run_pipeline
+from hlo_passes.notes import add_notes
+from hlo_passes.pipeline import PASSES, Debug, Stage, default_pipeline, folding, run_pipeline
 from hlo_passes.spec import unknown
 from kernels.eras import DEFAULT_ERA, ERAS
 from kernels.errors import CompileError, OutOfDeviceMemoryError
@@ -29,6 +32,7 @@ __all__ = [
     "OBJECTIVES",
     "Artifacts",
     "CompileOptions",
+    "WholeLevels",
     "compile_module",
     "copy_module",
     "module_bytes",
@@ -163,24 +167,78 @@ def compile_module(module: ir.Module, options: CompileOptions, *, weights: Colle
 
 
 def _compile(module: ir.Module, options: CompileOptions, plan: str, weights: Collection[int]) -> Artifacts:
+    """Compiles for one plan, with equal layers folded unless somebody wants to see every pass."""
     asked, stages = environment(), pipeline_for(options, plan)
+    if asked.debug or asked.dump:
+        program, levels = _run(module, stages, Debug(check_levels=asked.debug > 0, dump_dir=asked.dump))
+    else:
+        program, levels = _run_folded(module, stages)
+    memory = check_fits(program, options.instance, weights=weights)
+    return Artifacts(program=program, memory=memory, options=options, levels=levels)
+
+
+def _run_folded(module: ir.Module, stages: tuple[Stage, ...]) -> tuple[Program, Mapping[str, bytes]]:
+    source = module_bytes(module)
+    try:
+        program, levels = _run(module, folding(stages), Debug())
+    except UnsteadyError as error:
+        note = f"fold: equal layers were compiled one by one, for {error.reason}"
+        return _run(parse(source), stages, Debug(), note=note)
+    except CompileError:
+        # Said again of the whole program, whose arguments have the user's numbers.
+        return _run(parse(source), stages, Debug())
+    return program, WholeLevels(source, stages, program) if levels is None else levels
+
+
+def _run(
+    module: ir.Module, stages: tuple[Stage, ...], debug: Debug, *, note: str | None = None
+) -> tuple[Program, dict[str, bytes] | None]:
+    """The program, and the module at each level; None for the levels where layers were folded.
+
+    ``note`` is added to those of the pass ``shard``.
+    """
     levels: dict[str, bytes] = {}
     leaves = {row.name: row.leaves for row in PASSES}
-    last = {leaves[stage.name]: stage for stage in stages}
+    last = {leaves[stage.name]: stage for stage in stages if stage.name in leaves}
     progress = Progress([stage.name for stage in stages])
+    is_folded = False
 
     def keep(stage: Stage, at: ir.Module) -> None:
+        nonlocal is_folded
         progress.advance()
-        if last[leaves[stage.name]] is stage:
+        is_folded = is_folded or folded(at) is not None
+        if note is not None and stage.name == "shard":
+            add_notes(at, [note])
+        if not is_folded and last.get(leaves.get(stage.name)) is stage:
             levels[leaves[stage.name]] = module_bytes(at)
 
     with progress, without_collector():
-        program = run_pipeline(
-            module, stages, debug=Debug(check_levels=asked.debug > 0, dump_dir=asked.dump), after=keep
-        )
+        program = run_pipeline(module, stages, debug=debug, after=keep)
     assert program is not None, "the pipeline ends with schedule"
-    memory = check_fits(program, options.instance, weights=weights)
-    return Artifacts(program=program, memory=memory, options=options, levels=levels)
+    return program, None if is_folded else levels
+
+
+class WholeLevels(Mapping[str, bytes]):
+    """The levels of a program whose layers were folded: made of all layers when one is asked for."""
+
+    def __init__(self, source: bytes, stages: tuple[Stage, ...], program: Program) -> None:
+        self._source, self._stages, self._program = source, stages, program
+
+    @functools.cached_property
+    def _levels(self) -> Mapping[str, bytes]:
+        program, levels = _run(parse(self._source), self._stages, Debug())
+        if program != self._program:
+            raise AssertionError("folding equal layers changed the program")
+        return levels
+
+    def __getitem__(self, level: str) -> bytes:
+        return self._levels[level]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._levels)
+
+    def __len__(self) -> int:
+        return len(self._levels)
 
 
 @contextlib.contextmanager

@@ -4,6 +4,7 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from hlo_passes.folded import Layers, layers
 from hlo_passes.ir import ir
 from hlo_passes.sharding.rules import OpRule, rule_of
 from hlo_passes.trip_count import trip_count
@@ -52,6 +53,11 @@ class DimClasses:
     A class has ``tiles``: the number of equal pieces all its dims can be cut into (a 7168-wide dim that
     elsewhere is 56 heads of 128 has 56), so that shards of all of them correspond, even uneven ones.
     Views have the tiles of their values, so that moving between them is free where both are sharded.
+
+    ``layers`` are those of a folded function that stayed equal.
+
+    Raises:
+      UnsteadyError: a folded function without equal layers.
     """
 
     def __init__(self, function: ir.Operation) -> None:
@@ -65,6 +71,7 @@ class DimClasses:
         self.ops: list[ir.Operation] = []
         self.repeats: dict[ir.Operation, int] = {}
         self.views: list[View] = []
+        self.layers: Layers = layers(function.opview)
         entry = function.regions[0].blocks[0]
         self._arguments = frozenset(entry.arguments)
         self._add_block(entry, 1)
@@ -83,6 +90,13 @@ class DimClasses:
         if op not in self._heads:
             self._heads[op] = tuple(self._find_heads(op, self.rules[op]))
         return list(dict.fromkeys((factor, _find(self._parent, node)) for factor, node in self._heads[op]))
+
+    def twins(self) -> Iterator[tuple[Class, Class]]:
+        """The classes that neighbouring layers have in the same place."""
+        for pair in self.layers.pairs:
+            for first, second in zip(*map(self._sources, pair), strict=True):
+                for dim in range(_rank(first)):
+                    yield self.class_of(first, dim), self.class_of(second, dim)
 
     def _node(self, source: ir.Value | View, dim: int) -> Node:
         first = self._first.get(source)
@@ -209,6 +223,11 @@ def origin(value: ir.Value) -> ir.Value:
             value = value.owner.operands[0]
         else:
             return value
+
+
+def _rank(source: ir.Value | View) -> int:
+    type_ = (source.value if isinstance(source, View) else source).type
+    return type_.rank if isinstance(type_, ir.RankedTensorType) else 0
 
 
 def _has_one_use(value: ir.Value) -> bool:

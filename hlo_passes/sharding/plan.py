@@ -8,9 +8,10 @@ a transformer block is its outcome, not a pattern that is looked for.
 """
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Set
+from collections.abc import Callable, Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass
 
+from hlo_passes.folded import Layers, UnsteadyError
 from hlo_passes.ir import func, ir, source_line
 from hlo_passes.local import donations
 from hlo_passes.ops import tensor
@@ -57,7 +58,11 @@ def make_plan(
 ) -> Plan:  # fmt: skip
     """Chooses the classes of dims to shard ``shards`` ways among those one ``may_cut``.
 
-    ``plan`` is one of ``PLANS``.
+    ``plan`` is one of ``PLANS``. In a folded function equal layers are sharded alike, and one of them counts
+    for those left out.
+
+    Raises:
+      UnsteadyError: a folded function whose layers, left to themselves, would not be sharded alike.
     """
     if shards == 1:
         return NO_PLAN
@@ -65,17 +70,30 @@ def make_plan(
         v for v in function.regions[0].blocks[0].arguments if isinstance(v.type, ir.RankedTensorType)
     ]
     weights = find_weights(arguments, classes.ops)
-    problem = _pose(classes, shards, prices)
-    if plan == "weights":
-        _prefer_weights(problem, weights, function, classes, prices)
-    problem.must_free_bytes = sum(tensor(v.type).size_bytes for v in arguments) - prices.hbm_bytes
-    for value in arguments:
-        for name in {classes.class_of(value, dim) for dim in range(value.type.rank)}:
-            problem.freed_bytes[name] += _freed_bytes(value, classes.tiles(name), shards)
-    problem.whole = frozenset(
-        name for name in problem.names() if plan == "whole" or classes.tiles(name) < 2 or not may_cut(name)
-    )
-    chosen, other = _choose(problem, plan)
+
+    def pose(layers: Layers) -> Problem:
+        problem = _pose(classes, shards, prices, layers)
+        if plan == "weights":
+            _prefer_weights(problem, weights, function, classes, prices, layers)
+        held_bytes = sum(tensor(v.type).size_bytes * layers.of_value(v) for v in arguments)
+        problem.must_free_bytes = held_bytes - prices.hbm_bytes
+        for value in arguments:
+            for name in {classes.class_of(value, dim) for dim in range(value.type.rank)}:
+                freed_bytes = _freed_bytes(value, classes.tiles(name), shards)
+                problem.freed_bytes[name] += freed_bytes * layers.of_value(value)
+        problem.whole = frozenset(
+            name
+            for name in problem.names()
+            if plan == "whole" or classes.tiles(name) < 2 or not may_cut(name)
+        )
+        return problem
+
+    problem, twins = pose(classes.layers), list(classes.twins())
+    chosen, other, moves = _choose(problem, plan, twins)
+    if twins:
+        alone = pose(Layers())
+        if chosen != alone.joined([] if moves else alone.cuts).solve():
+            raise UnsteadyError("the best plan of a few layers is not the same for each")
     return Plan(
         sharded=frozenset(chosen),
         notes=tuple(_notes(weights, classes, chosen, shards)),
@@ -87,15 +105,18 @@ def make_plan(
     )
 
 
-def _choose(problem: Problem, plan: str) -> tuple[set[Class], set[Class]]:
-    """The plan, and the one it was weighed against.
+def _choose(
+    problem: Problem, plan: str, twins: Sequence[tuple[Class, Class]]
+) -> tuple[set[Class], set[Class], bool]:
+    """The plan, the one it was weighed against, and whether it moves values to where products want them.
 
     Of the plan "weights" that moves nothing, unless moving cuts more weights or is worth its while.
     """
-    still, moving = problem.without_cuts().solve(), problem.solve()
+    still, moving = problem.joined([*problem.cuts, *twins]).solve(), problem.joined(twins).solve()
     better_s = problem.value_s(moving) - problem.value_s(still)
     worth = better_s > _WORTH_MOVING * max(problem.step_s(still), 0.0)
-    return (moving, still) if plan == "moving" or (plan == "weights" and worth) else (still, moving)
+    moves = plan == "moving" or (plan == "weights" and worth)
+    return (moving, still, moves) if moves else (still, moving, moves)
 
 
 def _products(ops: Iterable[ir.Operation]) -> Iterable[ir.Operation]:
@@ -128,23 +149,26 @@ def _prefer_weights(
     function: func.FuncOp,
     classes: DimClasses,
     prices: Prices,
+    layers: Layers,
 ) -> None:
     """What counts besides a step's seconds: cut weights, and results the host need not put together."""
     dearest_s = max(
         (prices.collective_s("all_reduce", op.results) for op in _products(classes.ops)), default=0.0
     )
-    for name, count in _weights_in(weights, classes).items():
+    for name, count in _weights_in(weights, classes, layers).items():
         problem.bonus_s[name] += count * dearest_s * _WEIGHT_IN_ALL_REDUCES
     for value in _handed_out(function):
         for name in {classes.class_of(value, dim) for dim in range(value.type.rank)}:
-            problem.bonus_s[name] -= prices.result_s()
+            problem.bonus_s[name] -= prices.result_s() * layers.of_value(value)
 
 
-def _weights_in(weights: Mapping[ir.Value, int], classes: DimClasses) -> Counter[Class]:
+def _weights_in(weights: Mapping[ir.Value, int], classes: DimClasses, layers: Layers) -> Counter[Class]:
     """How many weights each class has a dim of."""
-    return Counter(
-        name for weight in weights for name in {classes.class_of(weight, d) for d in range(weight.type.rank)}
-    )
+    found: Counter[Class] = Counter()
+    for weight in weights:
+        for name in {classes.class_of(weight, dim) for dim in range(weight.type.rank)}:
+            found[name] += layers.of_value(weight)
+    return found
 
 
 def _handed_out(function: func.FuncOp) -> list[ir.Value]:
@@ -155,10 +179,10 @@ def _handed_out(function: func.FuncOp) -> list[ir.Value]:
     return [v for n, v in returned if n not in stay and isinstance(v.type, ir.RankedTensorType)]
 
 
-def _pose(classes: DimClasses, shards: int, prices: Prices) -> Problem:
+def _pose(classes: DimClasses, shards: int, prices: Prices, layers: Layers) -> Problem:
     problem = Problem()
     for op in classes.ops:
-        rule, repeats = classes.rules[op], classes.repeats[op]
+        rule, repeats = classes.rules[op], classes.repeats[op] * layers.of_op(op)
         pairs = list(classes.factor_classes(op))
         busy_s = prices.busy_s(op) if pairs else 0.0
         problem.whole_s += busy_s * repeats
@@ -177,7 +201,8 @@ def _pose(classes: DimClasses, shards: int, prices: Prices) -> Problem:
             _meet_in_value(value, classes, problem)
     for view in classes.views:
         _meet_in_value(view.value, classes, problem)
-        gather_s = prices.collective_s("all_gather", [view.value]) * classes.repeats[view.op]
+        repeats = classes.repeats[view.op] * layers.of_op(view.op)
+        gather_s = prices.collective_s("all_gather", [view.value]) * repeats
         for dim in range(view.value.type.rank):
             pair = classes.class_of(view.value, dim), classes.class_of(view, dim)
             if pair[0] != pair[1]:

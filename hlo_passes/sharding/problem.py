@@ -52,7 +52,11 @@ class Problem:
 
     def without_cuts(self) -> "_Joined":
         """The same with a value and its views sharded alike."""
-        return _Joined(self)
+        return self.joined(self.cuts)
+
+    def joined(self, pairs: Iterable[tuple[Class, Class]]) -> "_Joined":
+        """The same with the classes of each pair sharded alike."""
+        return _Joined(self, pairs)
 
     def solve(self) -> set[Class]:
         """The classes of largest total worth of which no two meet (exact, by HiGHS).
@@ -102,11 +106,11 @@ class Problem:
 
 
 class _Joined:
-    """A problem whose classes on both sides of every cut are one."""
+    """A problem in which the classes of each pair are one."""
 
-    def __init__(self, problem: Problem) -> None:
+    def __init__(self, problem: Problem, pairs: Iterable[tuple[Class, Class]]) -> None:
         self._home: dict[Class, Class] = {}
-        for before, after in problem.cuts:
+        for before, after in pairs:
             self._home[self._find(after)] = self._find(before)
         self._members: dict[Class, list[Class]] = defaultdict(list)
         joined = Problem(whole_s=problem.whole_s, must_free_bytes=problem.must_free_bytes)
@@ -117,6 +121,9 @@ class _Joined:
             joined.bonus_s[home] += problem.bonus_s[name]
             joined.freed_bytes[home] += problem.freed_bytes[name]
             joined.meets[home] |= {self._find(other) for other in problem.meets[name]}
+        for (before, after), price in problem.cuts.items():
+            if self._find(before) != self._find(after):
+                joined.cuts[self._find(before), self._find(after)] += price
         joined.whole = frozenset(self._find(name) for name in problem.whole)
         self._problem = joined
 

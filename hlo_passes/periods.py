@@ -1,0 +1,218 @@
+"""Finds the equal layers of a program: ops that repeat, each repetition fed by the one before."""
+
+import hashlib
+import itertools
+import re
+from collections import Counter
+from collections.abc import Hashable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+from hlo_passes.ir import func, ir
+from hlo_passes.ops import captures
+
+__all__ = ["Run", "find_run"]
+
+# How many distances between equal ops are tried, the most frequent first.
+_TRIED = 12
+
+
+@dataclass(frozen=True, kw_only=True)
+class Run:
+    """``count`` periods of ``period`` ops each, the first op of the first at ``start``.
+
+    The ops at one place of all periods are equal, and so is where their operands come from: the same value
+    from before the run in all, the same place of the same or the preceding period (in the first period:
+    anything from before the run), or arguments of the function that follow upon one another.
+    ``following`` maps such an argument of one period to that of the next.
+    """
+
+    start: int
+    period: int
+    count: int
+    following: Mapping[ir.Value, ir.Value]
+
+    @property
+    def end(self) -> int:
+        return self.start + self.period * self.count
+
+
+def find_run(
+    ops: Sequence[ir.Operation],
+    functions: Mapping[str, func.FuncOp],
+    following: Mapping[ir.Value, ir.Value] | None = None,
+) -> Run | None:
+    """The run that covers most of ``ops``, a block without its terminator; None where nothing repeats.
+
+    Args:
+      ops: in order.
+      functions: those that ``ops`` call, by name; calls of functions of equal text are equal.
+      following: which argument follows upon which, where that is known.
+    """
+    keys = _Keys(functions)
+    numbers: dict[Hashable, int] = {}
+    ids = [numbers.setdefault(keys.of(op), len(numbers)) for op in ops]
+    table = _Operands(ops, following)
+    runs = [run for period in _distances(ids) if (run := _longest(ids, period, table)) is not None]
+    return max(runs, key=lambda run: (run.period * run.count, run.count), default=None)
+
+
+class _Keys:
+    """What an op does, apart from which values it takes."""
+
+    def __init__(self, functions: Mapping[str, func.FuncOp]) -> None:
+        self._functions = functions
+        self._digests: dict[str, str] = {}
+
+    def of(self, op: ir.Operation) -> Hashable:
+        types = tuple(value.type for value in (*op.operands, *op.results))
+        attributes = tuple((name, self._attribute(op.attributes[name])) for name in op.attributes)
+        return op.name, types, attributes, self._inside(op) if len(op.regions) else None
+
+    def _attribute(self, attribute: ir.Attribute) -> Hashable:
+        if isinstance(attribute, ir.FlatSymbolRefAttr) and attribute.value in self._functions:
+            return self._digest(attribute.value)
+        return attribute
+
+    def _inside(self, op: ir.Operation) -> Hashable:
+        """The regions as text, in which values from outside are named by their first use."""
+        text = op.get_asm(enable_debug_info=False, use_local_scope=True, print_generic_op_form=True)
+        names = {match: f"%{number}" for number, match in enumerate(dict.fromkeys(_VALUE.findall(text)))}
+        return self._renamed(_VALUE.sub(lambda found: names[found[0]], text))
+
+    def _digest(self, name: str) -> str:
+        """Equal for functions that differ in their names alone."""
+        if name not in self._digests:
+            self._digests[name] = ""  # its own name within it
+            text = self._functions[name].operation.get_asm(enable_debug_info=False, use_local_scope=True)
+            self._digests[name] = hashlib.sha256(self._renamed(text).encode()).hexdigest()
+        return self._digests[name]
+
+    def _renamed(self, text: str) -> str:
+        return _SYMBOL.sub(
+            lambda found: self._digest(found[1]) if found[1] in self._functions else found[0], text
+        )
+
+
+_VALUE = re.compile(r"%\w+")
+_SYMBOL = re.compile(r'@"?([\w.$-]+)"?')
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Link:
+    """How the operands of an op and of its like one period later are related.
+
+    ``fixed``: positions of what both take. ``shifted``: positions of what the first takes where the other
+    takes the same of one period later. ``carried``: positions of what the first takes from before the run
+    (-1: an argument) and the other from the first period. ``arguments``: pairs that follow upon one another.
+    """
+
+    fixed: tuple[int, ...]
+    shifted: tuple[int, ...]
+    carried: tuple[tuple[int, int], ...]
+    arguments: tuple[tuple[ir.Value, ir.Value], ...]
+
+
+class _Operands:
+    """Where the operands of each op come from."""
+
+    def __init__(self, ops: Sequence[ir.Operation], following: Mapping[ir.Value, ir.Value] | None) -> None:
+        self._reads = [(*op.operands, *captures(op)) for op in ops]
+        self._made = {value: (at, n) for at, op in enumerate(ops) for n, value in enumerate(op.results)}
+        self._following = following
+
+    def link(self, at: int, period: int) -> _Link | None:
+        """None where op ``at`` and the one a period later cannot be in one run."""
+        fixed, shifted, carried, arguments = [], [], [], []
+        for first, second in zip(self._reads[at], self._reads[at + period], strict=True):
+            made, later = self._made.get(first), self._made.get(second)
+            if first == second:
+                fixed.append(-1 if made is None else made[0])
+            elif later is None:
+                if made is not None or not self._may_follow(first, second):
+                    return None
+                arguments.append((first, second))
+            elif made == (later[0] - period, later[1]):
+                shifted.append(made[0])
+            else:
+                carried.append((-1 if made is None else made[0], later[0]))
+        return _Link(
+            fixed=tuple(fixed), shifted=tuple(shifted), carried=tuple(carried), arguments=tuple(arguments)
+        )
+
+    def _may_follow(self, first: ir.Value, second: ir.Value) -> bool:
+        following = self._following
+        return following is None or (first in following and following[first] == second)
+
+
+def _distances(ids: Sequence[int]) -> list[int]:
+    """Periods that may be: the commonest distances between neighbours among equal ops."""
+    last: dict[int, int] = {}
+    votes: Counter[int] = Counter()
+    for at, number in enumerate(ids):
+        if number in last:
+            votes[at - last[number]] += 1
+        last[number] = at
+    return [distance for distance, _ in votes.most_common(_TRIED)]
+
+
+def _longest(ids: Sequence[int], period: int, table: _Operands) -> Run | None:
+    """The longest run of one period."""
+    best = None
+    for start, stop in _stretches(ids, period):
+        if best is None or stop - start + period > best.period * best.count:
+            run = _run(start, [table.link(at, period) for at in range(start, stop)], period)
+            if run is not None and (best is None or run.count > best.count):
+                best = run
+    return best
+
+
+def _stretches(ids: Sequence[int], period: int) -> Iterator[tuple[int, int]]:
+    """The maximal ranges, a period or longer, of ops that are like those a period later."""
+    start = 0
+    for at in range(len(ids) - period + 1):
+        if at == len(ids) - period or ids[at] != ids[at + period]:
+            if at - start >= period:
+                yield start, at
+            start = at + 1
+
+
+def _run(begin: int, links: Sequence[_Link | None], period: int) -> Run | None:
+    """The last run among ops from ``begin`` on, of which ``links`` say how they relate to the next period."""
+    broken = [at for at, link in enumerate(links, begin) if link is None]
+    stop = begin + len(links)
+    # Of the parts between breaks the longest.
+    edges = [begin - 1, *broken, stop]
+    first, stop = max(itertools.pairwise(edges), key=lambda edge: edge[1] - edge[0])
+    start = _start(first + 1, stop, links[first + 1 - begin : stop - begin], period)
+    count = (stop - start) // period + 1
+    inside = links[start - begin : start - begin + (count - 1) * period]
+    following = _following(inside)
+    feeds = any(link.carried or min(link.shifted, default=start) < start for link in inside[:period])
+    if count < 2 or following is None or not feeds:
+        return None
+    return Run(start=start, period=period, count=count, following=following)
+
+
+def _start(start: int, stop: int, links: Sequence[_Link], period: int) -> int:
+    """The first op from which on what is fixed comes from before, and what is carried enters only once."""
+    low = start
+    carried = [(at, *pair) for at, link in enumerate(links, low) for pair in link.carried]
+    while True:
+        was = start
+        start = max([start, *(at + 1 for link in links[start - low :] for at in link.fixed)])
+        for at, before, made in carried:
+            if at >= start and not (before < start <= made < start + period and at < start + period):
+                needed = max(before + 1, made - period + 1, at - period + 1)
+                start = needed if start < needed <= min(made, at) else at + 1
+        if start == was or start >= stop:
+            return min(start, stop)
+
+
+def _following(links: Sequence[_Link]) -> dict[ir.Value, ir.Value] | None:
+    """Which argument follows upon which; None where the links contradict one another."""
+    following: dict[ir.Value, ir.Value] = {}
+    for link in links:
+        for first, second in link.arguments:
+            if following.setdefault(first, second) != second:
+                return None
+    return following if len(set(following.values())) == len(following) else None

@@ -1,0 +1,34 @@
+"""The type and the argument and result attributes of ``main``, read and written together."""
+
+from collections.abc import Mapping, Sequence
+
+from hlo_passes.ir import func, ir
+
+__all__ = ["ALIAS", "Attributes", "read_attributes", "write_signature"]
+
+ALIAS = "tf.aliasing_output"
+"""The attribute of a donated argument: the result that takes its memory."""
+
+Attributes = Mapping[str, Sequence[dict[str, ir.Attribute]]]
+"""``arg_attrs`` and ``res_attrs``, one dictionary an argument and result."""
+
+
+def read_attributes(function: func.FuncOp) -> Attributes:
+    """Empty dictionaries where there are none."""
+    counts = {"arg_attrs": len(function.type.inputs), "res_attrs": len(function.type.results)}
+    return {
+        key: [{item.name: item.attr for item in entry} for entry in function.attributes[key]]
+        if key in function.attributes
+        else [{} for _ in range(count)]
+        for key, count in counts.items()
+    }
+
+
+def write_signature(function: func.FuncOp, attributes: Attributes) -> None:
+    """Gives ``function`` the type that its block has, with ``attributes``; a context must be active."""
+    block = function.entry_block
+    returned = block.operations[len(block.operations) - 1].operands
+    types = [[value.type for value in values] for values in (block.arguments, returned)]
+    function.attributes["function_type"] = ir.TypeAttr.get(ir.FunctionType.get(*types))
+    for key, rows in attributes.items():
+        function.attributes[key] = ir.ArrayAttr.get([ir.DictAttr.get(row) for row in rows])
