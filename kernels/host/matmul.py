@@ -3,6 +3,7 @@
 from llvmlite import binding
 from numba import cfunc, literally, njit
 
+from kernels.host.elements import KINDS, LANES, SIZES
 from kernels.host.frame import answer_query, argument, data, dims, result
 from kernels.host.memory import allocate, clear, function_address, release, store_word, word
 from kernels.host.pool import (
@@ -15,7 +16,7 @@ from kernels.host.pool import (
     wait_for_job,
 )
 from kernels.host.targets import FEW_ROWS
-from kernels.host.vectors import KINDS, LANES, SIZES, column_tile, row_tile, transpose_tile, widen_tile
+from kernels.host.vectors import column_tile, row_tile, stream_tile, transpose_tile, widen_tile
 
 __all__ = ["compile_matmul"]
 
@@ -81,9 +82,24 @@ def _add_product(kind, x, ldx, w, size, ldw, out, ldo, m, depth, ahead, columns)
 
 
 @njit
+def _stream_row(kind, x, w, ldw, out, k, columns):
+    literally(kind)
+    top = 0
+    while top + _STREAM_DEPTH <= k:
+        stream_tile(kind, _STREAM_DEPTH, out, x + 4 * top, w + top * ldw, ldw, columns)
+        top += _STREAM_DEPTH
+    while top < k:
+        stream_tile(kind, 1, out, x + 4 * top, w + top * ldw, ldw, columns)
+        top += 1
+
+
+@njit
 def _stream_columns(kind, x, w, size, ldw, out, ldo, m, k, columns):
     """Few rows, weights [k, n]: a few rows of weights at a time pass by once."""
     literally(kind)
+    if m == 1:
+        _stream_row(kind, x, w, ldw, out, k, columns)
+        return
     for top in range(0, k, _STREAM_DEPTH):
         depth = min(_STREAM_DEPTH, k - top)
         _add_product(
@@ -199,7 +215,7 @@ def _compute_tile(kind, size, by_rows, job, tile):
 def _tile_width(m, n):
     """Columns of a tile: some tiles for each thread, none below what a stream from memory needs."""
     wanted = (n + 7) // 8
-    lowest, highest = (128, 512) if m <= FEW_ROWS else (64, _BLOCK_COLUMNS)
+    lowest, highest = (512, 1024) if m <= FEW_ROWS else (64, _BLOCK_COLUMNS)
     return min(highest, max(lowest, (wanted + _PANEL - 1) // _PANEL * _PANEL))
 
 
@@ -239,7 +255,7 @@ def compile_matmul(weights: str, by_rows: bool, stamp: str) -> int:
       weights: one of ``KINDS``.
       stamp: of the sources; what was compiled of others is not found again.
     """
-    kind, size = KINDS[weights], SIZES[weights]
+    kind, size = KINDS[weights], SIZES[KINDS[weights]]
     task_name = f"neuronx_matmul_{weights}_{by_rows}_{stamp}"
 
     @cfunc("intp(intp)", cache=True)

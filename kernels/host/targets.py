@@ -16,6 +16,7 @@ __all__ = [
 ]
 
 WEIGHTS: Mapping[str, frozenset[str]] = {
+    "f32": frozenset(),
     "bf16": frozenset({"f32"}),
     "f16": frozenset({"f32"}),
     "i8": frozenset({"bf16", "f16", "f32"}),
@@ -30,7 +31,7 @@ WEIGHTS: Mapping[str, frozenset[str]] = {
 FEW_ROWS = 8
 """Up to so many rows of the other operand the weights stream by once and are not kept."""
 
-_FLOATS = frozenset(WEIGHTS) - {"i8", "ui8"} | {"f32"}
+_FLOATS = frozenset(WEIGHTS) - {"i8", "ui8"}
 _RESULTS = frozenset({"f32", "bf16", "f16"})
 
 _LEAST_MULTIPLICATIONS = 1 << 14
@@ -56,8 +57,8 @@ def why_not_matmul(
     x, w, result = types
     if algorithm:
         return "it asks for an algorithm of its own"
-    if w == "f32":
-        return "f32 it reads at the speed of memory, and does what follows in the same pass"
+    if w == "f32" and m > FEW_ROWS:
+        return f"{m} rows of f32 it multiplies at the speed of the processor"
     if x not in _FLOATS or w not in WEIGHTS or result not in _RESULTS:
         return f"{x} x {w} -> {result} is not among the kernel's types"
     if batch * m * k * n < _LEAST_MULTIPLICATIONS:
