@@ -138,7 +138,13 @@ def _whole(name: str, row: Mapping[str, str]) -> list[Measured]:
 
 
 # Multiply-adds an image: torchvision's table of weights.
-_MULTIPLY_ADDS = {"resnet50": 4.09e9, "resnet101": 7.80e9, "resnet152": 11.51e9}
+_MULTIPLY_ADDS = {
+    "resnet18": 1.81e9,
+    "resnet34": 3.66e9,
+    "resnet50": 4.09e9,
+    "resnet101": 7.80e9,
+    "resnet152": 11.51e9,
+}
 
 
 def _whole_work(name: str, batch: int, length: int) -> dict[str, float]:

@@ -29,21 +29,18 @@ def _norm(params):
     return {"scale": params["scale"], "bias": params["bias"]}
 
 
-@pytest.fixture(scope="module")
-def bert_models():
-    cfg = bert.BertConfig(name="tiny", hidden=64, heads=4, layers=2, ffn=96, vocab=100, positions=32)
-    theirs = transformers.FlaxBertModel(
-        transformers.BertConfig(
-            vocab_size=100,
-            hidden_size=64,
-            num_hidden_layers=2,
-            num_attention_heads=4,
-            intermediate_size=96,
-            max_position_embeddings=32,
-        ),
-        seed=1,
-    )
-    given = theirs.params
+_TINY = {"name": "tiny", "hidden": 64, "heads": 4, "layers": 2, "ffn": 96, "vocab": 100, "positions": 32}
+_THEIR_TINY = {
+    "vocab_size": 100,
+    "hidden_size": 64,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "intermediate_size": 96,
+}
+
+
+def _bert_parameters(given):
+    """The parameters of transformers' BERT and RoBERTa, which has the same names."""
     embeddings = given["embeddings"]
     layers = []
     for index in range(2):
@@ -59,7 +56,7 @@ def bert_models():
                 "ffn_norm": _norm(one["output"]["LayerNorm"]),
             }
         )
-    params = {
+    return {
         "tokens": embeddings["word_embeddings"]["embedding"],
         "positions": embeddings["position_embeddings"]["embedding"],
         "types": embeddings["token_type_embeddings"]["embedding"],
@@ -67,11 +64,14 @@ def bert_models():
         "layers": layers,
         "pooler": _linear(given["pooler"]["dense"]),
     }
-    return cfg, params, theirs
 
 
-def test_bert_is_transformers_bert(bert_models) -> None:
-    cfg, params, theirs = bert_models
+def test_bert_is_transformers_bert() -> None:
+    cfg = bert.BertConfig(**_TINY)
+    theirs = transformers.FlaxBertModel(
+        transformers.BertConfig(**_THEIR_TINY, max_position_embeddings=32), seed=1
+    )
+    params = _bert_parameters(theirs.params)
     rng = np.random.default_rng()
     tokens, types = rng.integers(0, 100, (3, 20)), rng.integers(0, 2, (3, 20))
     mask = (np.arange(20) < rng.integers(5, 21, (3, 1))).astype(np.int32)
@@ -79,6 +79,58 @@ def test_bert_is_transformers_bert(bert_models) -> None:
     hidden, pooled = bert.encode(cfg, params, jnp.asarray(tokens), jnp.asarray(mask), jnp.asarray(types))
     np.testing.assert_allclose(hidden, expected.last_hidden_state, atol=_TOLERANCE)
     np.testing.assert_allclose(pooled, expected.pooler_output, atol=_TOLERANCE)
+
+
+@pytest.mark.slow
+def test_roberta_is_transformers_roberta() -> None:
+    cfg = bert.BertConfig(**_TINY, types=1, position_offset=2, norm_epsilon=1e-5)
+    theirs = transformers.FlaxRobertaModel(
+        transformers.RobertaConfig(
+            **_THEIR_TINY, max_position_embeddings=34, type_vocab_size=1, layer_norm_eps=1e-5
+        ),
+        seed=1,
+    )
+    # Token 1 is its padding, which has no position.
+    tokens = np.random.default_rng().integers(2, 100, (3, 20))
+    expected, mask = theirs(tokens), np.ones_like(tokens)
+    found = bert.encode(cfg, _bert_parameters(theirs.params), jnp.asarray(tokens), mask, 0 * tokens)
+    np.testing.assert_allclose(found[0], expected.last_hidden_state, atol=_TOLERANCE)
+    np.testing.assert_allclose(found[1], expected.pooler_output, atol=_TOLERANCE)
+
+
+@pytest.mark.slow
+def test_distilbert_is_transformers_distilbert() -> None:
+    cfg = bert.BertConfig(**_TINY, types=0, has_pooler=False)
+    theirs = transformers.FlaxDistilBertModel(
+        transformers.DistilBertConfig(
+            vocab_size=100, dim=64, n_layers=2, n_heads=4, hidden_dim=96, max_position_embeddings=32
+        ),
+        seed=1,
+    )
+    embeddings, layers = theirs.params["embeddings"], []
+    for index in range(2):
+        one = theirs.params["transformer"]["layer"][str(index)]
+        layers.append(
+            {
+                **{name: _linear(one["attention"][f"{name}_lin"]) for name in "qkv"},
+                "o": _linear(one["attention"]["out_lin"]),
+                "attention_norm": _norm(one["sa_layer_norm"]),
+                "up": _linear(one["ffn"]["lin1"]),
+                "down": _linear(one["ffn"]["lin2"]),
+                "ffn_norm": _norm(one["output_layer_norm"]),
+            }
+        )
+    params = {
+        "tokens": embeddings["word_embeddings"]["embedding"],
+        "positions": embeddings["position_embeddings"]["embedding"],
+        "norm": _norm(embeddings["LayerNorm"]),
+        "layers": layers,
+    }
+    tokens = np.random.default_rng().integers(0, 100, (3, 20))
+    mask = (np.arange(20) < [[20], [11], [5]]).astype(np.int32)
+    expected = theirs(tokens, attention_mask=mask).last_hidden_state
+    [hidden] = bert.encode(cfg, params, jnp.asarray(tokens), jnp.asarray(mask), jnp.asarray(tokens))
+    np.testing.assert_allclose(hidden, expected, atol=_TOLERANCE)
 
 
 @pytest.mark.parametrize("kv_heads", [4, 2])
@@ -209,15 +261,25 @@ def _folded(conv, norm, stats):
 
 
 @pytest.mark.slow
-def test_resnet_is_transformers_resnet_with_folded_norms() -> None:
+@pytest.mark.parametrize(
+    ("kind", "expansion", "names"),
+    [
+        ("bottleneck", 4, {"reduce": "0", "mix": "1", "expand": "2"}),
+        ("basic", 1, {"mix": "layer_0", "expand": "layer_1"}),
+    ],
+)
+def test_resnet_is_transformers_resnet_with_folded_norms(kind, expansion, names) -> None:
+    widths = (16 // expansion, 32 // expansion)
     theirs = transformers.FlaxResNetForImageClassification(
         transformers.ResNetConfig(
-            embedding_size=8, hidden_sizes=[16, 32], depths=[2, 1], layer_type="bottleneck", num_labels=10
+            embedding_size=8, hidden_sizes=[16, 32], depths=[2, 1], layer_type=kind, num_labels=10
         ),
         input_shape=(1, 32, 32, 3),
         seed=3,
     )
-    cfg = resnet.ResNetConfig(name="tiny", depths=(2, 1), widths=(4, 8), stem=8, classes=10)
+    cfg = resnet.ResNetConfig(
+        name="tiny", depths=(2, 1), widths=widths, stem=8, classes=10, expansion=expansion
+    )
     given, stats = theirs.params["params"]["resnet"], theirs.params["batch_stats"]["resnet"]
 
     def fold(*path: str):
@@ -229,8 +291,7 @@ def test_resnet_is_transformers_resnet_with_folded_norms() -> None:
         blocks = []
         for index in range(depth):
             at = ("encoder", "stages", str(number), "layers", str(index))
-            names = zip(("reduce", "mix", "expand"), ("0", "1", "2"), strict=True)
-            block = {name: fold(*at, "layer", key) for name, key in names}
+            block = {name: fold(*at, "layer", key) for name, key in names.items()}
             if not index:
                 block["shortcut"] = fold(*at, "shortcut")
             blocks.append(block)
@@ -255,11 +316,14 @@ def test_published_encoders_and_resnet_have_their_published_size() -> None:
     sizes = {
         "bert-base-uncased": (bert, 109.5e6),
         "bert-large-uncased": (bert, 335.1e6),
+        "roberta-base": (bert, 124.6e6),
+        "distilbert-base-uncased": (bert, 66.4e6),
         "gpt2": (gpt2, 124.4e6),
         "gpt2-xl": (gpt2, 1557.6e6),
         "vit-base-patch16-224": (vit, 86.6e6),
         "vit-large-patch16-224": (vit, 304.3e6),
         # Batch norms are folded: their scales and means are gone.
+        "resnet18": (resnet, 11.69e6),
         "resnet50": (resnet, 25.5e6),
     }
     for name, (module, count) in sizes.items():

@@ -1,5 +1,6 @@
-"""BERT and ELECTRA encoders in plain JAX: published sizes, random or shape-only weights."""
+"""BERT and the encoders built like it (RoBERTa, DistilBERT, ELECTRA) in plain JAX: published sizes."""
 
+import functools
 import math
 from dataclasses import dataclass
 from typing import Any
@@ -22,12 +23,14 @@ from neuronx.models.sizes import find
 
 __all__ = ["SIZES", "BertConfig", "config", "encode", "parameter_shapes", "parameters"]
 
-NORM_EPSILON = 1e-12
-
 
 @dataclass(frozen=True, kw_only=True)
 class BertConfig:
-    """One published size. ``has_pooler`` is False for ELECTRA, which ends with its last layer."""
+    """One published size. ``has_pooler`` is False where the model ends with its last layer.
+
+    ``types`` is 0 for DistilBERT, which does not tell sentences apart. RoBERTa's position table starts at row
+    ``position_offset``.
+    """
 
     name: str
     hidden: int
@@ -36,24 +39,30 @@ class BertConfig:
     ffn: int
     vocab: int = 30522
     positions: int = 512
+    position_offset: int = 0
     types: int = 2
     has_pooler: bool = True
+    norm_epsilon: float = 1e-12
 
+
+_BASE = {"hidden": 768, "heads": 12, "layers": 12, "ffn": 3072}
+_LARGE = {"hidden": 1024, "heads": 16, "layers": 24, "ffn": 4096}
+_ROBERTA = {"vocab": 50265, "position_offset": 2, "types": 1, "norm_epsilon": 1e-5}
 
 # Source: config.json of each model on the Hugging Face hub.
 SIZES = {
     size.name: size
     for size in (
-        BertConfig(name="bert-base-uncased", hidden=768, heads=12, layers=12, ffn=3072),
-        BertConfig(name="bert-base-cased", hidden=768, heads=12, layers=12, ffn=3072, vocab=28996),
-        BertConfig(name="bert-large-uncased", hidden=1024, heads=16, layers=24, ffn=4096),
-        BertConfig(name="bert-large-cased", hidden=1024, heads=16, layers=24, ffn=4096, vocab=28996),
-        BertConfig(
-            name="electra-base-discriminator", hidden=768, heads=12, layers=12, ffn=3072, has_pooler=False
-        ),
-        BertConfig(
-            name="electra-large-discriminator", hidden=1024, heads=16, layers=24, ffn=4096, has_pooler=False
-        ),
+        BertConfig(name="bert-base-uncased", **_BASE),
+        BertConfig(name="bert-base-cased", **_BASE, vocab=28996),
+        BertConfig(name="bert-large-uncased", **_LARGE),
+        BertConfig(name="bert-large-cased", **_LARGE, vocab=28996),
+        BertConfig(name="roberta-base", **_BASE | _ROBERTA),
+        BertConfig(name="roberta-large", **_LARGE | _ROBERTA),
+        BertConfig(name="xlm-roberta-base", **_BASE | _ROBERTA | {"vocab": 250002}),
+        BertConfig(name="distilbert-base-uncased", **_BASE | {"layers": 6}, types=0, has_pooler=False),
+        BertConfig(name="electra-base-discriminator", **_BASE, has_pooler=False),
+        BertConfig(name="electra-large-discriminator", **_LARGE, has_pooler=False),
     )
 }
 
@@ -76,11 +85,12 @@ def parameters(cfg: BertConfig, dtype: Any, seed: int) -> dict[str, Any]:
 def _parameter_tree(cfg: BertConfig, make: Make) -> dict[str, Any]:
     tree = {
         "tokens": make((cfg.vocab, cfg.hidden), 0.0),
-        "positions": make((cfg.positions, cfg.hidden), 0.0),
-        "types": make((cfg.types, cfg.hidden), 0.0),
+        "positions": make((cfg.positions + cfg.position_offset, cfg.hidden), 0.0),
         "norm": norm_parameters(make, cfg.hidden),
         "layers": [encoder_layer(make, cfg.hidden, cfg.ffn) for _ in range(cfg.layers)],
     }
+    if cfg.types:
+        tree["types"] = make((cfg.types, cfg.hidden), 0.0)
     if cfg.has_pooler:
         tree["pooler"] = linear_parameters(make, cfg.hidden, cfg.hidden)
     return tree
@@ -92,21 +102,21 @@ def encode(
     """Hidden states [batch, length, hidden] and, with a pooler, the pooled first token [batch, hidden].
 
     Args:
-      tokens, types: i32 [batch, length].
+      tokens, types: i32 [batch, length]; where the model has no types they are not looked at.
       mask: i32 [batch, length], 1 where there is a token.
     """
     dtype = params["norm"]["scale"].dtype
     x = jnp.take(params["tokens"], tokens, axis=0, mode="clip")
-    x = x + params["positions"][: tokens.shape[1]]
-    x = (x + jnp.take(params["types"], types, axis=0, mode="clip")).astype(dtype)
-    x = layer_norm(params["norm"], x, NORM_EPSILON)
+    x = x + params["positions"][cfg.position_offset :][: tokens.shape[1]]
+    if cfg.types:
+        x = x + jnp.take(params["types"], types, axis=0, mode="clip")
+    norm = functools.partial(layer_norm, epsilon=cfg.norm_epsilon)
+    x = norm(params["norm"], x.astype(dtype))
     visible = (mask > 0)[:, None, None, :]
     for layer in params["layers"]:
-        x = layer_norm(
-            layer["attention_norm"], x + encoder_attention(layer, x, cfg.heads, visible), NORM_EPSILON
-        )
+        x = norm(layer["attention_norm"], x + encoder_attention(layer, x, cfg.heads, visible))
         up = _gelu(linear(layer["up"], x))
-        x = layer_norm(layer["ffn_norm"], x + linear(layer["down"], up), NORM_EPSILON)
+        x = norm(layer["ffn_norm"], x + linear(layer["down"], up))
     return (x, jnp.tanh(linear(params["pooler"], x[:, 0]))) if cfg.has_pooler else (x,)
 
 

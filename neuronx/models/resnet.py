@@ -1,4 +1,4 @@
-"""ResNet-50 in plain JAX for inference: batch norms folded into the convolutions, as compilers do."""
+"""ResNet in plain JAX for inference: batch norms folded into the convolutions, as compilers do."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -14,17 +14,17 @@ __all__ = ["SIZES", "ResNetConfig", "classify", "config", "parameter_shapes", "p
 
 @dataclass(frozen=True, kw_only=True)
 class ResNetConfig:
-    """Bottleneck blocks: ``depths`` of them per stage, ``widths`` wide inside and four times that outside."""
+    """``depths`` blocks per stage, ``widths`` wide inside, ``expansion`` times that outside.
+
+    At an ``expansion`` of 4 they are bottlenecks, at 1 plain blocks of two 3 x 3 convolutions.
+    """
 
     name: str
     depths: tuple[int, ...]
     widths: tuple[int, ...] = (64, 128, 256, 512)
     stem: int = 64
     classes: int = 1000
-
-    @property
-    def expansion(self) -> int:
-        return 4
+    expansion: int = 4
 
 
 # Source: He et al., Deep Residual Learning for Image Recognition, table 1 (strides as in torchvision:
@@ -32,6 +32,8 @@ class ResNetConfig:
 SIZES = {
     size.name: size
     for size in (
+        ResNetConfig(name="resnet18", depths=(2, 2, 2, 2), expansion=1),
+        ResNetConfig(name="resnet34", depths=(3, 4, 6, 3), expansion=1),
         ResNetConfig(name="resnet50", depths=(3, 4, 6, 3)),
         ResNetConfig(name="resnet101", depths=(3, 4, 23, 3)),
         ResNetConfig(name="resnet152", depths=(3, 8, 36, 3)),
@@ -63,11 +65,14 @@ def _parameter_tree(cfg: ResNetConfig, make: Make) -> dict[str, Any]:
         blocks = []
         for _ in range(depth):
             outside = cfg.expansion * width
-            block = {
-                "reduce": conv(features, width, 1),
-                "mix": conv(width, width, 3),
-                "expand": conv(width, outside, 1),
-            }
+            if cfg.expansion == 1:
+                block = {"mix": conv(features, width, 3), "expand": conv(width, outside, 3)}
+            else:
+                block = {
+                    "reduce": conv(features, width, 1),
+                    "mix": conv(width, width, 3),
+                    "expand": conv(width, outside, 1),
+                }
             blocks.append(block if features == outside else {**block, "shortcut": conv(features, outside, 1)})
             features = outside
         stages.append(blocks)
@@ -84,7 +89,7 @@ def classify(cfg: ResNetConfig, params: dict[str, Any], images: jax.Array) -> ja
     for number, stage in enumerate(params["stages"]):
         for index, block in enumerate(stage):
             stride = 2 if number and not index else 1
-            y = jax.nn.relu(_conv(block["reduce"], x, 1))
+            y = jax.nn.relu(_conv(block["reduce"], x, 1)) if "reduce" in block else x
             y = jax.nn.relu(_conv(block["mix"], y, stride))
             shortcut = _conv(block["shortcut"], x, stride) if "shortcut" in block else x
             x = jax.nn.relu(_conv(block["expand"], y, 1) + shortcut)
