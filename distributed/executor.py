@@ -29,8 +29,8 @@ OPTIONS = (
 
 _BFLOAT16 = np.dtype(jax.numpy.bfloat16)
 
-# XLA lets go of the interpreter while it compiles, and seldom uses more than one core for a segment.
-_COMPILERS = max(1, os.cpu_count() or 1)
+# XLA lets go of the interpreter while it compiles or computes, and a segment seldom keeps all cores busy.
+_THREADS = os.cpu_count() or 1
 
 
 class Executable:
@@ -89,6 +89,7 @@ class Executor:
         self._device = _device()
         self._sharding = SingleDeviceSharding(self._device)
         self._executables: dict[str, Executable] = {}
+        self._helpers = ThreadPoolExecutor(max(1, _THREADS - 1))
         lapack._lapack.initialize()  # JAX does so when it lowers linear algebra; without it XLA calls null
 
     def load(self, text: str) -> Executable:
@@ -107,9 +108,35 @@ class Executor:
         """The executables of several modules by name; as many are compiled at once as the host has cores."""
         new = {text for text in texts.values() if text not in self._executables}
         if len(new) > 1:
-            with ThreadPoolExecutor(_COMPILERS) as pool:
+            with ThreadPoolExecutor(_THREADS) as pool:
                 list(pool.map(self.load, new))
         return {name: self.load(text) for name, text in texts.items()}
+
+    def run_side_by_side(
+        self, executable: Executable, rows: Sequence[Sequence[jax.Array]]
+    ) -> list[list[jax.Array]]:
+        """Calls it with each row of arguments, several at a time: whichever thread is free takes the next.
+
+        Worth its while where a call computes for longer than a thread takes to wake up, some 50 us.
+        """
+        waiting = list(enumerate(rows))
+        results: list[list[jax.Array]] = [[] for _ in waiting]
+
+        def work() -> None:
+            while True:
+                try:
+                    number, arguments = waiting.pop()
+                except IndexError:
+                    return
+                results[number] = executable(arguments)
+
+        helpers = [self._helpers.submit(work) for _ in range(min(_THREADS, len(waiting)) - 1)]
+        try:
+            work()
+        finally:
+            for helper in helpers:
+                helper.result()
+        return results
 
     @property
     def num_compiled(self) -> int:

@@ -15,6 +15,9 @@ from distributed.sums import add_up, is_added_up
 
 __all__ = ["RankMissingError", "Runtime"]
 
+# A core that reads so much works for some 50 us, longer than another thread takes to wake up.
+_SIDE_BY_SIDE_BYTES = 1 << 20
+
 # These need every rank in a group; in the others a rank outside simply receives zeros.
 _NEED_ALL_RANKS = frozenset({"all_reduce", "all_gather", "reduce_scatter", "all_to_all"})
 
@@ -41,6 +44,7 @@ class Runtime:
         self._executor = executor
         self._poison = poison
         self._buffers = {buffer.id: buffer for buffer in program.buffers}
+        self._size_bytes = {buffer.id: buffer.tensor.size_bytes for buffer in program.buffers}
         self._donated = frozenset(source for _, source in program.aliases)
         arguments = enumerate(program.main.arguments)
         # Their caller holds these throughout, so no launch may overwrite them, and none dies.
@@ -83,7 +87,9 @@ class Runtime:
         for index in self.program.finite_padding:
             inputs[index].clear_padding(self._executor.to_device)
         executables = self._executor.load_all(self.program.segments)
-        walk = _Walk(self.program, self._executor, executables, self._deaths, self._kept, self._ranks)
+        walk = _Walk(
+            self.program, self._executor, executables, self._deaths, self._kept, self._ranks, self._size_bytes
+        )
         kept = {id(value) for index, value in enumerate(inputs) if index not in self._donated}
         values = []
         for index, value in enumerate(inputs):
@@ -151,9 +157,11 @@ class _Walk:
         dying: dict[int, Deaths],
         kept: frozenset[int],
         ranks: list[jax.Array],
+        size_bytes: Mapping[int, int],
     ) -> None:
         self.executor, self.executables = executor, executables
         self.dying, self.kept, self.ranks = dying, kept, ranks
+        self.size_bytes = size_bytes
         self.num_cores = program.num_cores
         self.values: dict[int, list[jax.Array]] = {}
         # Holders of an array beyond its first; hardly any array has some.
@@ -212,8 +220,11 @@ class _Walk:
         if step.takes_rank:
             columns.insert(0, self.ranks[:count])
         executable = self.executables[step.segment]
-        rows = zip(*columns, strict=True) if columns else [()] * count
-        outputs = [executable(arguments) for arguments in rows]
+        rows = list(zip(*columns, strict=True)) if columns else [()] * count
+        if sum(self.size_bytes[number] for number in step.operands) >= _SIDE_BY_SIDE_BYTES:
+            outputs = self.executor.run_side_by_side(executable, rows)
+        else:
+            outputs = [executable(arguments) for arguments in rows]
         for number, *arrays in zip(step.results, *outputs, strict=True):
             self.values[number] = arrays
 

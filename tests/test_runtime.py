@@ -124,6 +124,33 @@ def test_rank_reaches_each_core_and_collectives_move_it(executor):
     np.testing.assert_array_equal(result, np.arange(4) + 4)
 
 
+def test_large_launches_run_side_by_side_and_each_result_stays_with_its_core(executor, rng, monkeypatch):
+    words, ranks = 1 << 18, 6
+    b = Builder(ranks)
+    x = b.global_buffer((words,), "i32")
+    mine = b.global_buffer((words * ranks,), "i32", dim_axes=(("tp",),))
+    text = RANK_PLUS.replace("4xi32", f"{words}xi32")
+    program = b.program(
+        [x], [b.launch(b.segment("rank", text), [x], [mine], varying=True, takes_rank=True)], [mine]
+    )
+    array = rng.integers(-99, 99, words).astype(np.int32)
+    calls = []
+    watched = executor.run_side_by_side
+    monkeypatch.setattr(executor, "run_side_by_side", lambda *given: calls.append(given) or watched(*given))
+    for _ in range(5):
+        [result] = run(program, executor, array)
+        np.testing.assert_array_equal(result.reshape(ranks, words), array + np.arange(ranks)[:, np.newaxis])
+    assert len(calls) == 5
+
+
+def test_an_error_in_any_thread_reaches_the_caller(executor):
+    one, two = executor.to_device(np.int32(1)), executor.to_device(np.ones(2, np.int32))
+    for wrong in range(4):
+        rows = [[two if number == wrong else one] for number in range(4)]
+        with pytest.raises(jax.errors.JaxRuntimeError, match="size"):
+            executor.run_side_by_side(executor.load(NEXT), rows)
+
+
 def loop_program(num_cores, donated_input):
     """x doubled n times in place by a loop, all-reduced in its body by maximum (so it stays itself)."""
     b = Builder(num_cores)
