@@ -52,7 +52,7 @@ def _prefill(model, name):
 
 
 def _encoder():
-    cfg = dataclasses.replace(bert.config("bert-base"), layers=LAYERS)
+    cfg = dataclasses.replace(bert.config("bert-base-uncased"), layers=LAYERS)
     tokens = [shape(2, 32, dtype=jnp.int32)] * 3
     return functools.partial(bert.encode, cfg), (bert.parameter_shapes(cfg, jnp.float32), *tokens), {}
 

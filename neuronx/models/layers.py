@@ -1,7 +1,7 @@
 """Layers the models share, in plain JAX, and makers of their parameters: shapes only, or random numbers."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -10,6 +10,8 @@ import numpy as np
 from jax.sharding import PartitionSpec
 
 __all__ = [
+    "Attend",
+    "Cache",
     "Make",
     "attention",
     "encoder_attention",
@@ -23,10 +25,17 @@ __all__ = [
     "shapes",
     "split_heads",
     "tensor_parallel",
+    "through_layers",
 ]
 
 Make = Callable[[tuple[int, ...], float], Any]
 """Makes one parameter of a shape around a mean."""
+
+Cache = dict[str, jax.Array]
+"""What a layer keeps: ``k`` and ``v``."""
+
+Attend = Callable[[jax.Array, jax.Array, jax.Array, Any], tuple[jax.Array, Cache]]
+"""Mixes q, k and v with what the layer kept before (None: nothing); what it keeps now comes back as well."""
 
 
 def shapes(dtype: Any, matrix_dtype: Any = None) -> Make:
@@ -77,8 +86,15 @@ def encoder_layer(make: Make, hidden: int, ffn: int) -> dict[str, Any]:
 
 
 def linear(weights: dict[str, Any], x: jax.Array) -> jax.Array:
-    """``x @ w + b``, or without bias where there is none; x is cast to the type of w, the result back."""
-    y = jnp.matmul(x.astype(weights["w"].dtype), weights["w"], preferred_element_type=x.dtype)
+    """``x @ w + b``, or without bias where there is none; x is cast to the type of w, the result back.
+
+    With a ``scale`` for each column, w is small numbers of 8 bits: they are cast to the type of x instead.
+    """
+    if "scale" in weights:
+        y = jnp.matmul(x, weights["w"].astype(x.dtype), preferred_element_type=jnp.float32)
+        y = (y * weights["scale"]).astype(x.dtype)
+    else:
+        y = jnp.matmul(x.astype(weights["w"].dtype), weights["w"], preferred_element_type=x.dtype)
     return y + weights["b"] if "b" in weights else y
 
 
@@ -112,6 +128,20 @@ def attention(q: jax.Array, k: jax.Array, v: jax.Array, visible: jax.Array) -> j
     scores = jnp.einsum("bhqd,bhkd->bhqk", q, k, preferred_element_type=jnp.float32)
     scores = jnp.where(visible, scores, jnp.finfo(jnp.float32).min)
     return jnp.einsum("bhqk,bhkd->bhqd", jax.nn.softmax(scores, axis=-1).astype(v.dtype), v)
+
+
+def through_layers(
+    layer: Callable[..., tuple[jax.Array, Any]], x: jax.Array, *of_layers: Sequence[Any]
+) -> tuple[jax.Array, list[Any]]:
+    """``x, kept = layer(x, *of_layer)`` over and over; the last ``x``, and what was kept of each layer.
+
+    JAX traces and lowers ``layer`` once, where all layers take arrays of the same types.
+    """
+    once, kept = jax.jit(layer), []
+    for of_layer in zip(*of_layers, strict=True):
+        x, own = once(x, *of_layer)
+        kept.append(own)
+    return x, kept
 
 
 def encoder_attention(layer: dict[str, Any], x: jax.Array, heads: int, visible: jax.Array) -> jax.Array:

@@ -2,14 +2,25 @@
 
 import functools
 import math
-from collections.abc import Callable
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
-from neuronx.models.layers import Make, attention, linear, random, rms_norm, shapes, split_heads
+from neuronx.models.layers import (
+    Attend,
+    Cache,
+    Make,
+    attention,
+    linear,
+    random,
+    rms_norm,
+    shapes,
+    split_heads,
+    through_layers,
+)
 from neuronx.models.sizes import find
 
 __all__ = [
@@ -151,14 +162,13 @@ def prefill(
     """
     length = tokens.shape[1]
     causal = jnp.tril(jnp.ones((length, length), bool))
-    cache = []
 
-    def attend(q: jax.Array, k: jax.Array, v: jax.Array, index: int) -> jax.Array:
+    def attend(q: jax.Array, k: jax.Array, v: jax.Array, old: None) -> tuple[jax.Array, Cache]:
         room = [(0, 0), (0, 0), (0, max_len - length), (0, 0)]
-        cache.append({"k": jnp.pad(k, room), "v": jnp.pad(v, room)})
-        return _grouped(cfg, q, k, v, causal)
+        kept = {"k": jnp.pad(k, room), "v": jnp.pad(v, room)}
+        return _grouped(cfg, q, k, v, causal), kept
 
-    x = _decoder(cfg, params, tokens, jnp.arange(length), attend)
+    x, cache = _decoder(cfg, params, tokens, jnp.arange(length), attend, [None] * cfg.layers)
     return *_next_token(cfg, params, x[:, -1]), cache
 
 
@@ -175,16 +185,14 @@ def decode(
       As ``prefill``, with the updated cache (to be donated, so that it stays where it is).
     """
     visible = (jnp.arange(cache[0]["k"].shape[2]) <= position)[None, :]
-    updated = []
 
-    def attend(q: jax.Array, k: jax.Array, v: jax.Array, index: int) -> jax.Array:
+    def attend(q: jax.Array, k: jax.Array, v: jax.Array, old: Cache) -> tuple[jax.Array, Cache]:
         start = (0, 0, position, 0)
-        keys = jax.lax.dynamic_update_slice(cache[index]["k"], k, start)
-        values = jax.lax.dynamic_update_slice(cache[index]["v"], v, start)
-        updated.append({"k": keys, "v": values})
-        return _grouped(cfg, q, keys, values, visible)
+        keys = jax.lax.dynamic_update_slice(old["k"], k, start)
+        values = jax.lax.dynamic_update_slice(old["v"], v, start)
+        return _grouped(cfg, q, keys, values, visible), {"k": keys, "v": values}
 
-    x = _decoder(cfg, params, token[:, None], position[None], attend)
+    x, updated = _decoder(cfg, params, token[:, None], position[None], attend, cache)
     return *_next_token(cfg, params, x[:, -1]), updated
 
 
@@ -193,17 +201,23 @@ def _decoder(
     params: dict[str, Any],
     tokens: jax.Array,
     positions: jax.Array,
-    attend: Callable[..., jax.Array],
-) -> jax.Array:
-    x = jnp.take(params["tokens"], tokens, axis=0, mode="clip")
+    attend: Attend,
+    cache: Sequence[Cache | None],
+) -> tuple[jax.Array, list[Cache]]:
+    """Through all layers; what ``attend`` keeps of each comes back with the result."""
     turn = _rotation(cfg, positions)
-    for index, layer in enumerate(params["layers"]):
-        normal = rms_norm(layer["attention_norm"], x, cfg.norm_epsilon)
-        x = x + _self_attention(cfg, layer, normal, turn, functools.partial(attend, index=index))
-        normal = rms_norm(layer["ffn_norm"], x, cfg.norm_epsilon)
-        gated = jax.nn.silu(linear(layer["gate"], normal)) * linear(layer["up"], normal)
-        x = x + linear(layer["down"], gated)
-    return rms_norm(params["final_norm"], x, cfg.norm_epsilon)
+
+    def layer(x: jax.Array, weights: dict[str, Any], old: Cache | None) -> tuple[jax.Array, Cache]:
+        normal = rms_norm(weights["attention_norm"], x, cfg.norm_epsilon)
+        y, kept = _self_attention(cfg, weights, normal, turn, functools.partial(attend, old=old))
+        x = x + y
+        normal = rms_norm(weights["ffn_norm"], x, cfg.norm_epsilon)
+        gated = jax.nn.silu(linear(weights["gate"], normal)) * linear(weights["up"], normal)
+        return x + linear(weights["down"], gated), kept
+
+    x = jnp.take(params["tokens"], tokens, axis=0, mode="clip")
+    x, kept = through_layers(layer, x, params["layers"], cache)
+    return rms_norm(params["final_norm"], x, cfg.norm_epsilon), kept
 
 
 def _self_attention(
@@ -211,12 +225,12 @@ def _self_attention(
     layer: dict[str, Any],
     x: jax.Array,
     turn: tuple[jax.Array, jax.Array],
-    attend: Callable[..., jax.Array],
-) -> jax.Array:
+    attend: Attend,
+) -> tuple[jax.Array, Cache]:
     q = split_heads(linear(layer["q"], x), cfg.query_heads)
     k, v = (split_heads(linear(layer[name], x), cfg.key_heads) for name in ("k", "v"))
-    mixed = attend(_rotate(q, turn) * (1 / math.sqrt(cfg.head_dim)), _rotate(k, turn), v)
-    return linear(layer["o"], mixed.transpose(0, 2, 1, 3).reshape(*x.shape[:2], -1))
+    mixed, kept = attend(_rotate(q, turn) * (1 / math.sqrt(cfg.head_dim)), _rotate(k, turn), v)
+    return linear(layer["o"], mixed.transpose(0, 2, 1, 3).reshape(*x.shape[:2], -1)), kept
 
 
 def _grouped(cfg: LlamaConfig, q: jax.Array, k: jax.Array, v: jax.Array, visible: jax.Array) -> jax.Array:

@@ -2,14 +2,25 @@
 
 import functools
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
-from neuronx.models.layers import Make, attention, layer_norm, linear, random, shapes, split_heads
+from neuronx.models.layers import (
+    Attend,
+    Cache,
+    Make,
+    attention,
+    layer_norm,
+    linear,
+    random,
+    shapes,
+    split_heads,
+    through_layers,
+)
 from neuronx.models.sizes import find
 
 __all__ = [
@@ -146,15 +157,14 @@ def prefill(
     """
     length = tokens.shape[1]
     causal = jnp.tril(jnp.ones((length, length), bool))
-    cache = []
 
-    def attend(q: jax.Array, k: jax.Array, v: jax.Array, index: int) -> jax.Array:
+    def attend(q: jax.Array, k: jax.Array, v: jax.Array, old: None) -> tuple[jax.Array, Cache]:
         room = [(0, 0), (0, 0), (0, max_len - length), (0, 0)]
-        cache.append({"k": jnp.pad(k, room), "v": jnp.pad(v, room)})
-        return attention(q, k, v, causal)
+        kept = {"k": jnp.pad(k, room), "v": jnp.pad(v, room)}
+        return attention(q, k, v, causal), kept
 
     x = _embed(cfg, params, tokens, jnp.arange(length))
-    x = _decoder(cfg, params, x, attend)
+    x, cache = _decoder(cfg, params, x, attend, [None] * cfg.layers)
     return *_next_token(cfg, params, x[:, -1]), cache
 
 
@@ -171,17 +181,15 @@ def decode(
       As ``prefill``, with the updated cache (to be donated, so that it stays where it is).
     """
     visible = (jnp.arange(cache[0]["k"].shape[2]) <= position)[None, :]
-    updated = []
 
-    def attend(q: jax.Array, k: jax.Array, v: jax.Array, index: int) -> jax.Array:
+    def attend(q: jax.Array, k: jax.Array, v: jax.Array, old: Cache) -> tuple[jax.Array, Cache]:
         start = (0, 0, position, 0)
-        keys = jax.lax.dynamic_update_slice(cache[index]["k"], k, start)
-        values = jax.lax.dynamic_update_slice(cache[index]["v"], v, start)
-        updated.append({"k": keys, "v": values})
-        return attention(q, keys, values, visible)
+        keys = jax.lax.dynamic_update_slice(old["k"], k, start)
+        values = jax.lax.dynamic_update_slice(old["v"], v, start)
+        return attention(q, keys, values, visible), {"k": keys, "v": values}
 
     x = _embed(cfg, params, token[:, None], position[None])
-    x = _decoder(cfg, params, x, attend)
+    x, updated = _decoder(cfg, params, x, attend, cache)
     return *_next_token(cfg, params, x[:, -1]), updated
 
 
@@ -193,37 +201,44 @@ def _embed(cfg: OPTConfig, params: dict[str, Any], tokens: jax.Array, positions:
 
 
 def _decoder(
-    cfg: OPTConfig, params: dict[str, Any], x: jax.Array, attend: Callable[..., jax.Array]
-) -> jax.Array:
-    for index, layer in enumerate(params["layers"]):
-        block = functools.partial(_self_attention, cfg, layer, functools.partial(attend, index=index))
-        x = _residual(cfg, layer["attention_norm"], x, block)
-        x = _residual(cfg, layer["ffn_norm"], x, functools.partial(_feed_forward, cfg, layer))
-    return layer_norm(params["final_norm"], x, NORM_EPSILON) if cfg.norm_first else x
+    cfg: OPTConfig, params: dict[str, Any], x: jax.Array, attend: Attend, cache: Sequence[Cache | None]
+) -> tuple[jax.Array, list[Cache]]:
+    """Through all layers; what ``attend`` keeps of each comes back with the result."""
+
+    def layer(x: jax.Array, weights: dict[str, Any], old: Cache | None) -> tuple[jax.Array, Cache]:
+        attention = functools.partial(_self_attention, cfg, weights, attend, old)
+        x, kept = _residual(cfg, weights["attention_norm"], x, attention)
+        x, _ = _residual(cfg, weights["ffn_norm"], x, functools.partial(_feed_forward, cfg, weights))
+        return x, kept
+
+    x, kept = through_layers(layer, x, params["layers"], cache)
+    return (layer_norm(params["final_norm"], x, NORM_EPSILON) if cfg.norm_first else x), kept
 
 
 def _residual(
-    cfg: OPTConfig, norm: dict[str, Any], x: jax.Array, block: Callable[[jax.Array], jax.Array]
-) -> jax.Array:
+    cfg: OPTConfig, norm: dict[str, Any], x: jax.Array, block: Callable[[jax.Array], tuple[jax.Array, Any]]
+) -> tuple[jax.Array, Any]:
     if cfg.norm_first:
-        return x + block(layer_norm(norm, x, NORM_EPSILON))
-    return layer_norm(norm, x + block(x), NORM_EPSILON)
+        y, kept = block(layer_norm(norm, x, NORM_EPSILON))
+        return x + y, kept
+    y, kept = block(x)
+    return layer_norm(norm, x + y, NORM_EPSILON), kept
 
 
 def _self_attention(
-    cfg: OPTConfig, layer: dict[str, Any], attend: Callable[..., jax.Array], x: jax.Array
-) -> jax.Array:
+    cfg: OPTConfig, layer: dict[str, Any], attend: Attend, old: Cache | None, x: jax.Array
+) -> tuple[jax.Array, Cache]:
     q, k, v = (linear(layer[name], x) for name in ("q", "k", "v"))
     q = q * (1 / math.sqrt(cfg.head_dim))
-    mixed = attend(*(split_heads(part, cfg.heads + cfg.extra_heads) for part in (q, k, v)))
-    return linear(layer["o"], mixed.transpose(0, 2, 1, 3).reshape(*x.shape[:2], -1))
+    mixed, kept = attend(*(split_heads(part, cfg.heads + cfg.extra_heads) for part in (q, k, v)), old)
+    return linear(layer["o"], mixed.transpose(0, 2, 1, 3).reshape(*x.shape[:2], -1)), kept
 
 
 _ACTIVATIONS: Mapping[str, Callable[[jax.Array], jax.Array]] = {"relu": jax.nn.relu, "gelu": jax.nn.gelu}
 
 
-def _feed_forward(cfg: OPTConfig, layer: dict[str, Any], x: jax.Array) -> jax.Array:
-    return linear(layer["down"], _ACTIVATIONS[cfg.activation](linear(layer["up"], x)))
+def _feed_forward(cfg: OPTConfig, layer: dict[str, Any], x: jax.Array) -> tuple[jax.Array, None]:
+    return linear(layer["down"], _ACTIVATIONS[cfg.activation](linear(layer["up"], x))), None
 
 
 def _next_token(cfg: OPTConfig, params: dict[str, Any], x: jax.Array) -> tuple[jax.Array, jax.Array]:

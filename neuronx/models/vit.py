@@ -16,6 +16,7 @@ from neuronx.models.layers import (
     norm_parameters,
     random,
     shapes,
+    through_layers,
 )
 from neuronx.models.sizes import find
 
@@ -83,13 +84,15 @@ def classify(cfg: ViTConfig, params: dict[str, Any], images: jax.Array) -> jax.A
     x = linear(params["patches"], _patches(cfg, images))
     first = jnp.broadcast_to(params["class_token"].astype(x.dtype), (x.shape[0], 1, cfg.hidden))
     x = (jnp.concatenate([first, x], axis=1) + params["positions"]).astype(x.dtype)
-    for layer in params["layers"]:
-        normal = layer_norm(layer["attention_norm"], x, NORM_EPSILON)
-        x = x + encoder_attention(layer, normal, cfg.heads, jnp.ones((1, 1), bool))
-        up = jax.nn.gelu(
-            linear(layer["up"], layer_norm(layer["ffn_norm"], x, NORM_EPSILON)), approximate=False
-        )
-        x = x + linear(layer["down"], up)
+
+    def layer(x: jax.Array, weights: dict[str, Any]) -> tuple[jax.Array, None]:
+        normal = layer_norm(weights["attention_norm"], x, NORM_EPSILON)
+        x = x + encoder_attention(weights, normal, cfg.heads, jnp.ones((1, 1), bool))
+        normal = layer_norm(weights["ffn_norm"], x, NORM_EPSILON)
+        up = jax.nn.gelu(linear(weights["up"], normal), approximate=False)
+        return x + linear(weights["down"], up), None
+
+    x, _ = through_layers(layer, x, params["layers"])
     return linear(params["head"], layer_norm(params["final_norm"], x, NORM_EPSILON)[:, 0])
 
 
