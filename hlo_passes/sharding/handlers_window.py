@@ -1,8 +1,9 @@
 """Ops that move windows over a sharded dim: slice, pad, reverse, reduce_window, convolution."""
 
+import itertools
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from distributed.mesh import Mesh
 from hlo_passes.ir import ir
@@ -22,6 +23,7 @@ class _Cut:
     """A window along a sharded dim. ``axes`` are those of the result, which holds ``local`` rows a core.
 
     ``summed`` are the axes of an operand of which so few rows are read that all cores get all of them.
+    Without any axes it is of a dim that is whole, of which rows are dropped before others are moved.
     ``kernel_dim`` is the dim of a convolution's kernel that is sharded; the results are then partial.
     """
 
@@ -69,34 +71,62 @@ def _windowed(part: Partitioner, op: ir.Operation) -> None:
 
     summed = tuple(axis for c in parts.values() for axis in c.axes)
     part.emit_with(op, rule, choice, operand=operand, result=result, localize=localize, summed=summed)
+    held = tuple(axis for cut in cuts for axis in cut.summed)
+    if held:
+        local, sharding = part.env[op.results[0]]
+        part.env[op.results[0]] = (part.emit.sum_parts(local, held), sharding)
 
 
 def _cuts(part: Partitioner, op: ir.Operation, choice: Choice) -> list[_Cut]:
-    """The windows along dims that are sharded, or shall be."""
+    """The windows along dims that are sharded, or shall be; the axes go where less is moved for it."""
     source, target = op.operands[0], op.results[0]
     wanted, have = part.wanted(target), part.env[source][1]
     used = {axis for axes in choice.axes.values() for axis in axes}
     cuts = _contracted(part, op, used) if op.name == "stablehlo.convolution" else []
     used |= {axis for cut in cuts for axis in cut.axes}
     taken = [cut.window for cut in cuts]
-    for window in WINDOWS[op.name].windows(op):
-        if window in taken:
-            continue
-        here, there = have.axes[window.operand_dim], wanted.axes[window.result_dim]
-        axes = next((a for a in (there, here) if a and not used & set(a)), None)
-        size, rows = source.type.shape[window.operand_dim], target.type.shape[window.result_dim]
-        if axes is None or (window.is_plain and size == rows):
-            continue
-        shards = part.targets.mesh.size(axes)
-        extent = (rows - 1) * window.stride + 1
-        used |= set(axes)
-        if op.name == "stablehlo.slice" and rows < shards and 2 * extent <= size:
-            need = Need(starts=(window.start,), counts=(extent,), count=extent)
-            cuts.append(_Cut(window=window, axes=(), local=rows, need=need, summed=axes))
-            continue
-        local = wanted.local[window.result_dim] if axes == there else math.ceil(rows / shards)
-        cuts.append(_Cut(window=window, axes=axes, local=local, need=_need(window, rows, local, shards)))
+    windows = [w for w in WINDOWS[op.name].windows(op) if w not in taken and _moves(op, w)]
+    offers = [
+        [(window, wanted.axes[window.result_dim]) for window in windows],
+        [(window, have.axes[window.operand_dim]) for window in windows],
+    ]
+    if math.prod(shape_of(target)) < math.prod(shape_of(source)):
+        offers.reverse()
+    found = {}
+    for window, axes in itertools.chain(*offers):
+        if axes and window not in found and not used & set(axes):
+            used |= set(axes)
+            found[window] = axes
+    cuts += [_cut(part, op, window, axes) for window, axes in found.items()]
+    if cuts and op.name == "stablehlo.slice":
+        return [_dropped(op, window) for window in windows if window not in found] + cuts
     return cuts
+
+
+def _moves(op: ir.Operation, window: Window) -> bool:
+    """Whether rows of the result are not just the same rows of the operand."""
+    sizes = shape_of(op.operands[0])[window.operand_dim], shape_of(op.results[0])[window.result_dim]
+    return not window.is_plain or sizes[0] != sizes[1]
+
+
+def _cut(part: Partitioner, op: ir.Operation, window: Window, axes: tuple[str, ...]) -> _Cut:
+    """The window along a dim over ``axes``."""
+    wanted, shards = part.wanted(op.results[0]), part.targets.mesh.size(axes)
+    size, rows = shape_of(op.operands[0])[window.operand_dim], shape_of(op.results[0])[window.result_dim]
+    extent = (rows - 1) * window.stride + 1
+    if op.name == "stablehlo.slice" and rows < shards and 2 * extent <= size:
+        return replace(_dropped(op, window), summed=axes)
+    is_wanted = axes == wanted.axes[window.result_dim]
+    local = wanted.local[window.result_dim] if is_wanted else math.ceil(rows / shards)
+    return _Cut(window=window, axes=axes, local=local, need=_need(window, rows, local, shards))
+
+
+def _dropped(op: ir.Operation, window: Window) -> _Cut:
+    """All rows that a slice reads of a dim."""
+    rows = shape_of(op.results[0])[window.result_dim]
+    extent = (rows - 1) * window.stride + 1
+    need = Need(starts=(window.start,), counts=(extent,), count=extent)
+    return _Cut(window=window, axes=(), local=rows, need=need)
 
 
 def _contracted(part: Partitioner, op: ir.Operation, used: set[str]) -> list[_Cut]:
@@ -153,7 +183,7 @@ def _operand(
     kept = {c.window.operand_dim: c.summed or c.axes for c in cuts}
     kept = {
         d: (axes, _rows(part.targets.mesh, have, d, axes, size[d]))
-        for d, axes in kept.items() if have.axes[d]
+        for d, axes in kept.items() if axes and have.axes[d]
     }  # fmt: skip
     local = part.use(value, replaced(sharding, kept))
     fill = part.emit.zero(value.type.element_type) if fill is None else fill
@@ -162,7 +192,6 @@ def _operand(
         if cut.summed:
             start = part.emit.scalar(cut.window.start)
             local = owned_rows(part.emit, local, dim, cut.summed, start, cut.need.count)
-            local = part.emit.sum_parts(local, cut.summed)
             continue
         local = _dilated(part, op, local, cut, size[dim], fill, dim in kept)
     return local
