@@ -1,6 +1,7 @@
 """The attributes of the LOCAL level read back: mesh, layouts of arguments and results, donation."""
 
 from collections.abc import Iterator
+from dataclasses import replace
 
 from distributed.layout import Layout
 from distributed.mesh import Mesh
@@ -57,10 +58,8 @@ def finite_padding(function: func.FuncOp) -> tuple[int, ...]:
     return tuple(number for number, attributes in enumerate(given) if "neuron.finite_padding" in attributes)
 
 
-def _attributes(function: func.FuncOp, key: str, count: int) -> list[dict[str, ir.Attribute]]:
-    if key not in function.attributes:
-        return [{} for _ in range(count)]
-    return [{item.name: item.attr for item in entry} for entry in function.attributes[key]]
+def _attributes(function: func.FuncOp, key: str, count: int) -> Sequence[Mapping[str, ir.Attribute]]:
+    return list(function.attributes[key]) if key in function.attributes else [{}] * count
 
 
 def _layouts(
@@ -71,10 +70,11 @@ def _layouts(
         whole = tensor(given["neuron.global_type"].value) if "neuron.global_type" in given else local
         no_axes = [()] * len(local.shape)
         dims = given.get("neuron.dim_axes", no_axes)
+        order = given.get("neuron.device_ids")
         yield Layout(
             global_shape=whole.shape,
             local_shape=local.shape,
             dtype=local.dtype,
-            mesh=where,
+            mesh=where if order is None else replace(where, device_ids=tuple(order)),
             dim_axes=tuple(tuple(axis.value for axis in axes) for axes in dims),
         )

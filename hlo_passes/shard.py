@@ -11,8 +11,9 @@ from hlo_passes.notes import add_notes
 from hlo_passes.sharding.agree import agree
 from hlo_passes.sharding.choice import Choice, Targets
 from hlo_passes.sharding.classes import DimClasses
-from hlo_passes.sharding.free_axes import plan_free_axis
+from hlo_passes.sharding.free_axes import has_manual_part, plan_free_axis
 from hlo_passes.sharding.handlers import HANDLERS
+from hlo_passes.sharding.orders import place_in_orders, read_orders
 from hlo_passes.sharding.partition import Partitioner
 from hlo_passes.sharding.plan import NO_PLAN, PLANS, Plan, find_weights, make_plan
 from hlo_passes.sharding.prices import Prices
@@ -69,6 +70,7 @@ def run(module: ir.Module, options: Options) -> None:
         annotated = is_annotated(module)
         asked = frozenset(result_annotations(main(module)))
         given = frozenset(v.arg_number for v in annotations(main(module)) if isinstance(v, ir.BlockArgument))
+        orders = read_orders(module)
         free = plan_free_axis(module, options.instance, options.plan) if annotated else NO_PLAN
         if annotated:
             constrain_collectives(module)
@@ -82,6 +84,7 @@ def run(module: ir.Module, options: Options) -> None:
         unreached = _unreached(function, targets, given) if annotated and not plan.notes else []
         part = Partitioner(module, function, targets, HANDLERS)
         part.run()
+        place_in_orders(module, targets.mesh, orders)
         erase_dead(main(module).entry_block)
         _clean(module, plan, options.tp)
         add_notes(module, [*plan.notes, *unreached, *part.notes])
@@ -166,7 +169,7 @@ def _user_targets(
     attributes = annotations(function)
     for attr in attributes.values():
         reader.note_cuts(attr)
-    mesh = _checked_mesh(reader, options)
+    mesh = _checked_mesh(module, reader, options)
     classes = DimClasses(function.operation)
 
     def place(value: ir.Value, axes: tuple[tuple[str, ...], ...]) -> Sharding:
@@ -218,13 +221,15 @@ def _targets(
     )  # fmt: skip
 
 
-def _checked_mesh(reader: MeshReader, options: Options) -> Mesh:
-    meshes = {str(attr) for attr in reader.meshes()}
+def _checked_mesh(module: ir.Module, reader: MeshReader, options: Options) -> Mesh:
+    meshes = reader.meshes()
     if not meshes:
         return Mesh(axes=((AXIS, options.tp),))
+    # Inside shard_map each core computes for the place that its own mesh gives it.
+    kinds = {str(attr if has_manual_part(module) else attr.axes) for attr in meshes}
     mesh = reader.mesh()
-    if len(meshes) > 1 or mesh.num_ranks != options.tp:
-        sizes = " and ".join(sorted(meshes))
+    if len(kinds) > 1 or mesh.num_ranks != options.tp:
+        sizes = " and ".join(sorted(map(str, meshes)))
         raise CompileError(
             f"shardings over {sizes}, expected one mesh of {options.tp} cores",
             op="shard", fix=f"use one mesh throughout and tp_degree={mesh.num_ranks}",

@@ -11,12 +11,12 @@ from oracles import run_local_on_xla, run_on_xla
 from hlo_passes import canonicalize, shard
 from hlo_passes.ir import context, func, func_named, ir, parse, walk
 from hlo_passes.local import num_ranks
-from kernels.errors import CompileError
 
 NAMES = [
     "sdy_all_gather",
     "sdy_all_to_all",
     "sdy_collective_permute_with_self_loops",
+    "sdy_collective_permute_without_self_loops",
     "sdy_constant",
     "sdy_reduce_scatter",
     "stablehlo_all_reduce",
@@ -39,8 +39,6 @@ NAMES = [
     "stablehlo_reverse",
     "gather_iota_concat_batch_dim",
 ]
-# One mesh in two orders of devices: see test_two_orders_of_devices.
-TWO_MESHES = "sdy_collective_permute_without_self_loops"
 
 
 def program(conformance: Path, name: str) -> tuple[str, str]:
@@ -197,12 +195,3 @@ def test_executable_program(conformance, name):
     assert checked, "no check"
     for actual, expected in zip(checked[::2], checked[1::2], strict=True):
         np.testing.assert_array_equal(actual, expected)
-
-
-def test_two_orders_of_devices(conformance):
-    """A program over two orders of the same devices is refused, and told why: a program has one mesh."""
-    part1, _ = program(conformance, TWO_MESHES)
-    module = alone(part1, "collective_permute")
-    canonicalize.run(module, canonicalize.Options())
-    with pytest.raises(CompileError, match="expected one mesh of 4 cores"):
-        shard.run(module, shard.Options(tp=4))

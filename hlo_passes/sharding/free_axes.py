@@ -9,7 +9,7 @@ from hlo_passes.sharding.prices import Prices
 from hlo_passes.sharding.rules import attach_rules
 from hlo_passes.sharding.spec import MeshReader, annotations, result_annotations
 
-__all__ = ["plan_free_axis"]
+__all__ = ["has_manual_part", "plan_free_axis"]
 
 
 def plan_free_axis(module: ir.Module, instance: str, plan: str) -> Plan:
@@ -47,7 +47,7 @@ def plan_free_axis(module: ir.Module, instance: str, plan: str) -> Plan:
 def _free_axes(module: ir.Module) -> list[tuple[str, str, int]]:
     """(mesh, axis, size) of the axes longer than one that occur in no sharding; none beside a shard_map."""
     meshes = [op for op in module.body.operations if isinstance(op, sdy.MeshOp)]
-    if len(meshes) != 1 or _has_manual_part(module):
+    if len(meshes) != 1 or has_manual_part(module):
         return []
     function = main(module)
     attributes = [*annotations(function).values(), *result_annotations(function).values()]
@@ -57,7 +57,8 @@ def _free_axes(module: ir.Module) -> list[tuple[str, str, int]]:
     return [(name, axis.name, axis.size) for axis in axes if axis.size > 1 and axis.name not in named]
 
 
-def _has_manual_part(module: ir.Module) -> bool:
+def has_manual_part(module: ir.Module) -> bool:
+    """Whether some of the program is written for each core, as ``shard_map`` does."""
     found = []
     walk(module.operation, lambda op: found.append(op) if op.name == "sdy.manual_computation" else None)
     return bool(found)
