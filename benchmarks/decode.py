@@ -1,4 +1,4 @@
-"""One decode step of OPT with a KV cache: ours and jax.jit, in the same type and in f32, in turn."""
+"""One decode step of OPT with a KV cache, ours and jax.jit in the same type, in f32 and in 8 bits, in turn."""
 
 import dataclasses
 import functools
@@ -14,6 +14,7 @@ import neuronx
 from benchmarks.timing import Row, arguments, in_turn, report, streaming_bytes_per_s
 from neuronx.models import opt
 from neuronx.models.generation import DTYPES
+from neuronx.models.quantised import WEIGHTS, quantised
 
 __all__ = ["main"]
 
@@ -35,23 +36,36 @@ def _step(decode: Callable[..., Any], params: Any, cache: Any, batch: int) -> Ca
     return step
 
 
+def _ours(cfg: opt.OPTConfig, asked: Any, params: Any) -> Callable[[], Any]:
+    dtype, batch = DTYPES[asked.dtype], asked.batch
+    cache = _cache(cfg, batch, asked.length, dtype)
+    shapes = params, cache, jnp.zeros(batch, jnp.int32), jnp.int32(0)
+    decode = neuronx.compile(functools.partial(opt.decode, cfg), donate_argnums=1, tp_degree=asked.cores)
+    compiled = decode.lower(*shapes).compile()
+    return _step(compiled, *compiled.device_put(*shapes)[:2], batch)
+
+
 def _row(cfg: opt.OPTConfig, asked: Any, params: Any) -> Row:
     dtype, batch = DTYPES[asked.dtype], asked.batch
-    function = functools.partial(opt.decode, cfg)
-    cache = functools.partial(_cache, cfg, batch, asked.length)
-    ours = neuronx.compile(function, donate_argnums=1, tp_degree=asked.cores)
-    ours = ours.lower(params, cache(dtype), jnp.zeros(batch, jnp.int32), jnp.int32(0)).compile()
-    placed = ours.device_put(params, cache(dtype), jnp.zeros(batch, jnp.int32), jnp.int32(0))
-    steps = {"ours": _step(ours, placed[0], placed[1], batch)}
-    jitted = jax.jit(function, donate_argnums=1)
-    steps[f"jax.jit {asked.dtype}"] = _step(jitted, params, cache(dtype), batch)
-    if asked.dtype != "f32":
-        wide = jax.tree.map(lambda x: x.astype(jnp.float32), params)
-        steps["jax.jit f32"] = _step(jitted, wide, cache(jnp.float32), batch)
+    jitted = jax.jit(functools.partial(opt.decode, cfg), donate_argnums=1)
+
+    def theirs(params: Any, dtype: Any) -> Callable[[], Any]:
+        return _step(jitted, params, _cache(cfg, batch, asked.length, dtype), batch)
+
+    used = quantised(params, asked.weights) if asked.weights else params
+    steps = {"ours": _ours(cfg, asked, used)}
+    if asked.weights:
+        steps[f"ours {asked.dtype}"] = _ours(cfg, asked, params)
+        steps[f"jax.jit {asked.weights}"] = theirs(used, dtype)
+    else:
+        steps[f"jax.jit {asked.dtype}"] = theirs(params, dtype)
+    if asked.dtype != "f32" and not asked.weights:
+        steps["jax.jit f32"] = theirs(jax.tree.map(lambda x: x.astype(jnp.float32), params), jnp.float32)
     # Of the positions one row is read; the tied token table is read whole, as the head.
-    weights = sum(x.nbytes for x in jax.tree.leaves(params)) - params["positions"].nbytes
-    name = f"{cfg.name} {cfg.layers} layers {asked.dtype} batch {batch} tp {asked.cores}"
-    return Row(name=name, taken=in_turn(steps, asked.repeats), bytes_read=weights)
+    read = sum(x.nbytes for x in jax.tree.leaves(used)) - used["positions"].nbytes
+    stored = f" with {asked.weights} weights" if asked.weights else ""
+    name = f"{cfg.name} {cfg.layers} layers {asked.dtype}{stored} batch {batch} tp {asked.cores}"
+    return Row(name=name, taken=in_turn(steps, asked.repeats), bytes_read=read)
 
 
 def main(argv: list[str]) -> int:
@@ -59,6 +73,7 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--model", default="opt-1.3b", help=f"one of {', '.join(opt.SIZES)}")
     parser.add_argument("--layers", type=int, help="fewer layers than the model has")
     parser.add_argument("--dtype", choices=tuple(DTYPES), default="bf16")
+    parser.add_argument("--weights", choices=tuple(WEIGHTS), help="matrices of layers in 8 bits, with scales")
     parser.add_argument("--batch", type=int, default=1)
     parser.add_argument("--cores", type=int, default=1, help="of the simulated ring")
     parser.add_argument("--length", type=int, default=64, help="positions the cache holds")

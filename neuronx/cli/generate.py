@@ -12,6 +12,7 @@ import numpy as np
 from neuronx.driver import AUTO_CAST_TYPES, AUTO_CASTS, DEFAULT_INSTANCE
 from neuronx.models import opt
 from neuronx.models.generation import DTYPES, Generated, Generator, logit_errors, tolerance
+from neuronx.models.quantised import WEIGHTS, quantised
 
 __all__ = ["HELP", "NAME", "add_arguments", "main"]
 
@@ -28,6 +29,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--prompt-len", type=int, default=32, help="tokens read (default %(default)s)")
     parser.add_argument("--new-tokens", type=int, default=32, help="tokens written (default %(default)s)")
     parser.add_argument("--dtype", choices=tuple(DTYPES), default="bf16", help="type of weights and cache")
+    parser.add_argument("--weights", choices=tuple(WEIGHTS), help="matrices of layers in 8 bits, with scales")
     parser.add_argument("--seed", type=int, default=0, help="of the random weights and prompt")
     parser.add_argument("--auto-cast", choices=AUTO_CASTS, default=AUTO_CASTS[0], help="f32 ops to narrow")
     parser.add_argument("--auto-cast-type", choices=AUTO_CAST_TYPES, default=AUTO_CAST_TYPES[0])
@@ -53,6 +55,7 @@ def main(args: argparse.Namespace) -> int:
         batch=args.batch,
         prompt_len=args.prompt_len,
         new_tokens=args.new_tokens,
+        weights=args.weights or "",
         tp_degree=args.tp_degree,
         instance=args.instance,
         auto_cast=args.auto_cast,
@@ -65,6 +68,8 @@ def main(args: argparse.Namespace) -> int:
         params = opt.parameters(
             generator.cfg, DTYPES[args.dtype], args.seed, share_layers=args.share_layer_weights
         )
+        if args.weights:
+            params = quantised(params, args.weights)
         prompt = _prompt(generator, args.seed)
         got = generator.run(params, prompt)
         _print_tokens(got)
@@ -117,8 +122,9 @@ def _peak_bytes() -> int:
 
 def _header(args: argparse.Namespace) -> list[tuple[str, str]]:
     shared = " of one layer in all layers" if args.share_layer_weights else ""
+    stored = f", layers' matrices in {args.weights}" if args.weights else ""
     return [
-        ("model", f"{args.model} {args.dtype}, random weights{shared}"),
+        ("model", f"{args.model} {args.dtype}{stored}, random weights{shared}"),
         ("instance", f"{args.instance} (simulated), tp_degree {args.tp_degree}"),
         ("request", f"batch {args.batch}, {args.prompt_len} prompt + {args.new_tokens} new tokens"),
     ]

@@ -13,6 +13,7 @@ import numpy as np
 from kernels.errors import CompileError
 from neuronx.api import compile as compile_function
 from neuronx.models import opt
+from neuronx.models.quantised import quantised_shapes
 from neuronx.stages import Compiled
 
 __all__ = ["DTYPES", "Generated", "Generator", "logit_errors", "tolerance"]
@@ -61,9 +62,13 @@ class Generator:
         batch: int,
         prompt_len: int,
         new_tokens: int,
+        weights: str = "",
         **options: Any,
     ) -> "Generator":
         """Compiles both programs; ``options`` are those of ``neuronx.compile``.
+
+        Args:
+          weights: one of ``quantised.WEIGHTS`` for parameters of ``quantised``; "" for those of ``dtype``.
 
         Raises:
           CompileError: lengths below 1, or more positions than the model has.
@@ -81,6 +86,8 @@ class Generator:
             )
         element = DTYPES[dtype]
         params = opt.parameter_shapes(cfg, element)
+        if weights:
+            params = quantised_shapes(params, weights)
         cache = opt.cache_shapes(cfg, batch, max_len, element)
         prefill = compile_function(functools.partial(opt.prefill, cfg, max_len), **options)
         decode = compile_function(functools.partial(opt.decode, cfg), donate_argnums=1, **options)
@@ -116,7 +123,7 @@ class Generator:
         """Generates greedily with real numbers.
 
         Args:
-          params: of ``opt.parameters``.
+          params: of ``opt.parameters``, or ``quantised`` of them.
           tokens: i32 [batch, prompt_len].
         """
         start = time.perf_counter()
