@@ -91,7 +91,7 @@ def device_memory(program: Program, *, weights: Collection[int] = (), family: st
     """
     hbm = load_core(family).hbm
     buffers = {buffer.id: buffer for buffer in program.buffers}
-    arguments = program.main.arguments
+    arguments = dict.fromkeys(program.main.arguments)
     sizes = [buffers[number].tensor.size_bytes for number in arguments]
     weights_bytes = sum(size for index, size in enumerate(sizes) if index in weights)
     aliased = {output for output, _ in program.aliases}

@@ -92,12 +92,12 @@ _FRAME = re.compile(r'"([^"]+)":(\d+)')
 
 def source_line(op: ir.Operation | ir.OpView) -> str:
     """``file:line`` of the user's innermost frame that made this op, or "" where it is unknown."""
-    return _source_line(str(op.location))
+    return _source_line(op.location.attr)
 
 
 @functools.lru_cache(maxsize=65536)
-def _source_line(location: str) -> str:
-    frames = [f"{file}:{line}" for file, line in _frames(location)]
+def _source_line(location: ir.Attribute) -> str:
+    frames = [f"{file}:{line}" for file, line in _frames(str(location))]
     return frames[0] if frames else ""
 
 

@@ -1,6 +1,6 @@
 """The attributes of the LOCAL level read back: mesh, layouts of arguments and results, donation."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 
 from distributed.layout import Layout
@@ -63,18 +63,35 @@ def _attributes(function: func.FuncOp, key: str, count: int) -> Sequence[Mapping
 
 
 def _layouts(
-    where: Mesh, types: list[ir.Type], attributes: list[dict[str, ir.Attribute]]
+    where: Mesh, types: Sequence[ir.Type], attributes: Sequence[Mapping[str, ir.Attribute]]
 ) -> Iterator[Layout]:
+    """Those of equal type and attributes are one object."""
+    known: dict[tuple, Layout] = {}
     for value_type, given in zip(types, attributes, strict=True):
-        local = tensor(value_type)
-        whole = tensor(given["neuron.global_type"].value) if "neuron.global_type" in given else local
-        no_axes = [()] * len(local.shape)
-        dims = given.get("neuron.dim_axes", no_axes)
-        order = given.get("neuron.device_ids")
-        yield Layout(
-            global_shape=whole.shape,
-            local_shape=local.shape,
-            dtype=local.dtype,
-            mesh=where if order is None else replace(where, device_ids=tuple(order)),
-            dim_axes=tuple(tuple(axis.value for axis in axes) for axes in dims),
-        )
+        # A DictAttr has no ``get`` that asks.
+        key = (value_type, *(given[name] if name in given else None for name in _LAYOUT))  # noqa: SIM401
+        if key not in known:
+            known[key] = _layout(where, *key)
+        yield known[key]
+
+
+_LAYOUT = ("neuron.global_type", "neuron.dim_axes", "neuron.device_ids")
+
+
+def _layout(
+    where: Mesh,
+    value_type: ir.Type,
+    global_type: ir.TypeAttr | None,
+    dims: ir.ArrayAttr | None,
+    order: ir.DenseI64ArrayAttr | None,
+) -> Layout:
+    local = tensor(value_type)
+    return Layout(
+        global_shape=(local if global_type is None else tensor(global_type.value)).shape,
+        local_shape=local.shape,
+        dtype=local.dtype,
+        mesh=where if order is None else replace(where, device_ids=tuple(order)),
+        dim_axes=tuple(
+            tuple(axis.value for axis in axes) for axes in ([()] * len(local.shape) if dims is None else dims)
+        ),
+    )

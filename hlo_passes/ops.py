@@ -68,14 +68,17 @@ def is_scalar(value: ir.Value) -> bool:
 
 def replica_groups(op: ir.Operation | ir.OpView) -> tuple[tuple[int, ...], ...]:
     """The groups of ranks of a collective that has them; the padding (-1) of uneven groups is dropped."""
-    rows = np.array(op.operation.attributes["replica_groups"])
-    return tuple(tuple(int(rank) for rank in row if rank >= 0) for row in rows)
+    return tuple(tuple(n for n in row if n >= 0) for row in _rows(op.operation.attributes["replica_groups"]))
 
 
 def pairs(op: ir.Operation | ir.OpView) -> tuple[tuple[int, int], ...]:
     """(source, target) ranks of a collective_permute."""
-    rows = np.array(op.operation.attributes["source_target_pairs"])
-    return tuple((int(source), int(target)) for source, target in rows)
+    return _rows(op.operation.attributes["source_target_pairs"])
+
+
+@functools.lru_cache(maxsize=1024)
+def _rows(numbers: ir.Attribute) -> tuple[tuple[int, ...], ...]:
+    return tuple(tuple(map(int, row)) for row in np.array(numbers))
 
 
 def holds_collective(op: ir.Operation | ir.OpView) -> bool:

@@ -93,17 +93,27 @@ class _Prices:
         self.least_gain = options.least_gain
         self._core, self._links = core_of(options.era, spec.family), links_of(options.era, spec.family)
         self._ring, self._available = topology(options.instance), load_algorithms()
+        self._known: dict[tuple, float] = {}
 
     def has(self, kernel: ir.Operation) -> bool:
         return all(op.kind in OPS for op in self.table.work(kernel).ops)
 
     def seconds(self, op: ir.Operation) -> float:
         if is_composite(op):
-            in_place = frozenset((update.operand, update.result) for update in self.table.updates(op))
-            return cost(self.table.work(op, in_place), self._core).latency_s
-        name = kind(op)
-        groups = pairs(op) if name == "collective_permute" else replica_groups(op)
-        size = size_bytes(op.operands)
+            key = (op.attributes["decomposition"].value,)
+        else:
+            name = kind(op)
+            groups = pairs(op) if name == "collective_permute" else replica_groups(op)
+            key = (name, groups, size_bytes(op.operands))
+        if key not in self._known:
+            self._known[key] = self._kernel_s(op) if is_composite(op) else self._collective_s(*key)
+        return self._known[key]
+
+    def _kernel_s(self, op: ir.Operation) -> float:
+        in_place = frozenset((update.operand, update.result) for update in self.table.updates(op))
+        return cost(self.table.work(op, in_place), self._core).latency_s
+
+    def _collective_s(self, name: str, groups: tuple[tuple[int, ...], ...], size: int) -> float:
         algorithm = choose_algorithm(name, groups, size, self._ring, self._links, self._available)
         step = Collective(kind=name, operands=(0,), results=(1,), groups=groups, algorithm=algorithm)
         return collective_cost(step, size, self._ring, self._links).seconds
