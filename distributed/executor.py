@@ -3,6 +3,8 @@
 import functools
 import os
 import threading
+import time
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Protocol
@@ -16,7 +18,7 @@ from jaxlib import _jax, lapack, xla_client
 from kernels.errors import CompileError
 from kernels.host.handlers import handler
 
-__all__ = ["OPTIONS", "Executable", "Executor", "HostText"]
+__all__ = ["OPTIONS", "Executable", "Executor", "HostText", "Kept"]
 
 OPTIONS = (
     # Round where the device rounds: XLA:CPU would otherwise keep bf16 chains in f32 between ops.
@@ -31,6 +33,9 @@ _BFLOAT16 = np.dtype(jax.numpy.bfloat16)
 
 # XLA lets go of the interpreter while it compiles or computes, and a segment seldom keeps all cores busy.
 _THREADS = os.cpu_count() or 1
+
+# What compiles faster is not worth a file.
+_KEPT_FROM_S = 0.05
 
 
 class Executable:
@@ -74,6 +79,14 @@ class HostText(Protocol):
     targets: frozenset[str]
 
 
+class Kept(Protocol):
+    """Executables that outlive the process, by the text that XLA compiled."""
+
+    def read(self, text: str) -> bytes | None: ...
+
+    def write(self, text: str, executable: bytes) -> None: ...
+
+
 class Executor:
     """Compiles each segment text once and moves arrays between NumPy and XLA:CPU.
 
@@ -82,10 +95,11 @@ class Executor:
 
     Args:
       lower: puts kernels of the host into a text before XLA compiles it; without it XLA computes all.
+      kept: where executables are looked up that other processes compiled, and left for them.
     """
 
-    def __init__(self, lower: Callable[[str], HostText] | None = None) -> None:
-        self._lower = lower
+    def __init__(self, lower: Callable[[str], HostText] | None = None, *, kept: Kept | None = None) -> None:
+        self._lower, self._kept = lower, kept
         self._device = _device()
         self._sharding = SingleDeviceSharding(self._device)
         self._executables: dict[str, Executable] = {}
@@ -179,9 +193,16 @@ class Executor:
             text = lowered.text
         options = xla_client.CompileOptions()
         options.env_option_overrides = list(OPTIONS)
-        devices = xla_client.DeviceList((self._device,))
+        client, devices = self._device.client, xla_client.DeviceList((self._device,))
+        found = self._kept and self._kept.read(text)
+        if found:
+            try:
+                return client.deserialize_executable(found, devices, options)
+            except jax.errors.JaxRuntimeError as error:
+                warnings.warn(f"XLA refuses a kept executable and compiles again: {error}", stacklevel=2)
+        start = time.perf_counter()
         try:
-            return self._device.client.compile_and_load(text, devices, options)
+            executable = client.compile_and_load(text, devices, options)
         except jax.errors.JaxRuntimeError as error:
             first_line = str(error).splitlines()[0]
             raise CompileError(
@@ -189,6 +210,9 @@ class Executor:
                 op="segment",
                 fix="the text is in Program.segments; the op it names has no implementation on the host",
             ) from error
+        if self._kept and time.perf_counter() - start >= _KEPT_FROM_S:
+            self._kept.write(text, executable.serialize())
+        return executable
 
 
 @functools.cache

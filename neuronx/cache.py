@@ -8,9 +8,10 @@ import os
 import re
 import time
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 import jax
 
@@ -29,7 +30,9 @@ from neuronx.frontend import Exported
 from neuronx.records import encode
 from neuronx.saving import artifact_sections, artifacts_from
 
-__all__ = ["LIMIT_BYTES", "SUFFIX", "Cache", "Entry", "compile_cached"]
+__all__ = ["LIMIT_BYTES", "SUFFIX", "Cache", "Entry", "compile_cached", "open_cache"]
+
+T = TypeVar("T")
 
 LIMIT_BYTES = 1 << 30
 
@@ -75,11 +78,13 @@ class Cache:
         readable = re.sub(r"[^A-Za-z0-9_]", "_", name)[:_NAME_LENGTH]
         return self.directory / f"{readable}-{key}{SUFFIX}"
 
-    def read(self, path: Path) -> Artifacts | None:
-        """What an entry holds; None where there is none. One that is damaged is reported and dropped."""
+    def read(self, path: Path, decode: Callable[[Mapping[str, memoryview]], T]) -> T | None:
+        """What ``decode`` makes of an entry's sections; None where there is none.
+
+        An entry that is damaged is reported and dropped.
+        """
         try:
-            with without_collector():
-                found = artifacts_from(read_sections(path))
+            found = decode(read_sections(path))
         except (FileNotFoundError, NotADirectoryError):
             return None
         except SavedFileError as error:
@@ -91,11 +96,11 @@ class Cache:
             os.utime(path)
         return found
 
-    def write(self, path: Path, artifacts: Artifacts) -> None:
+    def write(self, path: Path, sections: Mapping[str, bytes]) -> None:
         """Adds an entry, then makes room; a directory that cannot be written is reported."""
         try:
             self.directory.mkdir(parents=True, exist_ok=True)
-            write_sections(path, artifact_sections(artifacts))
+            write_sections(path, sections)
         except OSError as error:
             warnings.warn(f"the compile cache cannot be written: {error}", stacklevel=2)
             return
@@ -134,6 +139,12 @@ class Cache:
                 continue
 
 
+def open_cache() -> Cache | None:
+    """The user's cache; None where the environment asks for none."""
+    directory = environment().cache
+    return None if directory is None else Cache(directory, limit_bytes=LIMIT_BYTES)
+
+
 def compile_cached(exported: Exported, options: CompileOptions) -> Artifacts:
     """Compiles an exported function, or finds what an earlier compilation of the same one left.
 
@@ -141,19 +152,19 @@ def compile_cached(exported: Exported, options: CompileOptions) -> Artifacts:
     and its hardware tables. Checks and dumps after passes (``NEURONX_DEBUG``, ``NEURONX_DUMP``) need the
     passes to run, and the cache is left alone.
     """
-    asked = environment()
-    if asked.cache is None or asked.debug or asked.dump:
+    cache, asked = open_cache(), environment()
+    if cache is None or asked.debug or asked.dump:
         return _compile(exported, options)
-    cache = Cache(asked.cache, limit_bytes=LIMIT_BYTES)
     path = cache.path(exported.name, _key(exported, options))
-    found = cache.read(path)
+    with without_collector():
+        found = cache.read(path, artifacts_from)
     if found is not None:
         return found
     start = time.perf_counter()
     artifacts = _compile(exported, options)
     # To write down the levels of a folded compilation would take longer than to compile it again.
     if time.perf_counter() - start >= _LEAST_S and not isinstance(artifacts.levels, WholeLevels):
-        cache.write(path, artifacts)
+        cache.write(path, artifact_sections(artifacts))
     return artifacts
 
 

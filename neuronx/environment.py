@@ -18,12 +18,13 @@ VARIABLES = {
 
 @dataclass(frozen=True, kw_only=True)
 class Environment:
-    """What the environment asks for."""
+    """What the environment asks for. ``xla_flags`` are XLA's own: what it compiles depends on them."""
 
     debug: int
     eager_debug: bool
     dump: Path | None
     cache: Path | None
+    xla_flags: str
 
 
 def environment() -> Environment:
@@ -34,6 +35,7 @@ def environment() -> Environment:
         eager_debug=_switch("NEURONX_EAGER_DEBUG") > 0,
         dump=Path(dump) if dump else None,
         cache=Path(cache).expanduser() if cache else None,
+        xla_flags=os.environ.get("XLA_FLAGS", ""),
     )
 
 

@@ -24,6 +24,7 @@ from neuronx.arrays import Placements, RingArray
 from neuronx.cache import compile_cached
 from neuronx.driver import Artifacts, CompileOptions
 from neuronx.environment import environment
+from neuronx.executables import Executables
 from neuronx.explain import explain
 from neuronx.frontend import Exported, logical, physical
 from neuronx.host_report import host_report
@@ -85,7 +86,7 @@ class _Host:
 
 @functools.cache
 def _shared_host(poison: bool, host_kernels: bool) -> _Host:
-    executor = Executor(lower_text if host_kernels else None)
+    executor = Executor(lower_text if host_kernels else None, kept=Executables())
     return _Host(executor=executor, placements=Placements(), poison=poison)
 
 

@@ -14,9 +14,10 @@ import numpy as np
 import pytest
 
 import neuronx
-from neuronx import cache, driver
+from distributed import executor
+from neuronx import cache, driver, executables
 from neuronx.cli import main as cli
-from neuronx.container import FORMAT_VERSION
+from neuronx.container import FORMAT_VERSION, write_sections
 
 ROOT = Path(__file__).parent.parent
 
@@ -182,6 +183,79 @@ def test_the_verb_says_that_the_cache_is_off(monkeypatch, capsys):
     monkeypatch.setenv("NEURONX_CACHE_DIR", "")
     assert cli.main(cli.parse_arguments(["neuronx", "cache"])) == 0
     assert "off" in capsys.readouterr().out
+
+
+NEXT = """module { func.func @main(%i: tensor<i32>) -> tensor<i32> {
+  %one = stablehlo.constant dense<1> : tensor<i32>
+  %b = stablehlo.add %i, %one : tensor<i32>
+  return %b : tensor<i32> } }"""
+
+
+@pytest.fixture
+def segment(directory, monkeypatch):
+    """Runs a segment in an executor that has compiled nothing yet; its files, and what it read of them."""
+    monkeypatch.setattr(executor, "_KEPT_FROM_S", 0.0)
+    found = []
+
+    class Watched(executables.Executables):
+        def read(self, text):
+            found.append(super().read(text))
+            return found[-1]
+
+    def run(text=NEXT):
+        fresh = executor.Executor(kept=Watched())
+        [result] = fresh.load(text)([fresh.to_device(np.int32(41))])
+        assert int(fresh.to_host(result)) == (42 if text == NEXT else 43)
+        return found[-1]
+
+    return run
+
+
+def test_an_executable_is_found_again(directory, segment):
+    assert segment() is None and len(files(directory)) == 1
+    content = [path.read_bytes() for path in files(directory)]
+    assert segment() is not None and [path.read_bytes() for path in files(directory)] == content
+    assert segment(NEXT.replace("dense<1>", "dense<2>")) is None and len(files(directory)) == 2
+
+
+def test_an_executable_is_for_one_cpu_and_the_flags_of_xla(directory, segment, monkeypatch):
+    segment()
+    with monkeypatch.context() as patched:
+        patched.setenv("XLA_FLAGS", os.environ.get("XLA_FLAGS", "") + " --xla_cpu_enable_fast_math=false")
+        assert segment() is None
+    monkeypatch.setattr(executables, "_cpu", lambda: "another")
+    assert segment() is None and len(files(directory)) == 3
+    monkeypatch.setattr(executables, "_cpu", lambda: None)
+    assert segment() is None and len(files(directory)) == 3
+
+
+def test_an_executable_that_xla_refuses_is_reported_and_compiled_again(directory, segment):
+    segment()
+    [path] = files(directory)
+    write_sections(path, {"executable": b"no executable"})
+    with pytest.warns(UserWarning, match="refuses a kept executable"):
+        segment()
+    assert len(segment()) > 100
+
+
+DECODE = """
+import hashlib
+import jax.numpy as jnp, numpy as np
+import neuronx
+w = jnp.asarray(np.random.default_rng(0).standard_normal((256, 512)), jnp.bfloat16)
+fn = neuronx.compile(lambda w, x: jnp.tanh(x @ w) @ w.T, tp_degree=2)
+print(hashlib.sha256(np.asarray(fn(w, w[:1, :256])).tobytes()).hexdigest())
+"""
+
+
+@pytest.mark.slow
+def test_another_process_runs_kept_executables_with_host_kernels_to_the_same_bits(directory):
+    asked = [sys.executable, "-W", "error", "-c", DECODE]
+    found = []
+    for _ in range(2):
+        digest = subprocess.run(asked, cwd=ROOT, capture_output=True, text=True, check=True).stdout
+        found.append((digest, {path.name for path in files(directory)}))
+    assert found[0] == found[1] and any("segment" in name for name in found[0][1])
 
 
 HAMMER = """

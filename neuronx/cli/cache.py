@@ -3,8 +3,7 @@
 import argparse
 import time
 
-from neuronx.cache import LIMIT_BYTES, Cache
-from neuronx.environment import environment
+from neuronx.cache import LIMIT_BYTES, open_cache
 
 __all__ = ["HELP", "NAME", "add_arguments", "main"]
 
@@ -19,16 +18,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def main(args: argparse.Namespace) -> int:
     """Prints directory, size and entries, the last used first; returns 0."""
-    directory = environment().cache
-    if directory is None:
+    cache = open_cache()
+    if cache is None:
         print("the compile cache is off: NEURONX_CACHE_DIR is empty")
         return 0
-    cache = Cache(directory, limit_bytes=LIMIT_BYTES)
     entries = cache.clear() if args.clear else cache.entries()
     size_bytes = sum(entry.size_bytes for entry in entries)
     verb = "removed" if args.clear else "holds"
     print(
-        f"{directory} {verb} {len(entries)} compilations, "
+        f"{cache.directory} {verb} {len(entries)} compilations, "
         f"{size_bytes / 1e6:.1f} MB of at most {LIMIT_BYTES / 1e6:.0f} MB"
     )
     for entry in [] if args.clear else entries:
