@@ -25,7 +25,7 @@ from neuronx.models.generation import DTYPES
 from neuronx.models.layers import tensor_parallel
 from neuronx.stages import Compiled
 
-__all__ = ["launch_overhead_s", "main", "measure"]
+__all__ = ["decode", "launch_overhead_s", "main", "measure"]
 
 JAX_DEVICES = 8
 MAX_LEN = 64
@@ -33,7 +33,8 @@ Step = Callable[[int], float]
 """Decodes one token at a position and waits for its logits; returns the seconds it took."""
 
 
-def _decode(cfg: opt.OPTConfig, dtype: Any, cores: int) -> Compiled:
+def decode(cfg: opt.OPTConfig, dtype: Any, cores: int) -> Compiled:
+    """A decode step of one sequence, compiled from shapes."""
     fn = neuronx.compile(functools.partial(opt.decode, cfg), donate_argnums=1, tp_degree=cores)
     scalar = jax.ShapeDtypeStruct((), jnp.int32)
     token = jax.ShapeDtypeStruct((1,), jnp.int32)
@@ -46,7 +47,7 @@ def _empty_cache(cfg: opt.OPTConfig, dtype: Any) -> Any:
 
 
 def _ring_step(cfg: opt.OPTConfig, dtype: Any, params: Any, cores: int) -> Step:
-    exe, token = _decode(cfg, dtype, cores), jnp.zeros(1, jnp.int32)
+    exe, token = decode(cfg, dtype, cores), jnp.zeros(1, jnp.int32)
     params, cache, _, _ = exe.device_put(params, _empty_cache(cfg, dtype), token, jnp.int32(0))
 
     def step(position: int) -> float:
@@ -114,7 +115,7 @@ def launch_overhead_s(cores: int, repeats: int) -> tuple[int, float]:
         opt.config("opt-125m"), hidden=cores * 8, heads=cores, ffn=cores * 8, embed=cores * 8, vocab=cores * 8
     )
     step = _ring_step(cfg, jnp.float32, opt.parameters(cfg, jnp.float32, 0), cores)
-    launches = _launches(_decode(cfg, jnp.float32, cores).program)
+    launches = _launches(decode(cfg, jnp.float32, cores).program)
     return launches, measure({"step": step}, min(repeats * 3, MAX_LEN - 1))["step"] / launches
 
 
