@@ -18,6 +18,7 @@ from neuronx.models.layers import (
     norm_parameters,
     random,
     shapes,
+    through_layers,
 )
 from neuronx.models.sizes import find
 
@@ -113,10 +114,13 @@ def encode(
     norm = functools.partial(layer_norm, epsilon=cfg.norm_epsilon)
     x = norm(params["norm"], x.astype(dtype))
     visible = (mask > 0)[:, None, None, :]
-    for layer in params["layers"]:
-        x = norm(layer["attention_norm"], x + encoder_attention(layer, x, cfg.heads, visible))
-        up = _gelu(linear(layer["up"], x))
-        x = norm(layer["ffn_norm"], x + linear(layer["down"], up))
+
+    def layer(x: jax.Array, weights: dict[str, Any]) -> tuple[jax.Array, None]:
+        x = norm(weights["attention_norm"], x + encoder_attention(weights, x, cfg.heads, visible))
+        up = _gelu(linear(weights["up"], x))
+        return norm(weights["ffn_norm"], x + linear(weights["down"], up)), None
+
+    x, _ = through_layers(layer, x, params["layers"])
     return (x, jnp.tanh(linear(params["pooler"], x[:, 0]))) if cfg.has_pooler else (x,)
 
 
