@@ -16,7 +16,15 @@ from distributed.timeline import time_program
 from kernels.eras import Era, links_of
 from kernels.hardware import load_instance
 from neuronx.models import bert
-from neuronx.models.catalog import DECODERS, MODELS, compile_prompt, compile_step, weight_bytes, workload
+from neuronx.models.catalog import (
+    DECODERS,
+    MODELS,
+    compile_prompt,
+    compile_step,
+    host_bytes,
+    weight_bytes,
+    workload,
+)
 from neuronx.models.sizes import find
 
 __all__ = [
@@ -32,6 +40,7 @@ __all__ = [
 
 _TOKEN_BYTES, _LOGIT_BYTES, _PIXEL_BYTES = 4, 4, 4
 _IMAGE = (224, 224, 3)
+_TYPE = jnp.float16
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -160,34 +169,38 @@ def _whole_work(name: str, batch: int, length: int) -> dict[str, float]:
 def _decoder(name: str, row: Mapping[str, str]) -> list[Measured]:
     cfg, batch, tp = MODELS[name].config(name), int(row["batch"]), int(row["tp"])
     length, instance = int(row["seq_len"]), row["instance"].lower()
+    exchanged = functools.partial(host_bytes, name, batch=batch, dtype=_TYPE, cores=tp)
     common: dict[str, Any] = {
         "model": row["model"],
         "batch": batch,
         "sdk": row["neuron_version"],
         "instance": instance,
         "cores": tp,
-        "bytes_out": batch * cfg.vocab * _LOGIT_BYTES,
     }
+    bytes_in, bytes_out = exchanged(tokens=batch)
     token = Measured(
         what="tpot",
         seconds=float(row["tpot_p50_ms"] or row["p50_ms"]) / 1e3,
         # OPT was published for an older release.
         is_fitted=not name.startswith("opt"),
         build=functools.partial(decode_program, name, batch, length, tp, instance),
-        bytes_in=batch * _TOKEN_BYTES,
+        bytes_in=bytes_in,
+        bytes_out=bytes_out,
         **common,
         **_decoder_work(cfg, batch, 1, length),
     )
     if not row["ttft_p50_ms"]:
         return [token]
     prompt = int(row["in_len"])
+    bytes_in, bytes_out = exchanged(tokens=batch * prompt)
     first = Measured(
         what="ttft",
         seconds=float(row["ttft_p50_ms"]) / 1e3,
-        # The host's part (embedding, scheduling in Python) is in the published figure and unknown.
+        # The host's own work (lookup, scheduling in Python) is in the published figure and unknown.
         is_fitted=False,
         build=functools.partial(prefill_program, name, batch, prompt, length, tp, instance),
-        bytes_in=batch * prompt * _TOKEN_BYTES,
+        bytes_in=bytes_in,
+        bytes_out=bytes_out,
         **common,
         **_decoder_work(cfg, batch, prompt, prompt),
     )
@@ -226,7 +239,7 @@ def whole_program(name: str, batch: int, length: int, instance: str) -> Program:
 def decode_program(name: str, batch: int, length: int, tp: int, instance: str) -> Program:
     """One token a sequence in f16, with a cache of ``length`` positions."""
     options = {"tp_degree": tp, "instance": instance}
-    return compile_step(name, batch=batch, length=length, dtype=jnp.float16, **options).program
+    return compile_step(name, batch=batch, length=length, dtype=_TYPE, **options).program
 
 
 @functools.cache
@@ -237,7 +250,7 @@ def prefill_program(name: str, batch: int, prompt: int, length: int, tp: int, in
         batch=batch,
         prompt_len=prompt,
         length=length,
-        dtype=jnp.float16,
+        dtype=_TYPE,
         tp_degree=tp,
         instance=instance,
     )

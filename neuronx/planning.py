@@ -135,7 +135,9 @@ def _figures(found: Workload, instance: str, batch: int, replicas: int, era: str
     step_s = None
     whole_s = first_s
     if found.step is not None:
-        step_s = request_s(timelines[0].total_s, links, bytes_in=4 * batch, bytes_out=found.bytes_out)
+        step_s = request_s(
+            timelines[0].total_s, links, bytes_in=found.step_bytes_in, bytes_out=found.bytes_out
+        )
         whole_s += (found.tokens - 1) * step_s
     per_s = replicas * batch * found.tokens / whole_s
     return {

@@ -27,6 +27,7 @@ __all__ = [
     "compile_prompt",
     "compile_step",
     "function_workload",
+    "host_bytes",
     "weight_bytes",
     "workload",
 ]
@@ -50,7 +51,8 @@ class Workload:
 
     ``first`` reads the prompt, or is the whole of a model without tokens to write; ``step`` writes one
     token a sequence, None where there are none. ``tokens`` of a request are what it is paid for: tokens
-    written, or 1. ``bytes_in`` and ``bytes_out`` pass between host and device each run.
+    written, or 1. ``bytes_in`` and ``bytes_out`` pass between host and device each run, of a step
+    ``step_bytes_in`` and as many out.
     """
 
     first: Compiled
@@ -58,6 +60,7 @@ class Workload:
     tokens: int
     bytes_in: int
     bytes_out: int
+    step_bytes_in: int = 0
 
 
 def _config(name: str) -> tuple[ModuleType, Any]:
@@ -97,7 +100,27 @@ def workload(
     # The step first: it says sooner whether weights and cache fit.
     step = compile_step(name, batch=batch, length=length, dtype=dtype, **options)
     first = compile_prompt(name, batch=batch, prompt_len=prompt_len, length=length, dtype=dtype, **options)
-    return Workload(first=first, step=step, tokens=new_tokens, bytes_in=_bytes([tokens]), bytes_out=4 * batch)
+    cores = options.get("tp_degree", 1)
+    bytes_in, bytes_out = host_bytes(name, tokens=tokens.size, batch=batch, dtype=dtype, cores=cores)
+    step_bytes_in, _ = host_bytes(name, tokens=batch, batch=batch, dtype=dtype, cores=cores)
+    return Workload(
+        first=first,
+        step=step,
+        tokens=new_tokens,
+        bytes_in=bytes_in,
+        bytes_out=bytes_out,
+        step_bytes_in=step_bytes_in,
+    )
+
+
+def host_bytes(name: str, *, tokens: int, batch: int, dtype: Any, cores: int) -> tuple[int, int]:
+    """What a decoder that reads ``tokens`` in all exchanges with the host in one run: bytes in and out.
+
+    As in transformers-neuronx, where nothing else is asked for, the host looks tokens up and chooses the next
+    ones: each core gets its copy of the tokens' vectors, f32 logits come back.
+    """
+    _, cfg = _config(name)
+    return cores * tokens * cfg.hidden * jnp.dtype(dtype).itemsize, 4 * batch * cfg.vocab
 
 
 def _whole(
