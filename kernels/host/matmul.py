@@ -213,10 +213,10 @@ def _compute_tile(kind, size, by_rows, job, tile):
 
 @njit
 def _tile_width(m, n):
-    """Columns of a tile: some tiles for each thread, none below what a stream from memory needs."""
-    wanted = (n + 7) // 8
-    lowest, highest = (512, 1024) if m <= FEW_ROWS else (64, _BLOCK_COLUMNS)
-    return min(highest, max(lowest, (wanted + _PANEL - 1) // _PANEL * _PANEL))
+    """Columns of a tile: equal shares, some for each thread, and of few rows stretches that stream well."""
+    tiles, highest = (max(2, min(8, n // 512)), 1024) if m <= FEW_ROWS else (8, _BLOCK_COLUMNS)
+    wanted = (n + tiles - 1) // tiles
+    return min(highest, max(2 * _PANEL, (wanted + _PANEL - 1) // _PANEL * _PANEL))
 
 
 @njit
