@@ -9,7 +9,7 @@ import re
 import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TypeVar
 
@@ -23,6 +23,7 @@ from neuronx.driver import (
     compile_module,
     copy_module,
     module_bytes,
+    with_levels,
     without_collector,
 )
 from neuronx.environment import environment
@@ -159,12 +160,13 @@ def compile_cached(exported: Exported, options: CompileOptions) -> Artifacts:
     with without_collector():
         found = cache.read(path, artifacts_from)
     if found is not None:
-        return found
+        return found if found.levels else with_levels(found, exported.module)
     start = time.perf_counter()
     artifacts = _compile(exported, options)
-    # To write down the levels of a folded compilation would take longer than to compile it again.
-    if time.perf_counter() - start >= _LEAST_S and not isinstance(artifacts.levels, WholeLevels):
-        cache.write(path, artifact_sections(artifacts))
+    if time.perf_counter() - start >= _LEAST_S:
+        # To make the levels of a folded compilation takes longer than the compilation did.
+        folded = isinstance(artifacts.levels, WholeLevels)
+        cache.write(path, artifact_sections(replace(artifacts, levels={}) if folded else artifacts))
     return artifacts
 
 

@@ -37,6 +37,7 @@ __all__ = [
     "copy_module",
     "module_bytes",
     "pipeline_for",
+    "with_levels",
     "without_collector",
 ]
 
@@ -216,6 +217,14 @@ def _run(
         program = run_pipeline(module, stages, debug=debug, after=keep)
     assert program is not None, "the pipeline ends with schedule"
     return program, None if is_folded else levels
+
+
+def with_levels(artifacts: Artifacts, module: ir.Module) -> Artifacts:
+    """``artifacts`` of ``module`` that were kept without levels: they are made when one is asked for."""
+    tried_s = artifacts.tried_s
+    plan = min(tried_s, key=tried_s.get) if tried_s else _PLANS[artifacts.options.objective][0]
+    stages = pipeline_for(artifacts.options, plan)
+    return replace(artifacts, levels=WholeLevels(module_bytes(module), stages, artifacts.program))
 
 
 class WholeLevels(Mapping[str, bytes]):

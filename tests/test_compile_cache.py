@@ -57,6 +57,23 @@ def files(directory):
     return sorted(directory.glob(f"*{cache.SUFFIX}"))
 
 
+@pytest.mark.parametrize("objective", ["memory", "time"])
+def test_folded_layers_are_found_again_and_explained(directory, runs, objective):
+    def layers(weights, x):
+        for up, down in weights:
+            x = x + jnp.tanh(x @ up) @ down
+        return x
+
+    shapes = [[jax.ShapeDtypeStruct(shape, jnp.float32) for shape in ((64, 256), (256, 64))]] * 8
+    lower = neuronx.compile(layers, tp_degree=2, objective=objective).lower
+    first = lower(shapes, jax.ShapeDtypeStruct((8, 64), jnp.float32)).compile()
+    passed = len(runs)
+    second = lower(shapes, jax.ShapeDtypeStruct((8, 64), jnp.float32)).compile()
+    assert len(runs) == passed and second.program == first.program
+    assert second.explain() == first.explain() and second.as_text("local") == first.as_text("local")
+    assert len(runs) == passed + 2
+
+
 def test_a_second_compilation_runs_no_pass_and_is_the_same(directory, runs, rng):
     first, second = compiled(), compiled()
     assert len(runs) == 1 and len(files(directory)) == 1
