@@ -158,7 +158,7 @@ class Executor:
 
     def to_device(self, array: np.ndarray) -> jax.Array:
         """The array as a device buffer. Memory on a 64-byte boundary is shared: it must not change after."""
-        aval = core.ShapedArray(array.shape, array.dtype)
+        aval = _aval(array.shape, array.dtype)
         # jax.device_put would narrow 64-bit types to 32 and takes six times as long.
         return _jax.batched_device_put(aval, self._sharding, [array], [self._device], True, enable_x64=True)
 
@@ -179,7 +179,7 @@ class Executor:
 
     def copy(self, array: jax.Array) -> jax.Array:
         """The same value in memory of its own."""
-        aval = core.ShapedArray(array.shape, array.dtype)
+        aval = _aval(array.shape, array.dtype)
         host = np.asarray(array)
         return _jax.batched_device_put(
             aval, self._sharding, [host], [self._device], True, force_copy=True, enable_x64=True
@@ -224,6 +224,10 @@ def _device() -> _jax.Device:
     """
     [device] = xla_client.make_cpu_client(asynchronous=False, num_devices=1).local_devices()
     return device
+
+
+# Made for every collective of a step otherwise.
+_aval = functools.lru_cache(maxsize=1024)(core.ShapedArray)
 
 
 _REGISTERING = threading.Lock()

@@ -12,10 +12,8 @@ _ALIGNMENT_BYTES = 64
 
 def aligned_empty(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
     """Uninitialised array of ``shape`` elements on a 64-byte boundary."""
-    size_bytes = math.prod(shape) * dtype.itemsize
-    memory = np.empty(size_bytes + _ALIGNMENT_BYTES, np.uint8)
-    start = -memory.ctypes.data % _ALIGNMENT_BYTES
-    return memory[start : start + size_bytes].view(dtype).reshape(shape)
+    memory = np.empty(math.prod(shape) * dtype.itemsize + _ALIGNMENT_BYTES, np.uint8)
+    return np.ndarray(shape, dtype, memory, -memory.ctypes.data % _ALIGNMENT_BYTES)
 
 
 def aligned_copy(array: np.ndarray) -> np.ndarray:
