@@ -6,6 +6,7 @@ import pytest
 from ring_oracle import collectives, shard_function
 
 from benchmarks.annotated_programs import PROGRAMS
+from hlo_passes import scatter_reductions
 from hlo_passes.ir import main
 from hlo_passes.local import argument_layouts
 
@@ -15,6 +16,8 @@ EXPECTED = {
     "transformer block, Megatron": {"all_reduce": 2},
     "transformer block, data parallel": {},
     "transformer block, data x tensor": {"all_reduce": 2},
+    # The weights are smaller than the activations: those after the attention are gathered, not summed.
+    "transformer block, sequence parallel": {"all_gather": 3, "all_to_all": 3, "all_reduce": 1},
     "vocabulary-sharded embedding": {"all_reduce": 1},
     "embedding sharded by width": {},
     # the maximum, the sum of exponentials, the label's own logit
@@ -39,6 +42,23 @@ def test_annotated_by_hand(name):
     [program] = [program for program in PROGRAMS if program.name == name]
     module = shard_function(program.function, program.arguments(), program.cores)
     assert collectives(module) == EXPECTED[name]
+
+
+def test_a_wide_sequence_parallel_block_moves_what_megatron_does():
+    """A gather before each group of column-sharded products, a reduce-scatter after each row-sharded one."""
+    [program] = [program for program in PROGRAMS if program.name == "transformer block, sequence parallel"]
+    width, inside, heads, head = 2048, 8192, 16, 128
+    into, back = (width, heads, head), (heads, head, width)
+    shapes = (
+        (8, 64, width), (width,), into, into, into, back, (width,), (width, inside), (inside, width)
+    )  # fmt: skip
+    arguments = [
+        jax.ShapeDtypeStruct(shape, old.dtype, sharding=old.sharding)
+        for shape, old in zip(shapes, program.arguments(), strict=True)
+    ]
+    module = shard_function(program.function, arguments, program.cores)
+    scatter_reductions.run(module, scatter_reductions.Options())
+    assert collectives(module) == {"all_gather": 2, "reduce_scatter": 2}
 
 
 def _experts(x, gate, up, down):

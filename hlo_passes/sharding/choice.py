@@ -72,9 +72,9 @@ def choose(targets: Targets, lying: Lying, op: ir.Operation, rule: OpRule, *, ma
     """Axes per factor for ``op``, whose operands are ``lying`` so.
 
     What is wanted of the results comes first, then how the largest operands lie; or the other way round,
-    only what is wanted, or no reduction in parts, where that moves fewer bytes. Ops that are long to
-    compute are not spread over fewer cores for it. Where it ``may_move`` them, axes of a dim that some ops
-    need whole go to one they do not.
+    only what is wanted, or no reduction in parts, where that moves no more bytes. Ops that are long to
+    compute are not spread over fewer cores for it, and products may begin with their smallest operand.
+    Where it ``may_move`` them, axes of a dim that some ops need whole go to one they do not.
     """
     if targets.chosen is not None:
         return targets.chosen(op)
@@ -85,10 +85,13 @@ def choose(targets: Targets, lying: Lying, op: ir.Operation, rule: OpRule, *, ma
     orders = [*results, *there], [*there, *results], results, [*results, *there]
     first, *others = (_offered(rule, order) for order in orders)
     others[-1].drop(rule.reductions)
+    if op.name in PRODUCTS:
+        others.append(_offered(rule, [*reversed(there), *results]))
     if op.name in (*PRODUCTS, *_MOVED):
         others = [one for one in others if _shards(targets.mesh, one) >= _shards(targets.mesh, first)]
     if any(one != first for one in others):
-        first = min((first, *others), key=lambda one: _moved_bytes(targets, lying, op, rule, one))
+        # What moves as little as the rest lies as it did: it may never have to move.
+        first = min((*others, first), key=lambda one: _moved_bytes(targets, lying, op, rule, one))
     if may_move and op.name in _MOVED:
         _offer_elsewhere(targets.mesh, lying(op.operands[0]), rule, first)
     return first
@@ -112,13 +115,19 @@ def _moved_bytes(targets: Targets, lying: Lying, op: ir.Operation, rule: OpRule,
     mesh, total = targets.mesh, 0.0
     for value, dims in zip(op.operands, rule.operands, strict=True):
         read = choice.sharding(shape_of(value), dims, rule)
-        total += _size(value, received_elements(mesh, lying(value), read, shape_of(value)))
+        received = received_elements(mesh, lying(value), read, shape_of(value))
+        total += _size(value, received) / (_product_uses(value) if op.name in PRODUCTS else 1)
     summed = tuple(axis for factor in rule.reductions & choice.axes.keys() for axis in choice.axes[factor])
     for value, dims in zip(op.results, rule.results, strict=True):
         made, wanted = choice.sharding(shape_of(value), dims, rule), targets.wanted(value)
         total += _size(value, summed_elements(mesh, summed, made.local) if summed else 0)
         total += _size(value, received_elements(mesh, made, wanted, shape_of(value)) if wanted else 0)
     return total
+
+
+def _product_uses(value: ir.Value) -> int:
+    """How many products read a value: they share what they gather of it."""
+    return sum(use.owner.name in PRODUCTS for use in value.uses)
 
 
 def _size(value: ir.Value, elements: float) -> float:
