@@ -1,4 +1,4 @@
-"""One decode step of OPT with a KV cache, ours and jax.jit in the same type, in f32 and in 8 bits, in turn."""
+"""One decode step of OPT with a KV cache: ours and jax.jit in the same type, f32 and 8 bits, in turn."""
 
 import dataclasses
 import functools

@@ -10,7 +10,7 @@ import numpy as np
 import neuronx
 from benchmarks.timing import Row, arguments, in_turn, report, streaming_bytes_per_s
 from kernels.dtypes import dtype
-from kernels.host.targets import WEIGHTS
+from kernels.host.targets import WEIGHTS, matmul_cost
 
 __all__ = ["main"]
 
@@ -36,8 +36,9 @@ def _row(weights: str, m: int, k: int, n: int, repeats: int) -> Row:
     placed, jitted = ours.device_put(x, arrays), jax.jit(products)
     steps = {"ours": lambda: ours(*placed), "jax.jit": lambda: jitted(x, arrays)}
     name = f"{weights} [{m}, {k}] x [{k}, {n}], {count} times"
+    cost = matmul_cost(weights, batch=1, m=m, k=k, n=n)
     taken = in_turn(steps, repeats)
-    return Row(name=name, taken=taken, bytes_read=count * one.nbytes, flops=count * 2 * m * k * n)
+    return Row(name=name, taken=taken, bytes_read=count * cost.moved_bytes, flops=count * cost.flops)
 
 
 def main(argv: list[str]) -> int:

@@ -12,7 +12,10 @@ from hlo_passes.ops import kind, tensor
 from kernels.host.targets import (
     FEW_ROWS,
     WEIGHTS,
+    Cost,
+    matmul_cost,
     matmul_target,
+    update_cost,
     update_target,
     why_not_matmul,
     why_not_update,
@@ -23,10 +26,11 @@ __all__ = ["Decision", "Lowered", "lower_text"]
 
 @dataclass(frozen=True, kw_only=True)
 class Decision:
-    """What became of one op: the ``target`` that computes it, or "" and the ``reason`` why XLA does."""
+    """What became of one op: the ``target`` that computes it and its ``cost``, or the ``reason`` for XLA."""
 
     op: str
-    target: str
+    target: str = ""
+    cost: Cost | None = None
     reason: str = ""
 
 
@@ -85,7 +89,7 @@ def _lower_product(op: ir.Operation) -> Decision:
     types = (tensor(x.value.type).dtype, tensor(w.value.type).dtype, tensor(op.results[0].type).dtype)
     reason = why_not_matmul(types, batch=batch, m=m, k=k, n=n, algorithm="algorithm" in op.attributes)
     if reason:
-        return Decision(op=name, target="", reason=reason)
+        return Decision(op=name, reason=reason)
     by_rows = w.free != [] and w.contracting != [] and max(w.free) < min(w.contracting)
     # The left operand follows the order in which the weights hold what is summed over.
     order = sorted(range(len(w.contracting)), key=lambda i: w.contracting[i])
@@ -100,7 +104,7 @@ def _lower_product(op: ir.Operation) -> Decision:
         result = _in_the_order_of(op, result, x, w, swapped)
         op.results[0].replace_all_uses_with(result)
     op.erase()
-    return Decision(op=name, target=target)
+    return Decision(op=name, target=target, cost=matmul_cost(types[1], batch=batch, m=m, k=k, n=n))
 
 
 def _operands(op: ir.Operation) -> tuple[_Operand, _Operand]:
@@ -163,7 +167,7 @@ def _lower_update(op: ir.Operation) -> Decision:
     name = f"{_name(update)} into {_name(array)}"
     reason = why_not_update(found.dtype, found.shape)
     if reason:
-        return Decision(op=name, target="", reason=reason)
+        return Decision(op=name, reason=reason)
     target = update_target(found.dtype)
     with ir.InsertionPoint(op), op.location:
         words = [
@@ -178,7 +182,7 @@ def _lower_update(op: ir.Operation) -> Decision:
         result = _call(target, [array, update, places], array.type, aliases=[alias])
         op.results[0].replace_all_uses_with(result)
     op.erase()
-    return Decision(op=name, target=target)
+    return Decision(op=name, target=target, cost=update_cost(found.dtype, tensor(update.type).shape))
 
 
 _LOWERINGS = {"dot_general": _lower_product, "dynamic_update_slice": _lower_update}

@@ -3,7 +3,7 @@
 from collections import Counter
 
 from distributed.program import Program
-from hlo_passes.host_lowering import lower_text
+from hlo_passes.host_lowering import Decision, lower_text
 
 __all__ = ["host_report"]
 
@@ -16,8 +16,12 @@ def host_report(program: Program) -> str:
     counted = Counter(
         decision for text in program.segments.values() for decision in lower_text(text).decisions
     )
-    lines = [
-        f"{count:5d} x {decision.op}: " + (decision.target or f"XLA, for {decision.reason}")
-        for decision, count in counted.most_common()
-    ]
+    lines = [f"{count:5d} x {decision.op}: {_outcome(decision)}" for decision, count in counted.most_common()]
     return "\n".join(lines or ["there are no products and no updates"])
+
+
+def _outcome(decision: Decision) -> str:
+    if decision.cost is None:
+        return f"XLA, for {decision.reason}"
+    cost = decision.cost
+    return f"{decision.target}, {cost.moved_bytes / 1e6:.3g} MB and {cost.flops / 1e6:.3g} MFLOP each"

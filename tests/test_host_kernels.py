@@ -10,7 +10,7 @@ import pytest
 from distributed.executor import Executor
 from hlo_passes.host_lowering import lower_text
 from kernels.dtypes import dtype
-from kernels.host.targets import WEIGHTS, matmul_target
+from kernels.host.targets import WEIGHTS, matmul_reference, matmul_target
 
 ROOT = Path(__file__).parent.parent
 COLUMNS, ROWS = "[2] x [1]", "[2] x [2]"
@@ -63,9 +63,9 @@ def randoms(rng: np.random.Generator, shape: tuple[int, ...], element: np.dtype)
 
 def exact(x: np.ndarray, w: np.ndarray, contracting: str) -> tuple[np.ndarray, np.ndarray]:
     """The product in float64, and that of the absolute values: what its rounding errors are relative to."""
-    wide = w.astype(np.float32).astype(np.float64)
-    wide = wide if contracting == COLUMNS else wide.transpose(0, 2, 1)
-    return x.astype(np.float64) @ wide, np.abs(x.astype(np.float64)) @ np.abs(wide)
+    by_rows = LAYOUTS[contracting]
+    magnitudes = np.abs(w.astype(np.float32))
+    return matmul_reference(x, w, by_rows=by_rows), matmul_reference(np.abs(x), magnitudes, by_rows=by_rows)
 
 
 def _name(one: object) -> str:

@@ -1,19 +1,39 @@
-"""The host kernels by the names XLA calls them, and what each takes."""
+"""The host kernels by the names XLA calls them: what each takes, costs and computes."""
 
+import math
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from kernels.dtypes import dtype as element_type
 
 __all__ = [
     "ADDED",
     "FEW_ROWS",
     "WEIGHTS",
+    "Cost",
+    "matmul_cost",
+    "matmul_reference",
     "matmul_target",
     "matmul_targets",
     "sum_plan",
+    "update_cost",
+    "update_reference",
     "update_target",
     "update_targets",
     "why_not_matmul",
     "why_not_update",
 ]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cost:
+    """The least that one call moves between memory and the processor, in bytes, and its arithmetic."""
+
+    moved_bytes: int
+    flops: int
+
 
 WEIGHTS: Mapping[str, frozenset[str]] = {
     "f32": frozenset(),
@@ -66,6 +86,22 @@ def why_not_matmul(
     return ""
 
 
+def matmul_cost(weights: str, *, batch: int, m: int, k: int, n: int) -> Cost:
+    """Of ``x[batch, m, k] @ w[batch, k, n]``: each operand is read once and the f32 result written once."""
+    moved_bytes = batch * (4 * m * k + element_type(weights).bits // 8 * k * n + 4 * m * n)
+    return Cost(moved_bytes=moved_bytes, flops=2 * batch * m * k * n)
+
+
+def matmul_reference(x: np.ndarray, w: np.ndarray, *, by_rows: bool) -> np.ndarray:
+    """The exact product in float64, of which the kernel computes an f32: at most ``k`` roundings apart.
+
+    Args:
+      x, w: f32 [batch, m, k] and [batch, k, n], or with ``by_rows`` [batch, n, k], of any stored type.
+    """
+    wide = w.astype(np.float32).astype(np.float64)
+    return x.astype(np.float64) @ (wide.swapaxes(1, 2) if by_rows else wide)
+
+
 def matmul_targets() -> dict[str, tuple[str, bool]]:
     """Every target of the product kernel with its type of weights and whether they lie by rows."""
     return {
@@ -94,6 +130,20 @@ def why_not_update(dtype: str, shape: tuple[int, ...]) -> str:
     if dtype not in _NARROW_FLOATS:
         return f"XLA updates arrays of {dtype} where they lie"
     return "" if shape else "it has no dims"
+
+
+def update_cost(dtype: str, update: Sequence[int]) -> Cost:
+    """Of a slice with sizes ``update`` put into an array: the slice is read and written."""
+    return Cost(moved_bytes=2 * _NARROW_FLOATS[dtype] * math.prod(update), flops=0)
+
+
+def update_reference(array: np.ndarray, update: np.ndarray, starts: Sequence[int]) -> np.ndarray:
+    """The array with the slice in it, moved until it fits, bit for bit what the kernel leaves there."""
+    result = array.copy()
+    room = zip(starts, array.shape, update.shape, strict=True)
+    first = [min(max(start, 0), size - part) for start, size, part in room]
+    result[tuple(slice(at, at + part) for at, part in zip(first, update.shape, strict=True))] = update
+    return result
 
 
 ADDED = frozenset({"f32", "bf16"})
