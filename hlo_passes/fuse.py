@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 from hlo_passes.clusters import Clusters
+from hlo_passes.folded import Layers, layers
 from hlo_passes.graph import Graph, Node
 from hlo_passes.ir import ir, main, source_line
 from hlo_passes.ops import CONTROL, holds_collective, is_scalar, kind
@@ -34,7 +35,7 @@ def run(module: ir.Module, options: Options) -> None:
         function = main(module)
         prepare(function)
         outliner = Outliner(module)
-        _fuse_block(function.entry_block, {}, analyze(module), outliner, options)
+        _fuse_block(function.entry_block, {}, analyze(module), outliner, options, layers(function))
         outliner.finish()
         uniform_first(function.entry_block, analyze(module))
 
@@ -45,9 +46,10 @@ def _fuse_block(
     varying: Varying,
     outliner: Outliner,
     options: Options,
+    equal: Layers,
 ) -> None:
     _fuse_inner_blocks(block, outer_free, varying, outliner, options)
-    graph = Graph(block, outer_free)
+    graph = Graph(block, outer_free, equal)
     clusters, regions = _grow(graph, varying, options)
     terminator = block.operations[len(block.operations) - 1].operation
     for cluster in clusters.order:
@@ -88,7 +90,7 @@ def _fuse_inner_blocks(
             free[op.results[0]] = op
         elif kind(op) in CONTROL and holds_collective(op):
             for region in op.regions:
-                _fuse_block(region.blocks[0], free, varying, outliner, options)
+                _fuse_block(region.blocks[0], free, varying, outliner, options, Layers())
 
 
 def _stays_scalar(graph: Graph, members: list[int]) -> bool:
@@ -148,8 +150,8 @@ def _try_merge(
     readers = _readers(graph, clusters, producer)
     reader_kinds = frozenset(kind(graph.nodes[reader].op) for reader in readers if reader >= 0)
     sole = readers <= set(clusters.members[consumer])
-    distant = [reader for reader in readers if not 0 <= reader - producer <= NEARBY]
-    join = Join(producer=made, consumer=taker, reader_kinds=reader_kinds, sole=sole, readers=len(distant) + 1)
+    distant = sum(not 0 <= distance <= NEARBY for distance in graph.distances(producer, readers))
+    join = Join(producer=made, consumer=taker, reader_kinds=reader_kinds, sole=sole, readers=distant + 1)
     if not rule.when(join):
         return
     merged = _united(made, taker, rule.becomes)

@@ -1,7 +1,8 @@
 """The dataflow of one block as fusion sees it: nodes, what each reads, and the free ops in between."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 
+from hlo_passes.folded import Layers
 from hlo_passes.ir import ir
 from hlo_passes.ops import captures, kind
 from hlo_passes.patterns import FREE, group_of
@@ -9,6 +10,7 @@ from hlo_passes.patterns import FREE, group_of
 __all__ = ["Graph", "Node"]
 
 _ORDERED = frozenset({"rng", "custom_call"})
+_NONE = Layers()
 
 
 class Node:
@@ -29,10 +31,13 @@ class Graph:
 
     ``nodes`` leaves out the terminator and the free ops, except those whose result a holder uses.
     ``readers`` maps a value to the nodes that read it; -1 stands for the terminator. ``now`` maps values
-    whose maker was outlined to what stands for them since.
+    whose maker was outlined to what stands for them since. In a folded function one of the ``equal`` layers
+    stands for those left out.
     """
 
-    def __init__(self, block: ir.Block, outer_free: dict[ir.Value, ir.Operation]) -> None:
+    def __init__(
+        self, block: ir.Block, outer_free: dict[ir.Value, ir.Operation], equal: Layers = _NONE
+    ) -> None:
         self.free = dict(outer_free)
         self.nodes: list[Node] = []
         self.maker: dict[ir.Value, int] = {}
@@ -49,6 +54,19 @@ class Graph:
         for value in ops[-1].operands:
             for leaf in self.leaves([value]):
                 self.readers.setdefault(leaf, set()).add(-1)
+        repeated = [number for number, node in enumerate(self.nodes) if equal.of_op(node.op) > 1]
+        self._repeated = range(repeated[0], repeated[-1] + 1) if repeated else range(0)
+        self._copies = equal.of_op(self.nodes[repeated[0]].op) - 1 if repeated else 0
+
+    def distances(self, producer: int, readers: Iterable[int]) -> Iterator[int]:
+        """How many nodes each reader lies behind a producer, also in the layers left out; -1: at the end."""
+        layer = self._repeated
+        for reader in readers:
+            first = last = 0
+            if layer and producer < layer.start <= reader:
+                first, last = 0 if reader in layer else self._copies, self._copies
+            for copy in range(first, last + 1):
+                yield reader - producer + copy * len(layer) if reader >= 0 else -1
 
     def _stored_free_values(self, ops: list[ir.Operation]) -> set[ir.Value]:
         """Results of free ops (constants apart) that a collective, control flow or the terminator uses."""
