@@ -43,9 +43,10 @@ class Runtime:
         self.program = program
         self._executor = executor
         self._poison = poison
-        self._buffers = {buffer.id: buffer for buffer in program.buffers}
         self._size_bytes = {buffer.id: buffer.tensor.size_bytes for buffer in program.buffers}
         self._donated = frozenset(source for _, source in program.aliases)
+        varying = {buffer.id for buffer in program.buffers if buffer.varying}
+        self._varying = {i for i, number in enumerate(program.main.arguments) if number in varying}
         arguments = enumerate(program.main.arguments)
         # Their caller holds these throughout, so no launch may overwrite them, and none dies.
         self._kept = frozenset(number for index, number in arguments if index not in self._donated)
@@ -67,7 +68,7 @@ class Runtime:
         blocks of an (immutable) jax.Array that lie in one stretch, where the program does not donate it.
         """
         layout = self.program.input_layouts[index]
-        varying = self._buffers[self.program.main.arguments[index]].varying
+        varying = index in self._varying
         immutable = isinstance(array, jax.Array)
         host = self._executor.contents(array) if immutable else np.asarray(array)
         copy, finite = not immutable or index in self._donated, index in self.program.finite_padding
@@ -105,7 +106,7 @@ class Runtime:
 
     def _once(self, index: int, arrays: list[jax.Array]) -> list[jax.Array]:
         """An input that cannot differ between cores is held once, though an earlier run made it on each."""
-        return arrays if self._buffers[self.program.main.arguments[index]].varying else arrays[:1]
+        return arrays if index in self._varying else arrays[:1]
 
     def _own(self, inputs: Sequence[PlacedValue], outputs: list[list[jax.Array]]) -> list[list[jax.Array]]:
         """Memory of its own for each output that is an input or another output as well.

@@ -75,6 +75,10 @@ class Lowered:
         return Compiled(self._exported, compile_cached(self._exported, self._options))
 
 
+# The cheaper question first: a model has hundreds of arguments.
+_ARRAYS = (RingArray, jax.Array)
+
+
 @dataclass(frozen=True, kw_only=True)
 class _Host:
     """What all programs of the process share: compiled segments, and where immutable arrays lie."""
@@ -226,7 +230,7 @@ class Compiled:
         results = self._runtime.run([*placed, *self._constants])
         donated = {output: leaves[index] for index, output in self._exported.donated.items()}
         for leaf in donated.values():
-            if isinstance(leaf, jax.Array | RingArray):
+            if isinstance(leaf, _ARRAYS):
                 leaf.delete()
         return [
             RingArray(value, self._exported.outputs[index].dtype)
@@ -265,7 +269,7 @@ class Compiled:
 
     def _check(self, index: int, leaf: Any) -> None:
         expected = self._exported.inputs[index]
-        got = leaf if isinstance(leaf, jax.Array | RingArray) else jax.typeof(leaf)
+        got = leaf if isinstance(leaf, _ARRAYS) else jax.typeof(leaf)
         if got.shape != expected.shape or got.dtype != expected.dtype:
             raise CompileError(
                 f"{self._exported.names[index]} is {got.dtype}{list(got.shape)}, "
