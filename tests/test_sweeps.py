@@ -1,0 +1,57 @@
+"""Predictions over batch, length and degree: no cliffs, and never below what the datasheet allows."""
+
+import itertools
+
+import pytest
+
+from benchmarks.rows import decode_program, whole_program
+from distributed.timeline import time_program
+from kernels.eras import ERAS
+from kernels.hardware import load_core
+from neuronx.models import bert, llama
+
+pytestmark = pytest.mark.slow
+
+_CORE = load_core()
+_RING = "inf2.48xlarge"
+
+
+def _step_s(era, batch, length, tp):
+    """A token of Llama-2-7B, after the check that its weights and cache can be read that fast."""
+    cfg = llama.config("llama-2-7b")
+    seconds = time_program(decode_program(cfg.name, batch, length, tp, _RING), _RING, era=era).total_s
+    weights = cfg.layers * (4 * cfg.hidden**2 + 3 * cfg.hidden * cfg.ffn) + cfg.hidden * cfg.vocab
+    cache = 2 * cfg.layers * batch * length * cfg.hidden
+    assert seconds >= 2 * (weights + cache) / tp / _CORE.hbm.bandwidth_bytes_per_s
+    return seconds
+
+
+@pytest.mark.parametrize("era", ERAS)
+def test_batches_of_an_encoder(era) -> None:
+    cfg, length = bert.config("bert-base-uncased"), 128
+    batches = (1, 4, 16, 64)
+    times = [
+        time_program(whole_program(cfg.name, batch, length, "inf2.xlarge"), "inf2.xlarge", era=era).total_s
+        for batch in batches
+    ]
+    matrices = cfg.layers * (4 * cfg.hidden**2 + 2 * cfg.hidden * cfg.ffn)
+    for batch, seconds in zip(batches, times, strict=True):
+        assert seconds >= 2 * matrices * batch * length / _CORE.pe.peak_flop_per_s
+    for (few, fast_s), (many, slow_s) in itertools.pairwise(zip(batches, times, strict=True)):
+        # More takes longer, but hardly longer each: what no longer fits SBUF costs 6 % at most.
+        assert fast_s < slow_s <= 1.07 * many / few * fast_s
+
+
+@pytest.mark.parametrize("era", ERAS)
+def test_degrees_batches_and_lengths_of_a_decoder(era) -> None:
+    by_degree = [_step_s(era, 1, 2048, tp) for tp in (2, 4, 8)]
+    for fewer, more in itertools.pairwise(by_degree):
+        # Twice the cores read twice as fast; collectives keep it from taking half the time.
+        assert fewer / 2 < more < fewer
+    by_batch = [by_degree[-1], *(_step_s(era, batch, 2048, 8) for batch in (4, 16))]
+    for one_s, four_s in itertools.pairwise(by_batch):
+        assert one_s < four_s < 4 * one_s
+    by_length = [_step_s(era, 1, 512, 8), by_degree[-1], _step_s(era, 1, 4096, 8)]
+    first, second = (after - before for before, after in itertools.pairwise(by_length))
+    # The cache's part grows with its length: 1536 positions more, then 2048.
+    assert 0 < first < second and second / first == pytest.approx(2048 / 1536, rel=0.05)
