@@ -20,6 +20,7 @@ __all__ = [
     "first_lanes",
     "fma",
     "load",
+    "load_line",
     "load_wide",
     "prefetch",
     "spread",
@@ -34,7 +35,6 @@ INT = {bits: ir.IntType(bits) for bits in (1, 8, 16, 32, 64)}
 F32 = ir.FloatType()
 VECTOR = ir.VectorType(F32, LANES)
 WIDE = ir.VectorType(INT[32], LANES)
-_HALF = ir.VectorType(INT[16], LANES)
 _POINTER = INT[8].as_pointer()
 _CACHE_LINE_BYTES = 64
 
@@ -43,8 +43,8 @@ def _splat(value: int) -> ir.Constant:
     return ir.Constant(WIDE, [value] * LANES)
 
 
-def _halves(value: int) -> ir.Constant:
-    return ir.Constant(_HALF, [value] * LANES)
+def _halves(value: int, lanes: int) -> ir.Constant:
+    return ir.Constant(ir.VectorType(INT[16], lanes), [value] * lanes)
 
 
 def _f32(b: ir.IRBuilder, raw: ir.Value) -> ir.Value:
@@ -56,7 +56,8 @@ def _bf16(b: ir.IRBuilder, raw: ir.Value) -> ir.Value:
 
 
 def _f16(b: ir.IRBuilder, raw: ir.Value) -> ir.Value:
-    return b.fpext(b.bitcast(raw, ir.VectorType(ir.HalfType(), LANES)), VECTOR)
+    lanes = raw.type.count
+    return b.fpext(b.bitcast(raw, ir.VectorType(ir.HalfType(), lanes)), ir.VectorType(F32, lanes))
 
 
 def _i8(b: ir.IRBuilder, raw: ir.Value) -> ir.Value:
@@ -74,22 +75,23 @@ def _small_float(mantissa: int, bias: int, first_special: int) -> Callable[..., 
     processor's conversion heeds no mode that XLA's threads set. What remains is a power of two.
     """
     shift = 10 - mantissa
-    scale = ir.Constant(VECTOR, [2.0 ** (15 - bias)] * LANES)
 
     def widen(b: ir.IRBuilder, raw: ir.Value) -> ir.Value:
-        shifted = b.shl(b.sext(raw, _HALF), _halves(shift))
-        magnitude = b.and_(shifted, _halves(0x7F << shift))
-        bits = b.and_(shifted, _halves(0x8000 | 0x7F << shift))
-        special = b.icmp_unsigned(">=", magnitude, _halves(first_special << shift))
-        bits = b.select(special, b.or_(bits, _halves(0x7C00)), bits)
-        return b.fmul(_f16(b, bits), scale)
+        lanes = raw.type.count
+        shifted = b.shl(b.sext(raw, ir.VectorType(INT[16], lanes)), _halves(shift, lanes))
+        magnitude = b.and_(shifted, _halves(0x7F << shift, lanes))
+        bits = b.and_(shifted, _halves(0x8000 | 0x7F << shift, lanes))
+        special = b.icmp_unsigned(">=", magnitude, _halves(first_special << shift, lanes))
+        bits = b.select(special, b.or_(bits, _halves(0x7C00, lanes)), bits)
+        return b.fmul(_f16(b, bits), ir.Constant(ir.VectorType(F32, lanes), [2.0 ** (15 - bias)] * lanes))
 
     return widen
 
 
 def _f8e5m2(b: ir.IRBuilder, raw: ir.Value) -> ir.Value:
     """The upper half of an f16."""
-    return _f16(b, b.shl(b.zext(raw, _HALF), _halves(8)))
+    lanes = raw.type.count
+    return _f16(b, b.shl(b.zext(raw, ir.VectorType(INT[16], lanes)), _halves(8, lanes)))
 
 
 # Each kind of stored element: its bits, its type in memory, and how a vector of them becomes f32, exactly.
@@ -154,6 +156,18 @@ def load_wide(b: ir.IRBuilder, kind: int, address: ir.Value, mask: ir.Value | No
         ir.Constant(vector, None),
     ]
     return widen(b, _call(b, f"llvm.masked.load.{suffix}.p0", vector, arguments))
+
+
+def load_line(b: ir.IRBuilder, kind: int, address: ir.Value, count: int) -> list[ir.Value]:
+    """``count`` times LANES stored elements as so many vectors of f32."""
+    name, bits, widen = _WIDEN[kind]
+    if not name.startswith("f8"):
+        places = [b.add(address, constant(bits // 8 * LANES * v)) for v in range(count)]
+        return [load_wide(b, kind, place, None) for place in places]
+    # Most of their widening is done on 16-bit lanes, of which a register holds twice as many.
+    wide = widen(b, load(b, address, ir.VectorType(INT[8], count * LANES), 1))
+    parts = [ir.Constant(WIDE, list(range(LANES * v, LANES * (v + 1)))) for v in range(count)]
+    return [b.shuffle_vector(wide, ir.Constant(wide.type, ir.Undefined), part) for part in parts]
 
 
 def first_lanes(b: ir.IRBuilder, count: ir.Value) -> ir.Value:

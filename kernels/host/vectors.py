@@ -23,6 +23,7 @@ from kernels.host.elements import (
     first_lanes,
     fma,
     load,
+    load_line,
     load_wide,
     prefetch,
     spread,
@@ -130,9 +131,8 @@ def stream_tile(typing, kind, depth, out, x, w, ldw, columns):
             at = b.mul(column, constant(size))
             for stream, factor in zip(streams, factors, strict=True):
                 row = b.add(stream, at)
-                for v in range(count):
-                    weight = load_wide(b, code, b.add(row, constant(size * LANES * v)), mask)
-                    sums[v] = fma(b, factor, weight, sums[v])
+                weights = load_line(b, code, row, count) if mask is None else [load_wide(b, code, row, mask)]
+                sums = [fma(b, factor, weight, total) for weight, total in zip(weights, sums, strict=True)]
             for place, total in zip(places, sums, strict=True):
                 store_masked(b, total, place, mask)
 
