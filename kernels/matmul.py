@@ -40,19 +40,34 @@ def price(op: OpWork, places: tuple[str, ...], core: Core) -> OpCost:
     batch, m, k, n = op.matmul
     # The wider operand decides the rate where the two differ.
     operand = max(op.operands[:2], key=lambda tensor: pe_passes(tensor.dtype, core)).dtype
-    found = product(m, k, n, core, op.taps)
-    cycles = batch * pe_passes(operand, core) * found.cycles
+    together = _groups_together(op, core)
+    runs = math.ceil(batch / together)
+    found = product(m, together * k, together * n, core, op.taps)
+    cycles = runs * pe_passes(operand, core) * found.cycles
     engine_s = {"pe": cycles / (core.pe.clock_hz * core.pe.sustained_fraction)}
     if len(op.taps) > 0:
-        engine_s["dma"] = _shifted_copies_s(op, k, core)
+        engine_s["dma"] = _shifted_copies_s(op, together * k, core)
     return OpCost(
         engine_s=engine_s,
         flops=2 * batch * m * k * n,
         peak_flop_per_s=pe_peak_flop_per_s(operand, core),
-        psum_elements=batch * found.psum_elements,
+        psum_elements=runs * found.psum_elements,
         reload_bytes=batch * reload_bytes(m, k, n, op.operands[0].dtype, op.operands[1].dtype, core),
         chain=1,
     )
+
+
+def _groups_together(op: OpWork, core: Core) -> int:
+    """Groups of a convolution that are contracted at once.
+
+    Where their features leave rows and columns of the tensor engine free, several share one product whose
+    weights are zero between groups (our own lowering; none is published).
+    """
+    groups, _, k, n = op.matmul
+    if not op.taps or groups == 1:
+        return 1
+    features = max(1, k // max(1, math.prod(op.taps)))
+    return max(1, min(groups, core.pe.rows // features, core.pe.columns // max(1, n)))
 
 
 def _shifted_copies_s(op: OpWork, k: int, core: Core) -> float:

@@ -273,6 +273,22 @@ def test_flops_with_shapes_are_those_of_xla() -> None:
         assert (found.flops, found.transcendentals) == _xla_counts(function, argument), op.kind
 
 
+def test_groups_of_a_convolution_share_a_product() -> None:
+    pixels, features, taps = 56 * 56, 128, (3, 3)
+    x = Tensor(shape=(1, 56, 56, features), dtype="bf16")
+    times = {}
+    for groups in (1, 2, 32, 128):
+        each = features // groups
+        w = Tensor(shape=(*taps, each, features), dtype="bf16")
+        matmul = (groups, pixels, 9 * each, each)
+        op = OpWork(kind="convolution", operands=(x, w), results=(x,), matmul=matmul, taps=taps)
+        price = cost(KernelWork(name="convolution", ops=(op,), reads=(x, w), writes=(x,)), _CORE)
+        assert price.flops == 2 * pixels * 9 * each * features
+        times[groups] = price.engine_s["pe"]
+    # All features fill the rows and the columns once, however few of the products between them count.
+    assert set(times.values()) == {9 * pixels / (_CORE.pe.clock_hz * _CORE.pe.sustained_fraction)}
+
+
 def test_a_convolution_of_few_features_leaves_lanes_idle() -> None:
     # Features lie on partitions: 64 of them take twice the cycles of 128 for as many elements.
     def vector_s(features: int, pixels: int) -> float:
