@@ -1,6 +1,6 @@
 """The dataflow of one block as fusion sees it: nodes, what each reads, and the free ops in between."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Set
 
 from hlo_passes.folded import Layers
 from hlo_passes.ir import ir
@@ -58,13 +58,15 @@ class Graph:
         self._repeated = range(repeated[0], repeated[-1] + 1) if repeated else range(0)
         self._copies = equal.of_op(self.nodes[repeated[0]].op) - 1 if repeated else 0
 
-    def distances(self, producer: int, readers: Iterable[int]) -> Iterator[int]:
+    def distances(self, producer: int, readers: Set[int]) -> Iterator[int]:
         """How many nodes each reader lies behind a producer, also in the layers left out; -1: at the end."""
         layer = self._repeated
         for reader in readers:
             first = last = 0
-            if layer and producer < layer.start <= reader:
-                first, last = 0 if reader in layer else self._copies, self._copies
+            if producer < layer.start <= reader:
+                # A layer that was left out reads what two neighbouring ones read, not what one is handed.
+                last = self._copies if reader not in layer or reader + len(layer) in readers else 0
+                first = 0 if reader in layer else last
             for copy in range(first, last + 1):
                 yield reader - producer + copy * len(layer) if reader >= 0 else -1
 
