@@ -135,7 +135,7 @@ def _whole(name: str, row: Mapping[str, str]) -> list[Measured]:
             seconds=float(row["p50_ms"]) / 1e3 / workers,
             sdk=row["neuron_version"],
             instance=instance,
-            is_fitted=True,
+            is_fitted=_is_of_the_era(row),
             build=functools.partial(whole_program, name, batch, length, instance),
             bytes_in=bytes_in,
             bytes_out=bytes_out,
@@ -144,6 +144,11 @@ def _whole(name: str, row: Mapping[str, str]) -> list[Measured]:
             **_whole_work(name, batch, length),
         )
     ]
+
+
+def _is_of_the_era(row: Mapping[str, str]) -> bool:
+    """Whether the row was measured with a release that the constants are to stand for: 2.17 or newer."""
+    return tuple(map(int, row["neuron_version"].split("."))) >= (2, 17)
 
 
 # Multiply-adds an image: torchvision's table of weights.
@@ -181,8 +186,7 @@ def _decoder(name: str, row: Mapping[str, str]) -> list[Measured]:
     token = Measured(
         what="tpot",
         seconds=float(row["tpot_p50_ms"] or row["p50_ms"]) / 1e3,
-        # OPT was published for an older release.
-        is_fitted=not name.startswith("opt"),
+        is_fitted=_is_of_the_era(row),
         build=functools.partial(decode_program, name, batch, length, tp, instance),
         bytes_in=bytes_in,
         bytes_out=bytes_out,

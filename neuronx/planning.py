@@ -44,8 +44,9 @@ class Deployment:
 
     Attributes:
       replicas: copies that the instance's cores hold side by side, each on ``tp`` cores.
-      ttft_s: seconds to the first token (of a model that writes none: to the result), launch included.
-      tpot_s: seconds for each further token; None for a model that writes none.
+      ttft_s: seconds to the first token (of a model that writes none: to the result), the launch and what
+        passes between host and device included.
+      tpot_s: seconds for each further token, likewise; None for a model that writes none.
       per_s: tokens (results) a second of the whole instance, all replicas busy.
       hbm_bytes: at the peak, on each core; ``hbm_capacity_bytes`` is what there is.
       mfu, mbu: of decoding, or of the only program.
