@@ -94,12 +94,15 @@ def calibration_rows() -> list[Measured]:
 def measured(row: Mapping[str, str]) -> list[Measured]:
     """What one row with the columns of data/published_calibration.csv states.
 
-    Of a decoder the time of a token and, where there is one, that to the first token.
+    Of a decoder the time of a token and, where there is one, that to the first token; nothing of a row that
+    states a throughput only.
 
     Raises:
       CompileError: a model that is not in the catalog.
     """
     name = catalog_name(row["model"])
+    if not (row["tpot_p50_ms"] or row["p50_ms"]):
+        return []
     return (_decoder if MODELS[name] in DECODERS else _whole)(name, row)
 
 
