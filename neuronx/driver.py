@@ -237,7 +237,11 @@ class WholeLevels(Mapping[str, bytes]):
     def _levels(self) -> Mapping[str, bytes]:
         program, levels = _run(parse(self._source), self._stages, Debug())
         if program != self._program:
-            raise AssertionError("folding equal layers changed the program")
+            warnings.warn(
+                "levels and notes are of the program compiled without folding equal layers; it is not the "
+                "one that runs: another plan cost as much",
+                stacklevel=2,
+            )
         return levels
 
     def __getitem__(self, level: str) -> bytes:
