@@ -101,3 +101,9 @@ def test_what_grows_is_gathered_before_it_grows():
     received, counts, _ = constrained(pad, (normal(8, 6),), P("tp"), P(), tp=4)
     assert counts == {"all_gather": 1}
     assert received == 6 * 6 * 4
+
+
+def test_few_rows_of_a_whole_value_need_nothing():
+    few = lambda x: x[3:5] * 2  # noqa: E731
+    received, counts, _ = constrained(few, (normal(16, 6),), P(), P("tp"), tp=4)
+    assert (received, counts) == (0, {})

@@ -112,9 +112,10 @@ def _moves(op: ir.Operation, window: Window) -> bool:
 def _cut(part: Partitioner, op: ir.Operation, window: Window, axes: tuple[str, ...]) -> _Cut:
     """The window along a dim over ``axes``."""
     wanted, shards = part.wanted(op.results[0]), part.targets.mesh.size(axes)
+    held = part.env[op.operands[0]][1].axes[window.operand_dim]
     size, rows = shape_of(op.operands[0])[window.operand_dim], shape_of(op.results[0])[window.result_dim]
     extent = (rows - 1) * window.stride + 1
-    if op.name == "stablehlo.slice" and rows < shards and 2 * extent <= size:
+    if op.name == "stablehlo.slice" and held and rows < shards and 2 * extent <= size:
         return replace(_dropped(op, window), summed=axes)
     is_wanted = axes == wanted.axes[window.result_dim]
     local = wanted.local[window.result_dim] if is_wanted else math.ceil(rows / shards)
