@@ -110,18 +110,30 @@ def measure(steps: Mapping[str, Step], repeats: int) -> dict[str, Taken]:
     }
 
 
-def launch_overhead(cores: int, repeats: int) -> tuple[int, Taken]:
+def launch_overhead(cores: int, repeats: int) -> tuple[int, dict[str, Taken]]:
     """Launches of a decode step of a very small OPT, and the seconds of the step divided by them.
 
     Whatever the host does besides computing is in it: collectives, the loop over steps, the call itself.
+    Beside it, in turn, as many calls of ``jax.jit`` of one addition, each waited for.
     """
     cfg = dataclasses.replace(
         opt.config("opt-125m"), hidden=cores * 8, heads=cores, ffn=cores * 8, embed=cores * 8, vocab=cores * 8
     )
     step = _ring_step(cfg, jnp.float32, opt.parameters(cfg, jnp.float32, 0), cores)
     launches = _launches(decode(cfg, jnp.float32, cores).program)
-    taken = measure({"step": step}, min(repeats * 3, MAX_LEN - 1))["step"]
-    return launches, Taken(median_s=taken.median_s / launches, best_s=taken.best_s / launches)
+    add, x = jax.jit(lambda x: x + 1), jnp.zeros(cores * 8)
+
+    def calls(position: int) -> float:
+        start = time.perf_counter()
+        for _ in range(launches):
+            add(x).block_until_ready()
+        return time.perf_counter() - start
+
+    taken = measure({"launch": step, "jax.jit": calls}, min(repeats * 3, MAX_LEN - 1))
+    return launches, {
+        name: Taken(median_s=one.median_s / launches, best_s=one.best_s / launches)
+        for name, one in taken.items()
+    }
 
 
 def _launches(program: Program) -> int:
@@ -152,11 +164,13 @@ def main(arguments: list[str]) -> int:
             steps[name] = stack.enter_context(_jax_step(cfg, asked.dtype))
         found = measure(steps, min(asked.repeats, MAX_LEN - 1))
     base = found[f"ring of {rings[0]}"]
-    launches, launch = launch_overhead(JAX_DEVICES, asked.repeats)
+    launches, calls = launch_overhead(JAX_DEVICES, asked.repeats)
     if asked.json:
-        rows = {name: dataclasses.asdict(taken) for name, taken in found.items()}
-        print(json.dumps({"model": cfg.name, "layers": cfg.layers, "dtype": asked.dtype, "steps": rows,
-                          "launches": launches, "launch": dataclasses.asdict(launch)}))  # fmt: skip
+        steps, calls = (
+            {name: dataclasses.asdict(t) for name, t in taken.items()} for taken in (found, calls)
+        )
+        print(json.dumps({"model": cfg.name, "layers": cfg.layers, "dtype": asked.dtype, "steps": steps,
+                          "launches": launches, "calls": calls}))  # fmt: skip
         return 0
     print(f"{cfg.name}, {cfg.layers} layers, {asked.dtype}, batch 1: one decode step, median and best")
     for name, taken in found.items():
@@ -165,9 +179,10 @@ def main(arguments: list[str]) -> int:
             f" {taken.best_s * 1e3:9.1f} ms {taken.best_s / base.best_s:6.2f} x"
         )
     print(
-        f"host time of a launch, ring of {JAX_DEVICES}: {launch.median_s * 1e6:.1f} us, "
-        f"best {launch.best_s * 1e6:.1f} us ({launches} launches a step)"
+        f"host time of a launch, ring of {JAX_DEVICES}, {launches} launches a step; and of jax.jit of x + 1"
     )
+    for name, taken in calls.items():
+        print(f"{name:<24} {taken.median_s * 1e6:9.1f} us {' ':8} {taken.best_s * 1e6:9.1f} us")
     return 0
 
 
