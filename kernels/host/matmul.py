@@ -26,6 +26,9 @@ _X, _W, _OUT, _M, _K, _N, _WIDTH, _TILES = range(FIRST_OWN_WORD, FIRST_OWN_WORD 
 _STREAM_DEPTH = 8
 """Rows of weights that stream by together, so that the sums are read and written once for all of them."""
 
+_NEAR_COLUMNS = 24
+"""Rows of [n, k] weights that meet all rows of x before the next: a multiple of the columns of each tile."""
+
 _BLOCK_ROWS = 256
 _BLOCK_DEPTH = 256
 _BLOCK_COLUMNS = 256
@@ -123,7 +126,15 @@ def _row_group(kind, rows, wide, x, w, size, out, ldo, k, columns):
 
 @njit
 def _stream_rows(kind, x, w, size, out, ldo, m, k, columns):
-    """Few rows, weights [n, k]: dot products along their rows."""
+    """Few rows, weights [n, k]: dot products along their rows, of which a few stay near for all rows of x."""
+    literally(kind)
+    for first in range(0, columns, _NEAR_COLUMNS):
+        count = min(_NEAR_COLUMNS, columns - first)
+        _row_groups(kind, x, w + size * k * first, size, out + 4 * first, ldo, m, k, count)
+
+
+@njit
+def _row_groups(kind, x, w, size, out, ldo, m, k, columns):
     literally(kind)
     row = 0
     while row < m:
