@@ -8,7 +8,7 @@ from distributed.program import Program
 from distributed.program_text import program_text
 from distributed.timeline import time_program
 from hlo_passes.ir import ir, parse
-from hlo_passes.pipeline import PASSES, Debug, Stage, parse_pipeline, run_pipeline
+from hlo_passes.pipeline import FOLDING, PASSES, Debug, Stage, parse_pipeline, run_pipeline
 from kernels.errors import CompileError
 from kernels.hardware import load_instance
 from neuronx.environment import environment
@@ -21,7 +21,7 @@ HELP = "run passes on StableHLO text; prints the module, or the program where th
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    names = ", ".join(row.name for row in PASSES)
+    names = ", ".join(row.name for row in (*PASSES, *FOLDING))
     parser.add_argument(
         "-p",
         "--passes",
