@@ -28,13 +28,14 @@ def run(module: ir.Module, options: Options) -> None:
 
     What is left is a module in its own right, of a network of fewer layers; ``unfold`` puts the others in
     again. Nothing is done where a layer is missed: where something but the next layer reads what it makes
-    (results of main excepted, one of each layer) or takes.
+    (results of main excepted, one of each layer) or takes. A layer has arguments of its own; a mere chain of
+    ops has none, and becomes one kernel.
     """
     with module.context, ir.Location.unknown():
         function = main(module)
         ops = body(function)
         found = find_run(ops, functions(module))
-        if found is None or found.count < 2 * EDGE + options.least:
+        if found is None or not found.following or found.count < 2 * EDGE + options.least:
             return
         cut = _Cut(function, ops, found)
         if cut.is_legal():

@@ -197,6 +197,12 @@ def by_turns(weights, x):
     return x
 
 
+def without_weights(weights, x):
+    for _ in weights:
+        x = jnp.tanh(x)
+    return x
+
+
 def trained(weights, x):
     return jax.grad(lambda weights: (skip_to_the_end(weights, x) ** 2).mean())(weights)
 
@@ -219,7 +225,7 @@ def test_leaves_alone_where_an_input_is_donated_to_a_layer():
         assert extra == (record and record.extra)
 
 
-@pytest.mark.parametrize("fn", [skip_to_the_end, all_summed, numbered, by_turns, trained])
+@pytest.mark.parametrize("fn", [skip_to_the_end, all_summed, numbered, by_turns, without_weights, trained])
 def test_leaves_alone_what_needs_its_middle_layers(fn):
     module = copy_module(lowered(fn, ([shape(64, 64)] * 10, shape(8, 64)), 1).exported.module)
     before = str(module)
