@@ -32,9 +32,11 @@ from hlo_passes.spec import unknown
 from kernels.errors import CompileError
 from kernels.hardware import load_instance
 
-__all__ = ["PLANS", "Options", "is_annotated", "run"]
+__all__ = ["CONTESTED", "PLANS", "Options", "is_annotated", "run"]
 
 AXIS = "tp"
+CONTESTED = "neuron.contested"
+"""Module attribute: the plan "weights_still" cuts the same weights, and may turn out to be faster."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -255,3 +257,5 @@ def _clean(module: ir.Module, plan: Plan, ranks: int) -> None:
     if plan.prices_s:
         prices = {name: ir.FloatAttr.get_f64(seconds) for name, seconds in plan.prices_s.items()}
         attributes["neuron.plan"] = ir.DictAttr.get(prices)
+    if plan.contested:
+        attributes[CONTESTED] = ir.UnitAttr.get()

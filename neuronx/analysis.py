@@ -73,7 +73,7 @@ def analyze_module(module: ir.Module, options: CompileOptions) -> Analysis:
     errors = list(refusals(work))
     if not errors:
         try:
-            program = compile_module(copy_module(module), options).program
+            program = compile_module(module, options).program
         except CompileError as error:
             errors = [error]
     if program is not None:

@@ -21,7 +21,6 @@ from neuronx.driver import (
     CompileOptions,
     WholeLevels,
     compile_module,
-    copy_module,
     module_bytes,
     with_levels,
     without_collector,
@@ -171,7 +170,7 @@ def compile_cached(exported: Exported, options: CompileOptions) -> Artifacts:
 
 
 def _compile(exported: Exported, options: CompileOptions) -> Artifacts:
-    return compile_module(copy_module(exported.module), options, weights=exported.weights)
+    return compile_module(exported.module, options, weights=exported.weights)
 
 
 def _key(exported: Exported, options: CompileOptions) -> str:

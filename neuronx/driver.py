@@ -48,8 +48,9 @@ LEVELS = ("global", "local", "fused", "planned", "program")
 AUTO_CASTS = ("none", "matmult", "all")
 AUTO_CAST_TYPES = ("bf16", "fp16", "tf32", "fp8_e4m3")
 
-# What a plan is for, the default first, and the plans of the pass shard that are tried for it.
-_PLANS = {"memory": ("weights",), "time": shard.PLANS}
+# What a plan is for, the default first, and the plans of the pass shard that are tried for it; where the
+# first is contested, "weights_still" is tried as well.
+_PLANS = {"memory": ("weights",), "time": ("weights", "still", "moving", "whole")}
 OBJECTIVES = tuple(_PLANS)
 
 
@@ -137,10 +138,10 @@ class Artifacts:
 
 
 def compile_module(module: ir.Module, options: CompileOptions, *, weights: Collection[int] = ()) -> Artifacts:
-    """Runs the whole pipeline on ``module``, in place, and checks that the program fits the device.
+    """Runs the whole pipeline on a copy of ``module``, and checks that the program fits the device.
 
-    Where the objective allows several plans the pipeline runs for each, on copies, and the one of the least
-    predicted time among those that fit is kept.
+    Where the objective allows several plans the pipeline runs for each, and the one of the least predicted
+    time among those that fit is kept.
 
     ``weights`` are the positions of ``@main``'s arguments that count as weights in memory tables.
 
@@ -148,17 +149,25 @@ def compile_module(module: ir.Module, options: CompileOptions, *, weights: Colle
       CompileError: the module holds what the compiler cannot take; names op, line and what to do.
       OutOfDeviceMemoryError: the program needs more HBM than a core has.
     """
-    plans = _PLANS[options.objective]
-    if len(plans) == 1 or options.tp_degree == 1 or shard.is_annotated(module):
-        return _compile(module, options, plans[0], weights)
-    tried, too_large = {}, None
+    source, plans = module_bytes(module), list(_PLANS[options.objective])
+    if options.tp_degree == 1 or shard.is_annotated(module):
+        plans = plans[:1]
+    tried: dict[str, Artifacts] = {}
+    too_large = None
     for plan in plans:
+        done = _compile(source, pipeline_for(options, plan))
         try:
-            tried[plan] = _compile(copy_module(module), options, plan, weights)
+            memory = check_fits(done.program, options.instance, weights=weights)
         except OutOfDeviceMemoryError as error:
             too_large = error
+        else:
+            tried[plan] = Artifacts(program=done.program, memory=memory, options=options, levels=done.levels)
+        if done.is_contested:
+            plans.append("weights_still")
     if not tried:
         raise too_large
+    if len(plans) == 1:
+        return tried[plans[0]]
     instance = load_instance(options.instance)
     tried_s = {
         plan: time_program(artifacts.program, instance, era=options.era).total_s
@@ -167,41 +176,42 @@ def compile_module(module: ir.Module, options: CompileOptions, *, weights: Colle
     return replace(tried[min(tried_s, key=tried_s.get)], tried_s=tried_s)
 
 
-def _compile(module: ir.Module, options: CompileOptions, plan: str, weights: Collection[int]) -> Artifacts:
+@dataclass(frozen=True, kw_only=True)
+class _Done:
+    """What one run of the passes leaves; ``is_contested``: see ``hlo_passes.shard.CONTESTED``."""
+
+    program: Program
+    levels: Mapping[str, bytes]
+    is_contested: bool
+
+
+def _compile(source: bytes, stages: tuple[Stage, ...]) -> _Done:
     """Compiles for one plan, with equal layers folded unless somebody wants to see every pass."""
-    asked, stages = environment(), pipeline_for(options, plan)
+    asked = environment()
     if asked.debug or asked.dump:
-        program, levels = _run(module, stages, Debug(check_levels=asked.debug > 0, dump_dir=asked.dump))
-    else:
-        program, levels = _run_folded(module, stages)
-    memory = check_fits(program, options.instance, weights=weights)
-    return Artifacts(program=program, memory=memory, options=options, levels=levels)
-
-
-def _run_folded(module: ir.Module, stages: tuple[Stage, ...]) -> tuple[Program, Mapping[str, bytes]]:
-    source = module_bytes(module)
+        return _run(source, stages, Debug(check_levels=asked.debug > 0, dump_dir=asked.dump))
     try:
-        program, levels = _run(module, folding(stages), Debug())
+        return _run(source, stages, Debug(), fold=True)
     except UnsteadyError as error:
         note = f"fold: equal layers were compiled one by one, for {error.reason}"
-        return _run(parse(source), stages, Debug(), note=note)
+        return _run(source, stages, Debug(), note=note)
     except CompileError:
         # Said again of the whole program, whose arguments have the user's numbers.
-        return _run(parse(source), stages, Debug())
-    return program, WholeLevels(source, stages, program) if levels is None else levels
+        return _run(source, stages, Debug())
 
 
 def _run(
-    module: ir.Module, stages: tuple[Stage, ...], debug: Debug, *, note: str | None = None
-) -> tuple[Program, dict[str, bytes] | None]:
-    """The program, and the module at each level; None for the levels where layers were folded.
+    source: bytes, stages: tuple[Stage, ...], debug: Debug, *, fold: bool = False, note: str | None = None
+) -> _Done:
+    """Runs ``stages``; with ``fold`` a few of many equal layers go through most of them.
 
     ``note`` is added to those of the pass ``shard``.
     """
+    module, passes = parse(source), folding(stages) if fold else stages
     levels: dict[str, bytes] = {}
     leaves = {row.name: row.leaves for row in PASSES}
-    last = {leaves[stage.name]: stage for stage in stages if stage.name in leaves}
-    progress = Progress([stage.name for stage in stages])
+    last = {leaves[stage.name]: stage for stage in passes if stage.name in leaves}
+    progress = Progress([stage.name for stage in passes])
     is_folded = False
 
     def keep(stage: Stage, at: ir.Module) -> None:
@@ -214,9 +224,13 @@ def _run(
             levels[leaves[stage.name]] = module_bytes(at)
 
     with progress, without_collector():
-        program = run_pipeline(module, stages, debug=debug, after=keep)
+        program = run_pipeline(module, passes, debug=debug, after=keep)
     assert program is not None, "the pipeline ends with schedule"
-    return program, None if is_folded else levels
+    return _Done(
+        program=program,
+        levels=WholeLevels(source, stages, program) if is_folded else levels,
+        is_contested=shard.CONTESTED in module.operation.attributes,
+    )
 
 
 def with_levels(artifacts: Artifacts, module: ir.Module) -> Artifacts:
@@ -235,14 +249,14 @@ class WholeLevels(Mapping[str, bytes]):
 
     @functools.cached_property
     def _levels(self) -> Mapping[str, bytes]:
-        program, levels = _run(parse(self._source), self._stages, Debug())
-        if program != self._program:
+        done = _run(self._source, self._stages, Debug())
+        if done.program != self._program:
             warnings.warn(
                 "levels and notes are of the program compiled without folding equal layers; it is not the "
                 "one that runs: another plan cost as much",
                 stacklevel=2,
             )
-        return levels
+        return done.levels
 
     def __getitem__(self, level: str) -> bytes:
         return self._levels[level]

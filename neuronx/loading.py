@@ -5,7 +5,7 @@ import os
 
 from kernels.errors import CompileError
 from kernels.hardware import load_instance
-from neuronx.driver import CompileOptions, compile_module, copy_module
+from neuronx.driver import CompileOptions, compile_module
 from neuronx.saving import read_program
 from neuronx.stages import Compiled
 
@@ -31,7 +31,7 @@ def load(path: str | os.PathLike[str], *, instance: str | None = None, recompile
     wanted = options.instance if instance is None else instance
     if recompile:
         options = dataclasses.replace(options, instance=wanted)
-        artifacts = compile_module(copy_module(exported.module), options, weights=exported.weights)
+        artifacts = compile_module(exported.module, options, weights=exported.weights)
         return Compiled(exported, artifacts, weights)
     if wanted != options.instance:
         raise CompileError(

@@ -97,7 +97,7 @@ def lowered(fn, arguments, tp, **options):
 def both(module, tp):
     """The program by way of folding, which must have taken place, and that of all passes on all layers."""
     options = CompileOptions(tp_degree=tp)
-    artifacts = compile_module(copy_module(module), options)
+    artifacts = compile_module(module, options)
     assert isinstance(artifacts.levels, WholeLevels)
     return artifacts, run_pipeline(copy_module(module), pipeline_for(options))
 
@@ -315,7 +315,7 @@ def _check_stack(stack):
     weights = [[shape(*_PARTS[part][0]) for part in parts]] * layers
     module = lowered(network, (weights, shape(8, 64)), tp).exported.module
     options = CompileOptions(tp_degree=tp)
-    program = compile_module(copy_module(module), options).program
+    program = compile_module(module, options).program
     whole = run_pipeline(copy_module(module), pipeline_for(options))
     if program != whole:
         assert tp > 1, "only plans have ties"

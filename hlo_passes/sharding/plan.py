@@ -24,9 +24,9 @@ from hlo_passes.sharding.spec import blocks
 __all__ = ["NO_PLAN", "PLANS", "Plan", "find_weights", "make_plan"]
 
 # "weights" cuts every weight that can be and hands results out whole where that costs little, as tensor
-# parallelism is understood. The others look at seconds alone: "still" moves nothing to or from a product,
-# "moving" may, "whole" cuts nothing.
-PLANS = ("weights", "still", "moving", "whole")
+# parallelism is understood; "weights_still" does so and moves nothing to or from a product. The others look
+# at seconds alone: "still" moves nothing to or from a product, "moving" may, "whole" cuts nothing.
+PLANS = ("weights", "weights_still", "still", "moving", "whole")
 
 # A sharded weight is worth as much as this many of the program's dearest all-reduces, beyond the time it
 # saves: who asks for a tensor-parallel degree wants the weights sharded even where they are small.
@@ -40,6 +40,8 @@ _WORTH_MOVING = 0.05
 class Plan:
     """The classes to shard, and the notes that tell the user what was left whole and why.
 
+    ``contested``: the plan "weights_still" cuts the same weights and moves nothing to products: adding up
+    seconds says that it is slower, and only the clock knows.
     ``prices_s``: predicted seconds of ops and collectives, one after the other, for this plan
     ("step_s"), the one it was weighed against ("other_s") and nothing sharded ("replicated_s").
     """
@@ -47,6 +49,7 @@ class Plan:
     sharded: frozenset[Class]
     notes: tuple[str, ...]
     prices_s: Mapping[str, float]
+    contested: bool = False
 
 
 NO_PLAN = Plan(sharded=frozenset(), notes=(), prices_s={})
@@ -73,7 +76,7 @@ def make_plan(
 
     def pose(layers: Layers) -> Problem:
         problem = _pose(classes, shards, prices, layers)
-        if plan == "weights":
+        if plan in ("weights", "weights_still"):
             _prefer_weights(problem, weights, function, classes, prices, layers)
         held_bytes = sum(tensor(v.type).size_bytes * layers.of_value(v) for v in arguments)
         problem.must_free_bytes = held_bytes - prices.hbm_bytes
@@ -94,9 +97,11 @@ def make_plan(
         alone = pose(Layers())
         if chosen != alone.joined([] if moves else alone.cuts).solve():
             raise UnsteadyError("the best plan of a few layers is not the same for each")
+    same = _cut(weights, classes, chosen) == _cut(weights, classes, other)
     return Plan(
         sharded=frozenset(chosen),
         notes=tuple(_notes(weights, classes, chosen, shards)),
+        contested=plan == "weights" and moves and same,
         prices_s={
             "step_s": problem.step_s(chosen),
             "other_s": problem.step_s(other),
@@ -117,6 +122,11 @@ def _choose(
     worth = better_s > _WORTH_MOVING * max(problem.step_s(still), 0.0)
     moves = plan == "moving" or (plan == "weights" and worth)
     return (moving, still, moves) if moves else (still, moving, moves)
+
+
+def _cut(weights: Iterable[ir.Value], classes: DimClasses, sharded: Set[Class]) -> set[ir.Value]:
+    """The weights that have a dim in one of the ``sharded`` classes."""
+    return {w for w in weights if any(classes.class_of(w, dim) in sharded for dim in range(w.type.rank))}
 
 
 def _products(ops: Iterable[ir.Operation]) -> Iterable[ir.Operation]:
@@ -246,9 +256,9 @@ def _notes(
     weights: Mapping[ir.Value, int], classes: DimClasses, chosen: Set[Class], shards: int
 ) -> Iterable[str]:
     """One line per weight that stays whole on every core."""
+    cut = _cut(weights, classes, chosen)
     for weight, size in weights.items():
-        names = {classes.class_of(weight, dim) for dim in range(weight.type.rank)}
-        if not chosen & names:
+        if weight not in cut:
             number = ir.BlockArgument(weight).arg_number
             line = next((source_line(use.owner) for use in weight.uses), "")
             yield (
