@@ -24,7 +24,7 @@ from hlo_passes.runnable import runnable_text
 from kernels.dtypes import dtype as find_dtype
 from kernels.errors import CompileError
 from neuronx.api import compile
-from neuronx.driver import copy_module, pipeline_for
+from neuronx.driver import compile_module, copy_module, pipeline_for
 from neuronx.frontend import physical
 from neuronx.function import Function
 from neuronx.lazy.reference import numbers, roundoff
@@ -115,7 +115,9 @@ def bisect(
             fix="give the plain function, or leave the options out",
         )
     function = fn if isinstance(fn, Function) else compile(fn, tp_degree=tp_degree, **options)
-    levels = _Levels(function, args, None)
+    lowered = function.lower(*args)
+    plan = compile_module(lowered.exported.module, lowered.options).plan
+    levels = _Levels(function, args, plan, None)
     steps, bases, base = [], {}, 0
     for number, name in enumerate(levels.names):
         steps.append(levels.step(base, number, name, bound))
@@ -125,7 +127,7 @@ def bisect(
     if not culprit:
         return Bisection(steps=tuple(steps))
     number = levels.names.index(culprit)
-    eqn = _first_op(function, args, bases[culprit], number, bound)
+    eqn = _first_op(function, args, plan, bases[culprit], number, bound)
     if eqn is None:
         return Bisection(steps=tuple(steps), culprit=culprit)
     line = line_of(eqn.source_info.traceback)
@@ -143,14 +145,15 @@ def bisect(
 class _Levels:
     """A function called with ``args``: number 0 is its StableHLO, 1 that after the first pass, and so on.
 
+    ``plan`` is the one of the pass ``shard`` that the compiled program has, though a part might have another.
     Last comes the program on the ring again, with the host's own kernels where the options want them. Only
     the first ``count`` are made, all where it is None.
     """
 
-    def __init__(self, function: Function, args: tuple[Any, ...], count: int | None) -> None:
+    def __init__(self, function: Function, args: tuple[Any, ...], plan: str, count: int | None) -> None:
         lowered = function.lower(*args)
         exported = lowered.exported
-        every = pipeline_for(lowered.options)
+        every = pipeline_for(lowered.options, plan)
         stages = every[:count]
         self.names = ["StableHLO", *(stage.name for stage in stages)]
         self._modules = [copy_module(exported.module)]
@@ -222,7 +225,7 @@ class _Levels:
 
 
 def _first_op(
-    function: Function, args: tuple[Any, ...], before: int, number: int, bound: float | None
+    function: Function, args: tuple[Any, ...], plan: str, before: int, number: int, bound: float | None
 ) -> JaxprEqn | None:
     """The op whose value pass ``number`` changes, while all it is computed from stays as it was."""
     closed = inlined(function.trace(args, {}).traced.jaxpr)
@@ -231,7 +234,7 @@ def _first_op(
     def is_wrong(count: int) -> bool:
         first = prefix(closed, count)
         part = function.with_body(lambda *given: first(*tree_flatten(given)[0]))
-        return _Levels(part, dynamic, number).step(before, number, "", bound).is_beyond
+        return _Levels(part, dynamic, plan, number).step(before, number, "", bound).is_beyond
 
     right, wrong = 0, len(closed.jaxpr.eqns)
     if not wrong or not is_wrong(wrong):

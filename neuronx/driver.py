@@ -128,6 +128,12 @@ class Artifacts:
     levels: Mapping[str, bytes]
     tried_s: Mapping[str, float] = field(default_factory=dict)
 
+    @property
+    def plan(self) -> str:
+        """The plan of the pass ``shard`` that was kept."""
+        tried_s = self.tried_s
+        return min(tried_s, key=tried_s.get) if tried_s else _PLANS[self.options.objective][0]
+
     def text(self, level: str) -> str:
         """The module at ``level`` (one of ``LEVELS``), or the program, as text."""
         if level not in LEVELS:
@@ -235,9 +241,7 @@ def _run(
 
 def with_levels(artifacts: Artifacts, module: ir.Module) -> Artifacts:
     """``artifacts`` of ``module`` that were kept without levels: they are made when one is asked for."""
-    tried_s = artifacts.tried_s
-    plan = min(tried_s, key=tried_s.get) if tried_s else _PLANS[artifacts.options.objective][0]
-    stages = pipeline_for(artifacts.options, plan)
+    stages = pipeline_for(artifacts.options, artifacts.plan)
     return replace(artifacts, levels=WholeLevels(module_bytes(module), stages, artifacts.program))
 
 

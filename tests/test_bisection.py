@@ -76,6 +76,13 @@ def test_the_collective(arguments, monkeypatch):
     assert "all_reduce" in found.made
 
 
+def test_the_plan_is_the_one_that_was_kept(arguments, monkeypatch):
+    """For time so small weights stay whole: no all-reduce, nothing to be wrong."""
+    make_wrong(monkeypatch, shard, "stablehlo.add", stablehlo.MaxOp, inside="stablehlo.all_reduce")
+    assert neuronx.bisect(mlp, *arguments, tp_degree=4).culprit == "shard"
+    assert not neuronx.bisect(mlp, *arguments, tp_degree=4, objective="time").culprit
+
+
 def test_the_runtime(arguments, monkeypatch):
     right = runtime.add_up
 
