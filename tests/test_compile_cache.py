@@ -271,8 +271,9 @@ def test_another_process_runs_kept_executables_with_host_kernels_to_the_same_bit
     found = []
     for _ in range(2):
         digest = subprocess.run(asked, cwd=ROOT, capture_output=True, text=True, check=True).stdout
-        found.append((digest, {path.name for path in files(directory)}))
-    assert found[0] == found[1] and any("segment" in name for name in found[0][1])
+        # The passes are kept too where they take long enough, which the machine decides.
+        found.append((digest, {path.name for path in files(directory) if "segment" in path.name}))
+    assert found[0] == found[1] and found[0][1]
 
 
 HAMMER = """
