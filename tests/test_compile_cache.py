@@ -259,6 +259,9 @@ DECODE = """
 import hashlib
 import jax.numpy as jnp, numpy as np
 import neuronx
+from distributed import executor
+from neuronx import cache
+cache._LEAST_S = executor._KEPT_FROM_S = 0.0
 w = jnp.asarray(np.random.default_rng(0).standard_normal((256, 512)), jnp.bfloat16)
 fn = neuronx.compile(lambda w, x: jnp.tanh(x @ w) @ w.T, tp_degree=2)
 print(hashlib.sha256(np.asarray(fn(w, w[:1, :256])).tobytes()).hexdigest())
@@ -271,9 +274,8 @@ def test_another_process_runs_kept_executables_with_host_kernels_to_the_same_bit
     found = []
     for _ in range(2):
         digest = subprocess.run(asked, cwd=ROOT, capture_output=True, text=True, check=True).stdout
-        # The passes are kept too where they take long enough, which the machine decides.
-        found.append((digest, {path.name for path in files(directory) if "segment" in path.name}))
-    assert found[0] == found[1] and found[0][1]
+        found.append((digest, {path.name for path in files(directory)}))
+    assert found[0] == found[1] and any("segment" in name for name in found[0][1])
 
 
 HAMMER = """
