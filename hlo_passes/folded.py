@@ -2,11 +2,11 @@
 
 import bisect
 import itertools
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from hlo_passes.ir import func, ir
-from hlo_passes.ops import nested_operands
+from hlo_passes.ops import inner_ops, nested_operands
 from hlo_passes.periods import Run, find_run
 from kernels.errors import CompileError
 
@@ -157,14 +157,6 @@ def layers(function: func.FuncOp) -> Layers:
     read = {value for op in first for _, _, value in nested_operands(op)}
     return Layers(
         pairs=[(ops[at], ops[at + found.period]) for at in range(found.start, found.end - found.period)],
-        ops=dict.fromkeys((inner for op in first for inner in (op, *_inside(op))), times),
+        ops=dict.fromkeys((inner for op in first for inner in (op, *inner_ops(op))), times),
         arguments={value: times for value in found.following if value in read},
     )
-
-
-def _inside(op: ir.Operation) -> Iterator[ir.Operation]:
-    for region in op.regions:
-        for block in region.blocks:
-            for inner in block.operations:
-                yield inner.operation
-                yield from _inside(inner.operation)

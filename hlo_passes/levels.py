@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 
 from hlo_passes.ir import func, ir, main, source_line
+from hlo_passes.ops import COLLECTIVES, CONTROL, holds_collective, inner_ops, kind
 from hlo_passes.reject import DYNAMIC_OPS, HOST_OPS, argument_attributes
 
 __all__ = ["LEVELS", "Level", "LevelError", "check_level", "violations"]
@@ -11,12 +12,6 @@ __all__ = ["LEVELS", "Level", "LevelError", "check_level", "violations"]
 
 class LevelError(AssertionError):
     """A pass left something its level does not allow: a bug of the pass, not of the program."""
-
-
-_COLLECTIVES = (
-    "all_gather", "all_reduce", "all_to_all", "collective_broadcast", "collective_permute", "reduce_scatter",
-)  # fmt: skip
-_CONTROL_FLOW = ("while", "case", "if")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,7 +33,7 @@ def violations(module: ir.Module, level: str) -> list[str]:
     """What ``module`` has that ``level`` does not allow, one sentence each; empty if it is legal."""
     row = LEVELS[level]
     found = list(_attribute_violations(module.operation, module.operation.attributes, row))
-    found += [complaint for op in _ops(module.operation) for complaint in _op_violations(op, row)]
+    found += [complaint for op in inner_ops(module.operation) for complaint in _op_violations(op, row)]
     return found + [complaint for rule in row.rules for complaint in rule(module)]
 
 
@@ -49,20 +44,12 @@ def check_level(module: ir.Module, level: str, after: str) -> None:
         raise LevelError(f"after {after} the module is not at level {level}:\n  " + "\n  ".join(found[:10]))
 
 
-def _ops(op: ir.Operation) -> Iterator[ir.Operation]:
-    for region in op.regions:
-        for block in region.blocks:
-            for inner in block.operations:
-                yield inner.operation
-                yield from _ops(inner.operation)
-
-
 def _op_violations(op: ir.Operation, level: Level) -> Iterator[str]:
-    dialect, _, kind = op.name.partition(".")
+    dialect, _, mnemonic = op.name.partition(".")
     where = f"{op.name} ({source_line(op) or op.location})"
     if dialect not in level.op_dialects:
         yield f"{where}: no op of dialect {dialect}"
-    if kind in level.no_ops:
+    if mnemonic in level.no_ops:
         yield f"{where}: not allowed"
     for attributes in [op.attributes, *argument_attributes(op)]:
         yield from _attribute_violations(op, attributes, level)
@@ -82,8 +69,8 @@ def _has_one_main(module: ir.Module) -> Iterator[str]:
 
 
 def _cross_replica_collectives(module: ir.Module) -> Iterator[str]:
-    for op in _ops(module.operation):
-        if op.name.removeprefix("stablehlo.") in _COLLECTIVES:
+    for op in inner_ops(module.operation):
+        if kind(op) in COLLECTIVES:
             for name in ("channel_handle", "use_global_device_ids"):
                 if name in op.attributes:
                     yield f"{op.name} ({source_line(op)}): {name}, but collectives are cross-replica"
@@ -114,15 +101,13 @@ def _unfused(op: ir.Operation) -> Iterator[str]:
 
 
 def _unfused_op(op: ir.Operation) -> Iterator[str]:
-    kind = op.name.removeprefix("stablehlo.")
-    if kind in _CONTROL_FLOW and any(i.name.removeprefix("stablehlo.") in _COLLECTIVES for i in _ops(op)):
+    name = op.name.removeprefix("stablehlo.")
+    if name in CONTROL and holds_collective(op):
         yield from _unfused(op)
-    elif kind == "composite":
+    elif name == "composite":
         if not op.attributes["name"].value.startswith("neuron."):
             yield f"composite {op.attributes['name'].value} is not a kernel"
-    elif kind not in (*_COLLECTIVES, "replica_id", "constant", "return", "func.return") and not _is_scalar(
-        op
-    ):
+    elif name not in (*COLLECTIVES, "replica_id", "constant", "return", "func.return") and not _is_scalar(op):
         yield f"{op.name} ({source_line(op)}): outside any kernel"
 
 

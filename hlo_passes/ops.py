@@ -16,6 +16,7 @@ __all__ = [
     "KERNEL_PREFIX",
     "captures",
     "holds_collective",
+    "inner_ops",
     "is_composite",
     "is_scalar",
     "kind",
@@ -83,22 +84,23 @@ def _rows(numbers: ir.Attribute) -> tuple[tuple[int, ...], ...]:
 
 def holds_collective(op: ir.Operation | ir.OpView) -> bool:
     """Whether a collective lies anywhere inside the regions of ``op``."""
-    return any(kind(inner) in COLLECTIVES for inner in _inner_ops(op.operation))
+    return any(kind(inner) in COLLECTIVES for inner in inner_ops(op.operation))
 
 
-def _inner_ops(op: ir.Operation) -> Iterator[ir.Operation]:
+def inner_ops(op: ir.Operation) -> Iterator[ir.Operation]:
+    """Every op inside the regions of ``op``, at any depth, outer ones first."""
     for region in op.regions:
         for block in region.blocks:
             for inner in block.operations:
                 yield inner.operation
-                yield from _inner_ops(inner.operation)
+                yield from inner_ops(inner.operation)
 
 
 def nested_operands(op: ir.Operation) -> Iterator[tuple[ir.Operation, int, ir.Value]]:
     """(op, operand number, value) of ``op`` itself and of every op inside its regions."""
     for number, value in enumerate(op.operands):
         yield op, number, value
-    for inner in _inner_ops(op):
+    for inner in inner_ops(op):
         for number, value in enumerate(inner.operands):
             yield inner, number, value
 
