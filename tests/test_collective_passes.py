@@ -32,7 +32,7 @@ def test_they_stand_between_shard_and_fuse():
     assert tuple(names[names.index("shard") + 1 : names.index("fuse")]) == NAMES
 
 
-@pytest.mark.parametrize("layers", (1, 2, 3))
+@pytest.mark.parametrize("layers", (1, 2, pytest.param(3, marks=pytest.mark.slow)))
 def test_a_training_step_reduces_four_times_a_layer_but_once(layers):
     module, step, arguments = megatron_step(layers=layers, tp=4)
     _run(module)

@@ -38,7 +38,7 @@ def test_logits_agree_with_jit_at_every_step(cfg, tp):
     np.testing.assert_array_equal(got.tokens, np.stack([x.argmax(-1) for x in got.logits], axis=1))
 
 
-@pytest.mark.parametrize("dtype", ["bf16", "f16"])
+@pytest.mark.parametrize("dtype", ["bf16", pytest.param("f16", marks=pytest.mark.slow)])
 def test_narrow_types_stay_within_their_rounding(dtype):
     generator = build(TINY, 2, dtype)
     params = opt.parameters(TINY, {"bf16": jnp.bfloat16, "f16": jnp.float16}[dtype], 1)

@@ -18,7 +18,8 @@ pytest.importorskip("flax", reason=NEEDED)
 
 import third_party  # noqa: E402 - it needs what is checked for above
 
-DEGREES = [1, 2, 3]
+_TWO = pytest.param(2, marks=pytest.mark.slow)
+DEGREES = [1, _TWO, 3]
 
 # Degrees 3 and 6 are legal in the simulator, which says that the vendor's runtime may refuse them.
 pytestmark = pytest.mark.filterwarnings("ignore:tp_degree [36] runs here:UserWarning")
@@ -79,7 +80,7 @@ def test_a_third_party_model_runs_as_jitted(name, tp_degree, rng):
     assert_runs_as_jitted(third_party.MODELS[name](rng), tp_degree=tp_degree)
 
 
-@pytest.mark.parametrize("tp_degree", [2, 3])
+@pytest.mark.parametrize("tp_degree", [_TWO, 3])
 def test_a_gradient_of_bert_is_that_of_jit(tp_degree, rng):
     model = third_party.MODELS["bert"](rng)
     assert_same_gradients(model, tp_degree=tp_degree)
