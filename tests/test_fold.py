@@ -99,7 +99,7 @@ def both(module, tp):
     options = CompileOptions(tp_degree=tp)
     artifacts = compile_module(module, options)
     assert isinstance(artifacts.levels, WholeLevels)
-    return artifacts, run_pipeline(copy_module(module), pipeline_for(options))
+    return artifacts, run_pipeline(copy_module(module), pipeline_for(options, artifacts.plan))
 
 
 def check(module, tp):
@@ -315,8 +315,11 @@ def _check_stack(stack):
     weights = [[shape(*_PARTS[part][0]) for part in parts]] * layers
     module = lowered(network, (weights, shape(8, 64)), tp).exported.module
     options = CompileOptions(tp_degree=tp)
-    program = compile_module(module, options).program
-    whole = run_pipeline(copy_module(module), pipeline_for(options))
+    artifacts = compile_module(module, options)
+    program, whole = (
+        artifacts.program,
+        run_pipeline(copy_module(module), pipeline_for(options, artifacts.plan)),
+    )
     if program != whole:
         assert tp > 1, "only plans have ties"
         assert time_program(program, INSTANCE).total_s <= 1.05 * time_program(whole, INSTANCE).total_s
