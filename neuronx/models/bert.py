@@ -11,8 +11,8 @@ import jax.numpy as jnp
 from neuronx.models.layers import (
     Make,
     encoder_attention,
-    encoder_layer,
     layer_norm,
+    layer_parameters,
     linear,
     linear_parameters,
     norm_parameters,
@@ -88,7 +88,7 @@ def _parameter_tree(cfg: BertConfig, make: Make) -> dict[str, Any]:
         "tokens": make((cfg.vocab, cfg.hidden), 0.0),
         "positions": make((cfg.positions + cfg.position_offset, cfg.hidden), 0.0),
         "norm": norm_parameters(make, cfg.hidden),
-        "layers": [encoder_layer(make, cfg.hidden, cfg.ffn) for _ in range(cfg.layers)],
+        "layers": [layer_parameters(make, cfg.hidden, cfg.ffn) for _ in range(cfg.layers)],
     }
     if cfg.types:
         tree["types"] = make((cfg.types, cfg.hidden), 0.0)

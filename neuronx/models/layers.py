@@ -15,15 +15,17 @@ __all__ = [
     "Make",
     "attention",
     "encoder_attention",
-    "encoder_layer",
     "layer_norm",
+    "layer_parameters",
     "linear",
     "linear_parameters",
     "norm_parameters",
+    "prompt_attention",
     "random",
     "rms_norm",
     "shapes",
     "split_heads",
+    "step_attention",
     "tensor_parallel",
     "through_layers",
 ]
@@ -74,9 +76,11 @@ def norm_parameters(make: Make, width: int) -> dict[str, Any]:
     return {"scale": make((width,), 1.0), "bias": make((width,), 0.0)}
 
 
-def encoder_layer(make: Make, hidden: int, ffn: int) -> dict[str, Any]:
-    """Parameters of one layer of a BERT or ViT: attention, two products, a norm for each half."""
-    projections = {name: linear_parameters(make, hidden, hidden) for name in ("q", "k", "v", "o")}
+def layer_parameters(make: Make, hidden: int, ffn: int, width: int | None = None) -> dict[str, Any]:
+    """Of one layer of an OPT, BERT or ViT: attention (of ``width``), two products, a norm for each half."""
+    width = width or hidden
+    projections = {name: linear_parameters(make, hidden, width) for name in ("q", "k", "v")}
+    projections["o"] = linear_parameters(make, width, hidden)
     feed_forward = {
         "up": linear_parameters(make, hidden, ffn),
         "down": linear_parameters(make, ffn, hidden),
@@ -123,11 +127,41 @@ def split_heads(x: jax.Array, heads: int) -> jax.Array:
 def attention(q: jax.Array, k: jax.Array, v: jax.Array, visible: jax.Array) -> jax.Array:
     """[batch, heads, queries or keys, head_dim] each; ``visible`` broadcasts to bool [.., queries, keys].
 
+    Where ``k`` has fewer heads than ``q``, equally many of q's share each, in one row of queries.
     The softmax is f32; q is scaled already.
     """
+    batch, heads, length, width = q.shape
+    shared = heads // k.shape[1]
+    if shared > 1:
+        rows = q.reshape(batch, k.shape[1], shared * length, width)
+        return attention(rows, k, v, jnp.tile(visible, (shared, 1))).reshape(q.shape)
     scores = jnp.einsum("bhqd,bhkd->bhqk", q, k, preferred_element_type=jnp.float32)
     scores = jnp.where(visible, scores, jnp.finfo(jnp.float32).min)
     return jnp.einsum("bhqk,bhkd->bhqd", jax.nn.softmax(scores, axis=-1).astype(v.dtype), v)
+
+
+def prompt_attention(length: int, max_len: int) -> Attend:
+    """Each position of a prompt sees itself and those before; what is kept has room for ``max_len``."""
+    causal = jnp.tril(jnp.ones((length, length), bool))
+    room = [(0, 0), (0, 0), (0, max_len - length), (0, 0)]
+
+    def attend(q: jax.Array, k: jax.Array, v: jax.Array, old: None) -> tuple[jax.Array, Cache]:
+        return attention(q, k, v, causal), {"k": jnp.pad(k, room), "v": jnp.pad(v, room)}
+
+    return attend
+
+
+def step_attention(max_len: int, position: jax.Array) -> Attend:
+    """Of one more position, whose keys and values are written at ``position`` of what was kept."""
+    visible = (jnp.arange(max_len) <= position)[None, :]
+    start = (0, 0, position, 0)
+
+    def attend(q: jax.Array, k: jax.Array, v: jax.Array, old: Cache) -> tuple[jax.Array, Cache]:
+        keys = jax.lax.dynamic_update_slice(old["k"], k, start)
+        values = jax.lax.dynamic_update_slice(old["v"], v, start)
+        return attention(q, keys, values, visible), {"k": keys, "v": values}
+
+    return attend
 
 
 def through_layers(

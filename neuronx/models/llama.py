@@ -13,12 +13,13 @@ from neuronx.models.layers import (
     Attend,
     Cache,
     Make,
-    attention,
     linear,
+    prompt_attention,
     random,
     rms_norm,
     shapes,
     split_heads,
+    step_attention,
     through_layers,
 )
 from neuronx.models.sizes import find
@@ -161,13 +162,7 @@ def prefill(
       the KV cache, filled up to ``length``.
     """
     length = tokens.shape[1]
-    causal = jnp.tril(jnp.ones((length, length), bool))
-
-    def attend(q: jax.Array, k: jax.Array, v: jax.Array, old: None) -> tuple[jax.Array, Cache]:
-        room = [(0, 0), (0, 0), (0, max_len - length), (0, 0)]
-        kept = {"k": jnp.pad(k, room), "v": jnp.pad(v, room)}
-        return _grouped(cfg, q, k, v, causal), kept
-
+    attend = prompt_attention(length, max_len)
     x, cache = _decoder(cfg, params, tokens, jnp.arange(length), attend, [None] * cfg.layers)
     return *_next_token(cfg, params, x[:, -1]), cache
 
@@ -184,14 +179,7 @@ def decode(
     Returns:
       As ``prefill``, with the updated cache (to be donated, so that it stays where it is).
     """
-    visible = (jnp.arange(cache[0]["k"].shape[2]) <= position)[None, :]
-
-    def attend(q: jax.Array, k: jax.Array, v: jax.Array, old: Cache) -> tuple[jax.Array, Cache]:
-        start = (0, 0, position, 0)
-        keys = jax.lax.dynamic_update_slice(old["k"], k, start)
-        values = jax.lax.dynamic_update_slice(old["v"], v, start)
-        return _grouped(cfg, q, keys, values, visible), {"k": keys, "v": values}
-
+    attend = step_attention(cache[0]["k"].shape[2], position)
     x, updated = _decoder(cfg, params, token[:, None], position[None], attend, cache)
     return *_next_token(cfg, params, x[:, -1]), updated
 
@@ -231,16 +219,6 @@ def _self_attention(
     k, v = (split_heads(linear(layer[name], x), cfg.key_heads) for name in ("k", "v"))
     mixed, kept = attend(_rotate(q, turn) * (1 / math.sqrt(cfg.head_dim)), _rotate(k, turn), v)
     return linear(layer["o"], mixed.transpose(0, 2, 1, 3).reshape(*x.shape[:2], -1)), kept
-
-
-def _grouped(cfg: LlamaConfig, q: jax.Array, k: jax.Array, v: jax.Array, visible: jax.Array) -> jax.Array:
-    """Attention in which ``query_heads / key_heads`` queries share a key, in one row of queries."""
-    batch, heads, length, width = q.shape
-    shared = heads // cfg.key_heads
-    if shared == 1:
-        return attention(q, k, v, visible)
-    rows = q.reshape(batch, cfg.key_heads, shared * length, width)
-    return attention(rows, k, v, jnp.tile(visible, (shared, 1))).reshape(q.shape)
 
 
 def _rotation(cfg: LlamaConfig, positions: jax.Array) -> tuple[jax.Array, jax.Array]:

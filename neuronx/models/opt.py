@@ -13,12 +13,15 @@ from neuronx.models.layers import (
     Attend,
     Cache,
     Make,
-    attention,
     layer_norm,
+    layer_parameters,
     linear,
+    norm_parameters,
+    prompt_attention,
     random,
     shapes,
     split_heads,
+    step_attention,
     through_layers,
 )
 from neuronx.models.sizes import find
@@ -107,19 +110,8 @@ def parameters(cfg: OPTConfig, dtype: Any, seed: int, *, share_layers: bool = Fa
 
 
 def _parameter_tree(cfg: OPTConfig, make: Make, *, share_layers: bool = False) -> dict[str, Any]:
-    def linear_of(width_in: int, width_out: int) -> dict[str, Any]:
-        return {"w": make((width_in, width_out), 0.0), "b": make((width_out,), 0.0)}
-
-    def norm() -> dict[str, Any]:
-        return {"scale": make((cfg.hidden,), 1.0), "bias": make((cfg.hidden,), 0.0)}
-
-    def layer() -> dict[str, Any]:
-        width = (cfg.heads + cfg.extra_heads) * cfg.head_dim
-        attention = {name: linear_of(cfg.hidden, width) for name in ("q", "k", "v")}
-        attention["o"] = linear_of(width, cfg.hidden)
-        feed_forward = {"up": linear_of(cfg.hidden, cfg.ffn), "down": linear_of(cfg.ffn, cfg.hidden)}
-        return {"attention_norm": norm(), **attention, "ffn_norm": norm(), **feed_forward}
-
+    width = (cfg.heads + cfg.extra_heads) * cfg.head_dim
+    layer = functools.partial(layer_parameters, make, cfg.hidden, cfg.ffn, width)
     tree = {
         "tokens": make((cfg.vocab, cfg.embed), 0.0),
         "positions": make((cfg.positions + cfg.position_offset, cfg.hidden), 0.0),
@@ -129,7 +121,7 @@ def _parameter_tree(cfg: OPTConfig, make: Make, *, share_layers: bool = False) -
         tree["project_in"] = make((cfg.embed, cfg.hidden), 0.0)
         tree["project_out"] = make((cfg.hidden, cfg.embed), 0.0)
     if cfg.norm_first:
-        tree["final_norm"] = norm()
+        tree["final_norm"] = norm_parameters(make, cfg.hidden)
     return tree
 
 
@@ -156,13 +148,7 @@ def prefill(
       the KV cache, filled up to ``length``.
     """
     length = tokens.shape[1]
-    causal = jnp.tril(jnp.ones((length, length), bool))
-
-    def attend(q: jax.Array, k: jax.Array, v: jax.Array, old: None) -> tuple[jax.Array, Cache]:
-        room = [(0, 0), (0, 0), (0, max_len - length), (0, 0)]
-        kept = {"k": jnp.pad(k, room), "v": jnp.pad(v, room)}
-        return attention(q, k, v, causal), kept
-
+    attend = prompt_attention(length, max_len)
     x = _embed(cfg, params, tokens, jnp.arange(length))
     x, cache = _decoder(cfg, params, x, attend, [None] * cfg.layers)
     return *_next_token(cfg, params, x[:, -1]), cache
@@ -180,14 +166,7 @@ def decode(
     Returns:
       As ``prefill``, with the updated cache (to be donated, so that it stays where it is).
     """
-    visible = (jnp.arange(cache[0]["k"].shape[2]) <= position)[None, :]
-
-    def attend(q: jax.Array, k: jax.Array, v: jax.Array, old: Cache) -> tuple[jax.Array, Cache]:
-        start = (0, 0, position, 0)
-        keys = jax.lax.dynamic_update_slice(old["k"], k, start)
-        values = jax.lax.dynamic_update_slice(old["v"], v, start)
-        return attention(q, keys, values, visible), {"k": keys, "v": values}
-
+    attend = step_attention(cache[0]["k"].shape[2], position)
     x = _embed(cfg, params, token[:, None], position[None])
     x, updated = _decoder(cfg, params, x, attend, cache)
     return *_next_token(cfg, params, x[:, -1]), updated

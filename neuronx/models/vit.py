@@ -9,8 +9,8 @@ import jax.numpy as jnp
 from neuronx.models.layers import (
     Make,
     encoder_attention,
-    encoder_layer,
     layer_norm,
+    layer_parameters,
     linear,
     linear_parameters,
     norm_parameters,
@@ -73,7 +73,7 @@ def _parameter_tree(cfg: ViTConfig, make: Make) -> dict[str, Any]:
         "patches": linear_parameters(make, 3 * cfg.patch**2, cfg.hidden),
         "class_token": make((cfg.hidden,), 0.0),
         "positions": make((cfg.patches + 1, cfg.hidden), 0.0),
-        "layers": [encoder_layer(make, cfg.hidden, cfg.ffn) for _ in range(cfg.layers)],
+        "layers": [layer_parameters(make, cfg.hidden, cfg.ffn) for _ in range(cfg.layers)],
         "final_norm": norm_parameters(make, cfg.hidden),
         "head": linear_parameters(make, cfg.hidden, cfg.classes),
     }
