@@ -5,7 +5,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from distributed.mesh import Mesh
-from hlo_passes.collective_ops import erase_dead
+from hlo_passes.collective_ops import erase_dead, size_bytes
 from hlo_passes.ir import func, ir, main, run_mlir_passes, sdy, walk
 from hlo_passes.notes import add_notes
 from hlo_passes.sharding.agree import agree
@@ -199,9 +199,10 @@ def _user_targets(
 def _unreached(function: func.FuncOp, targets: Targets, given: frozenset[int]) -> list[str]:
     """One line per weight that is whole because neither the user nor the propagation cut it."""
     return [
-        f"weight argument {weight.arg_number} {weight.type} is whole on every core ({size} B each): no "
-        "sharding of yours reaches it; annotate it, or leave an axis of the mesh unnamed to have it planned"
-        for weight, size in find_weights(function.arguments, targets.rules).items()
+        f"weight argument {weight.arg_number} {weight.type} is whole on every core ({size_bytes([weight])} B "
+        "each): no sharding of yours reaches it; annotate it, or leave an axis of the mesh unnamed to have "
+        "it planned"
+        for weight in find_weights(function.arguments, targets.rules)
         if weight.arg_number not in given
         and (targets.wanted(weight) or Sharding.whole(shape_of(weight))).is_whole
     ]

@@ -92,10 +92,10 @@ def _prices(module: ir.Module) -> list[str]:
 
 def _collectives(timeline: Timeline) -> list[str]:
     found: Counter[tuple[str, str, float, float]] = Counter()
-    for event in timeline.events:
-        if event.engine == "collective":
-            seconds = round((event.end_s - event.start_s) / event.iterations, 12)  # alike but for rounding
-            found[event.name, event.location, event.bytes / event.iterations, seconds] += event.iterations
+    for run in timeline.runs:
+        if run.kind == "collective":
+            seconds = round(run.engine_s["collective"], 12)  # alike but for rounding
+            found[run.name, run.location, run.bytes, seconds] += run.iterations
     lines = [
         f"{count:5d} x {name:18s} {size_bytes:12.0f} B {seconds * 1e6:9.2f} us each  {location}"
         for (name, location, size_bytes, seconds), count in found.most_common()

@@ -2,8 +2,10 @@
 
 import re
 
+import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
 import neuronx
 
@@ -34,6 +36,19 @@ def test_names_each_collective_with_bytes_seconds_and_line():
     ).groups()
     assert (int(count), int(size_bytes)) == (1, 4 * 1024 * 4)
     assert float(each_us) > 0 and "test_explain.py" in line
+
+
+def test_stacked_weights_of_a_scan_are_cut_and_each_of_its_collectives_counted():
+    def layers(weights, x):
+        return jax.lax.scan(lambda x, w: (x + mlp(x, *w), None), x, weights)[0]
+
+    weights = [np.zeros((6, *shape), np.float32) for shape in ((32, 64), (64, 32))]
+    executable = neuronx.compile(layers, tp_degree=8).lower(weights, np.zeros((4, 32), np.float32)).compile()
+    text = executable.explain()
+    assert "f32[6, 32, 64 over tp]" in text and "f32[6, 64 over tp, 32]" in text
+    found = re.search(r"(\d+) x all_reduce.* ([\d.]+) us each.*\n +([\d.]+) ms in all", text)
+    count, each_us, all_ms = map(float, found.groups())
+    assert count == 6 and all_ms * 1e3 == pytest.approx(6 * each_us, abs=1)
 
 
 def test_says_what_was_given_up():

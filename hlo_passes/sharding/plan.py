@@ -140,17 +140,29 @@ def _freed_bytes(value: ir.Value, tiles: int, shards: int) -> int:
 
 
 def find_weights(arguments: Iterable[ir.Value], ops: Iterable[ir.Operation]) -> dict[ir.Value, int]:
-    """Arguments that a product among ``ops`` takes as they come, up to layout, with their size in bytes.
+    """Arguments that a product among ``ops`` takes as they come, up to layout; how many weights each holds.
 
-    Where both operands are, the weight is the one that less of the program reads, or the right one.
+    That is one, or as many as a stack has slices of which a loop takes one at a time. Where both operands are
+    arguments, the weight is the one that less of the program reads, or the right one.
     """
     arguments, weights = set(arguments), {}
     for op in _products(ops):
-        taken = [value for value in reversed(list(map(origin, op.operands))) if value in arguments]
-        weight = min(taken, key=lambda value: len(list(value.uses)), default=None)
+        sources = [_stack(origin(value)) for value in reversed(list(op.operands))]
+        taken = [(value, held) for value, held in sources if value in arguments]
+        weight, held = min(taken, key=lambda item: len(list(item[0].uses)), default=(None, 0))
         if weight is not None and weight.type.rank >= 2:
-            weights[weight] = tensor(weight.type).size_bytes
+            weights[weight] = held
     return weights
+
+
+def _stack(value: ir.Value) -> tuple[ir.Value, int]:
+    """What ``value`` is one slice of, along the first dim, with the number of slices; else itself and one."""
+    if isinstance(value, ir.BlockArgument) or value.owner.name != "stablehlo.dynamic_slice":
+        return value, 1
+    whole = value.owner.operands[0]
+    if value.type.shape != [1, *whole.type.shape[1:]]:
+        return value, 1
+    return origin(whole), whole.type.shape[0]
 
 
 def _prefer_weights(
@@ -175,9 +187,9 @@ def _prefer_weights(
 def _weights_in(weights: Mapping[ir.Value, int], classes: DimClasses, layers: Layers) -> Counter[Class]:
     """How many weights each class has a dim of."""
     found: Counter[Class] = Counter()
-    for weight in weights:
+    for weight, held in weights.items():
         for name in {classes.class_of(weight, dim) for dim in range(weight.type.rank)}:
-            found[name] += layers.of_value(weight)
+            found[name] += held * layers.of_value(weight)
     return found
 
 
@@ -253,15 +265,16 @@ def _meet_in_value(value: ir.Value, classes: DimClasses, problem: Problem) -> No
 
 
 def _notes(
-    weights: Mapping[ir.Value, int], classes: DimClasses, chosen: Set[Class], shards: int
+    weights: Iterable[ir.Value], classes: DimClasses, chosen: Set[Class], shards: int
 ) -> Iterable[str]:
     """One line per weight that stays whole on every core."""
     cut = _cut(weights, classes, chosen)
-    for weight, size in weights.items():
+    for weight in weights:
         if weight not in cut:
             number = ir.BlockArgument(weight).arg_number
             line = next((source_line(use.owner) for use in weight.uses), "")
             yield (
-                f"weight argument {number} {weight.type} is replicated on {shards} cores ({size} B each): "
+                f"weight argument {number} {weight.type} is replicated on {shards} cores "
+                f"({tensor(weight.type).size_bytes} B each): "
                 f"sharding it would cost more than it saves; used at {line or 'unknown line'}"
             )
