@@ -10,6 +10,7 @@ from distributed.events import Event, Queue, Run
 from distributed.program import Buffer, Kernel
 from distributed.sbuf import Sbuf, Uses
 from kernels.cost import KernelCost, cost
+from kernels.errors import CompileError
 from kernels.hardware import Core
 from kernels.ops import COMPUTE
 from kernels.work import KernelWork
@@ -64,7 +65,10 @@ class KernelClock:
         self.room_s = now
 
     def kernel(self, kernel: Kernel) -> None:
-        price = self.price(kernel.work)
+        try:
+            price = self.price(kernel.work)
+        except CompileError as error:
+            raise error.at(kernel.location) from None
         used = [engine for engine in COMPUTE if price.engine_s.get(engine, 0.0) > 0]
         ready, cause = self.latest_of(kernel.operands)
         busiest = max(used, key=lambda engine: self.queues[engine].end, default="")

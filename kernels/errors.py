@@ -14,13 +14,17 @@ class CompileError(ValueError):
     """
 
     def __init__(self, message: str, *, op: str = "", location: str = "", fix: str = "") -> None:
-        self.op, self.location, self.fix = op, location, fix
+        self.message, self.op, self.location, self.fix = message, op, location, fix
         parts = [f"{op}: {message}" if op else message]
         if location:
             parts.append(f"  at {location}")
         if fix:
             parts.append(f"  fix: {fix}")
         super().__init__("\n".join(parts))
+
+    def at(self, location: str) -> "CompileError":
+        """The same at a line of the user's, for who raised it knew none."""
+        return type(self)(self.message, op=self.op, location=location, fix=self.fix)
 
 
 class OutOfDeviceMemoryError(CompileError):

@@ -140,7 +140,9 @@ def rule(kind: str) -> OpRule:
         return found
     if kind in OUTSIDE:
         raise CompileError(
-            OUTSIDE[kind], op=kind, fix="rewrite it in ordinary StableHLO or leave it out of kernels"
+            OUTSIDE[kind],
+            op=kind,
+            fix="its results can be computed; to have its time too, write it with ordinary StableHLO ops",
         )
     near = get_close_matches(kind, OPS, n=1)
     fix = f"did you mean {near[0]}?" if near else "give the mnemonic of a StableHLO op"

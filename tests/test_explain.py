@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 import neuronx
+from kernels.errors import CompileError
 
 
 def mlp(x, up, down):
@@ -82,3 +83,10 @@ def test_says_in_what_order_things_start():
     assert 0 < float(moved[2]) < float(moved[3])
     text = compiled(mlp, (4, 1024), (1024, 4096), (4096, 1024), tp_degree=4).explain()
     assert "program order: no other saves" in text
+
+
+def test_what_has_no_time_names_its_line():
+    executable = compiled(jnp.linalg.solve, (8, 8), (8, 3), tp_degree=2)
+    with pytest.raises(CompileError, match="unknown custom calls") as raised:
+        executable.explain()
+    assert raised.value.op == "custom_call" and raised.value.location
