@@ -251,4 +251,4 @@ _CANDIDATES = {
 def kernel_name(group: str, kinds: Sequence[str]) -> str | None:
     """The first kernel of the class that is legal for these op kinds (in topological order), if any."""
     names = _CANDIDATES.get(group, (group,))
-    return next((name for name in names if name in KERNELS and KERNELS[name].legal(kinds)), None)
+    return next((name for name in names if name in KERNELS and KERNELS[name](kinds)), None)

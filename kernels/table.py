@@ -1,7 +1,6 @@
-"""All kernels in one literal table: when each may fuse a run of ops, and what it costs."""
+"""All kinds of fused kernels in one table: which runs of ops each may take (costs: ``kernels.cost``)."""
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
 
 from kernels import (
     data_movement,
@@ -13,85 +12,25 @@ from kernels import (
     single,
     softmax,
 )
-from kernels.cost import KernelCost, cost
-from kernels.hardware import Core
-from kernels.work import KernelWork
 
-__all__ = ["KERNELS", "Kernel", "classify"]
+__all__ = ["KERNELS", "classify"]
 
-
-@dataclass(frozen=True, kw_only=True)
-class Kernel:
-    """One kind of fused kernel.
-
-    ``legal`` tells from StableHLO mnemonics in topological order whether it may fuse them; ``cost`` prices
-    one run on one core.
-    """
-
-    name: str
-    legal: Callable[[Sequence[str]], bool]
-    cost: Callable[[KernelWork, Core], KernelCost]
-    doc: str
-
-
-# Most specific first: the first that is legal for a run of ops names its kernel.
-KERNELS: dict[str, Kernel] = {
-    kernel.name: kernel
-    for kernel in (
-        Kernel(
-            name="matmul",
-            legal=matmul.legal,
-            cost=cost,
-            doc="one product with casts before and bias, activation, residual after it",
-        ),
-        Kernel(
-            name="convolution",
-            legal=matmul.legal_convolution,
-            cost=cost,
-            doc="one convolution, as its implicit product, with the same epilogues",
-        ),
-        Kernel(
-            name="softmax",
-            legal=softmax.legal,
-            cost=cost,
-            doc="maximum, exponential, sum and division of rows held in SBUF",
-        ),
-        Kernel(
-            name="normalization",
-            legal=normalization.legal,
-            cost=cost,
-            doc="layer, RMS or batch normalisation",
-        ),
-        Kernel(name="gather_scatter", legal=gather_scatter.legal, cost=cost, doc="one indexed read or write"),
-        Kernel(
-            name="reduce",
-            legal=reduction.legal,
-            cost=cost,
-            doc="reductions and windows with their elementwise producers and consumers",
-        ),
-        Kernel(
-            name="elementwise",
-            legal=elementwise.legal,
-            cost=cost,
-            doc="a chain of elementwise ops that touches HBM only at its ends",
-        ),
-        Kernel(
-            name="data_movement",
-            legal=data_movement.legal,
-            cost=cost,
-            doc="moves, slices, pads and transposes without arithmetic",
-        ),
-        Kernel(
-            name="control",
-            legal=single.legal_control,
-            cost=cost,
-            doc="one while, case, sort, FFT, factorisation or generator",
-        ),
-        Kernel(name="single", legal=single.legal, cost=cost, doc="any one op that no other kernel takes"),
-    )
+# Each takes StableHLO mnemonics in topological order and tells whether it may fuse them. Most specific first:
+# the first that is legal for a run of ops names its kernel.
+KERNELS: Mapping[str, Callable[[Sequence[str]], bool]] = {
+    "matmul": matmul.legal,  # one product with casts before and bias, activation, residual after it
+    "convolution": matmul.legal_convolution,  # one, as its implicit product, with the same epilogues
+    "softmax": softmax.legal,  # maximum, exponential, sum and division of rows held in SBUF
+    "normalization": normalization.legal,  # layer, RMS or batch normalisation
+    "gather_scatter": gather_scatter.legal,  # one indexed read or write
+    "reduce": reduction.legal,  # reductions and windows with their elementwise producers and consumers
+    "elementwise": elementwise.legal,  # a chain of elementwise ops that touches HBM only at its ends
+    "data_movement": data_movement.legal,  # moves, slices, pads and transposes without arithmetic
+    "control": single.legal_control,  # one while, case, sort, FFT, factorisation or generator
+    "single": single.legal,  # any one op that no other kernel takes
 }
 
 
 def classify(kinds: Sequence[str]) -> str | None:
     """The first kernel that may fuse these ops, or None."""
-    return next((kernel.name for kernel in KERNELS.values() if kernel.legal(kinds)), None)
+    return next((name for name, legal in KERNELS.items() if legal(kinds)), None)
