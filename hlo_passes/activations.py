@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from hlo_passes.ir import ir, stablehlo
-from hlo_passes.ops import kind, tensor
+from hlo_passes.ops import CASTS, kind, tensor
 from kernels.dtypes import dtype
 
 __all__ = ["TABLE", "activations"]
@@ -56,6 +56,7 @@ _NUMPY: Mapping[str, Callable[..., np.ndarray]] = {
     "minimum": np.minimum,
     "multiply": np.multiply,
     "negate": np.negative,
+    "reduce_precision": lambda x: x,
     "subtract": np.subtract,
     "tanh": np.tanh,
 }
@@ -90,7 +91,7 @@ def activations(block: ir.Block) -> tuple[set[ir.Operation], set[ir.Operation]]:
     for view in reversed(list(block.operations)):
         op = view.operation
         # A cast of the result costs nothing: the activation is what it casts.
-        if op in inside or kind(op) not in _KNOWN - {"convert"} or op.results[0] not in sources:
+        if op in inside or kind(op) not in _KNOWN - CASTS or op.results[0] not in sources:
             continue
         cone = _cone(op, sources)
         if len(cone) < _AT_LEAST or not any(kind(member) in _TELLING for member in cone):
@@ -114,7 +115,7 @@ def _sources(block: ir.Block) -> tuple[dict[ir.Value, ir.Value], dict[ir.Value, 
             value = _splat(op)
             if value is not None:
                 constants[result] = value
-        elif kind(op) in _REPEATS and op.operands[0] in constants:
+        elif kind(op) in _REPEATS | CASTS and op.operands[0] in constants:
             constants[result] = constants[op.operands[0]]
         elif kind(op) in _KNOWN and _is_real(result):
             found = {sources.get(value, value) for value in op.operands if value not in constants}

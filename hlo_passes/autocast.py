@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from hlo_passes.ir import ir, main, run_mlir_passes, stablehlo
+from hlo_passes.ops import TF32, is_tf32
 
 __all__ = ["Options", "run"]
 
@@ -22,7 +23,6 @@ _ELEMENT_TYPES: dict[str, Callable[[], ir.Type]] = {
     "fp16": ir.F16Type.get,
     "fp8_e4m3": ir.Float8E4M3Type.get,
 }
-_TF32 = {"exponent_bits": 8, "mantissa_bits": 10}
 
 _PRODUCTS = {"stablehlo.dot_general", "stablehlo.convolution"}
 _REDUCTIONS = {"stablehlo.reduce", "stablehlo.reduce_window"}
@@ -65,6 +65,8 @@ def run(module: ir.Module, options: Options) -> None:
                     _accumulate_in_f32(op)
                 if options.mode == "all":
                     narrow.reduction(op)
+            elif options.mode == "all" and op.name == "stablehlo.convert":
+                _take_back(op)
             elif options.mode == "all" and op.name.startswith("stablehlo."):
                 narrow.whole(op)
     run_mlir_passes(module, "canonicalize,cse")
@@ -111,6 +113,13 @@ def _convert(value: ir.Value, element: ir.Type, like: ir.Operation) -> ir.Value:
         return stablehlo.ConstantOp(constant, loc=like.location).result
     converted = stablehlo.ConvertOp(_with_element(value, element), value, loc=like.location)
     return converted.result
+
+
+def _take_back(op: ir.Operation) -> None:
+    """Drops a cast of the program's own that undoes the widening of what is narrow by now."""
+    source = _converted_from(op.operands[0])
+    if _is_f32(op.operands[0]) and source is not None and source.type == op.results[0].type:
+        op.results[0].replace_all_uses_with(source)
 
 
 def _splat(value: ir.Value) -> float | None:
@@ -187,19 +196,9 @@ class _Narrow:
     def _value(self, value: ir.Value, op: ir.Operation) -> ir.Value:
         if self.element is not None:
             return _convert(value, self.element, op)
-        if self._is_tf32(value):
+        if is_tf32(value):
             return value
-        return stablehlo.reduce_precision(value, **_TF32, loc=op.location)
-
-    @staticmethod
-    def _is_tf32(value: ir.Value) -> bool:
-        owner = value.owner
-        if not isinstance(owner, ir.Operation | ir.OpView):
-            return False
-        op = owner.operation
-        return op.name == "stablehlo.reduce_precision" and all(
-            ir.IntegerAttr(op.attributes[name]).value == bits for name, bits in _TF32.items()
-        )
+        return stablehlo.reduce_precision(value, **TF32, loc=op.location)
 
     def whole(self, op: ir.Operation) -> None:
         """Lets ``op`` compute in the narrow type: operands cast, results cast back to f32."""

@@ -4,8 +4,10 @@ Source: nki/api/nki/isa @v2.26.1. ``activation`` is function(data * scale + bias
 partition; ``activation_reduce`` also adds up what it makes (sums are all it adds up on v2).
 """
 
+from collections.abc import Iterator
+
 from hlo_passes.ir import ir
-from hlo_passes.ops import kind
+from hlo_passes.ops import CASTS, kind
 from kernels.ops import OPS
 
 __all__ = ["fused_instructions"]
@@ -20,7 +22,7 @@ def fused_instructions(block: ir.Block) -> tuple[set[ir.Operation], set[ir.Opera
     inside: set[ir.Operation] = set()
     for view in block.operations:
         op = view.operation
-        sums = [use.owner.operation for use in _uses(op) if _sums_rows(use.owner.operation)]
+        sums = [reader for reader in _readers(op) if _sums_rows(reader)]
         if not _is_function(op) and not (sums and _is_square(op)):
             continue
         roots.add(op)
@@ -39,8 +41,14 @@ def _is_square(op: ir.Operation) -> bool:
     return kind(op) == "multiply" and op.operands[0] == op.operands[1]
 
 
-def _uses(op: ir.Operation) -> list[ir.OpOperand]:
-    return list(op.results[0].uses) if len(op.results) == 1 else []
+def _readers(op: ir.Operation) -> Iterator[ir.Operation]:
+    """The ops that take the result of ``op``, as it is or cast, which costs nothing."""
+    for use in op.results[0].uses if len(op.results) == 1 else ():
+        reader = use.owner.operation
+        if kind(reader) in CASTS:
+            yield from _readers(reader)
+        else:
+            yield reader
 
 
 def _sums_rows(op: ir.Operation) -> bool:

@@ -10,15 +10,18 @@ from kernels.errors import CompileError
 from kernels.work import Tensor
 
 __all__ = [
+    "CASTS",
     "COLLECTIVES",
     "COMPOSITE",
     "CONTROL",
     "KERNEL_PREFIX",
+    "TF32",
     "captures",
     "holds_collective",
     "inner_ops",
     "is_composite",
     "is_scalar",
+    "is_tf32",
     "kind",
     "nested_operands",
     "pairs",
@@ -36,9 +39,13 @@ COLLECTIVES = frozenset(
         "collective_broadcast",
     }
 )
+# They ride along with the op that reads or writes.
+CASTS = frozenset({"convert", "reduce_precision"})
 CONTROL = frozenset({"while", "case", "if"})
 COMPOSITE = "composite"
 KERNEL_PREFIX = "neuron."
+TF32 = {"exponent_bits": 8, "mantissa_bits": 10}
+"""The attributes of the ``reduce_precision`` that rounds to tf32."""
 
 
 def kind(op: ir.Operation | ir.OpView) -> str:
@@ -65,6 +72,14 @@ def tensor(value_type: ir.Type) -> Tensor:
 
 def is_scalar(value: ir.Value) -> bool:
     return not tensor(value.type).shape
+
+
+def is_tf32(value: ir.Value) -> bool:
+    """Whether ``value`` was just rounded to tf32, which has no type of its own: it is stored as f32."""
+    if isinstance(value, ir.BlockArgument) or kind(value.owner) != "reduce_precision":
+        return False
+    attributes = value.owner.operation.attributes
+    return all(ir.IntegerAttr(attributes[name]).value == bits for name, bits in TF32.items())
 
 
 def replica_groups(op: ir.Operation | ir.OpView) -> tuple[tuple[int, ...], ...]:

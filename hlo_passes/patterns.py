@@ -64,7 +64,9 @@ ELEMENTWISE = frozenset(
 
 # Made again inside every kernel that reads them, rather than stored in HBM: what they read is no more than
 # what they make.
-FREE = frozenset({"broadcast_in_dim", "constant", "dynamic_slice", "iota", "reshape", "slice"})
+FREE = frozenset(
+    {"broadcast_in_dim", "constant", "dynamic_slice", "iota", "reduce_precision", "reshape", "slice"}
+)
 
 _GROUPS = {
     "dot_general": "matmul",

@@ -8,7 +8,7 @@ from hlo_passes.activations import activations
 from hlo_passes.fused_instructions import fused_instructions
 from hlo_passes.in_place import Update, updates
 from hlo_passes.ir import func, ir, stablehlo
-from hlo_passes.ops import kind, tensor
+from hlo_passes.ops import is_tf32, kind, tensor
 from hlo_passes.trip_count import trip_count
 from kernels.work import KernelWork, OpWork, Tensor
 
@@ -167,13 +167,29 @@ def is_told_by_types(op: ir.Operation) -> bool:
     return kind(op) not in _DETAILS
 
 
+def _as_rounded(op: ir.Operation, work: OpWork) -> tuple[Tensor, ...]:
+    """The operands of a product; those rounded to tf32, which is stored as f32, as tf32."""
+    return tuple(
+        replace(part, dtype="tf32") if is_tf32(_moved(value)) else part
+        for value, part in zip(op.operands, work.operands, strict=True)
+    )
+
+
+def _moved(value: ir.Value) -> ir.Value:
+    """What ``value`` is but for its shape."""
+    while not isinstance(value, ir.BlockArgument) and kind(value.owner) in ("reshape", "transpose"):
+        value = value.owner.operation.operands[0]
+    return value
+
+
 def _dot_general(op: ir.Operation, work: OpWork) -> OpWork:
     numbers = stablehlo.DotDimensionNumbers(op.attributes["dot_dimension_numbers"])
     lhs, rhs = (part.shape for part in work.operands)
     batch = math.prod(lhs[dim] for dim in numbers.lhs_batching_dimensions)
     k = math.prod(lhs[dim] for dim in numbers.lhs_contracting_dimensions)
     shared = max(batch * k, 1)
-    return replace(work, matmul=(batch, math.prod(lhs) // shared, k, math.prod(rhs) // shared))
+    product = (batch, math.prod(lhs) // shared, k, math.prod(rhs) // shared)
+    return replace(work, operands=_as_rounded(op, work), matmul=product)
 
 
 def _convolution(op: ir.Operation, work: OpWork) -> OpWork:
@@ -185,7 +201,7 @@ def _convolution(op: ir.Operation, work: OpWork) -> OpWork:
     each = max(features, 1)
     product = (groups, result.size // each, kernel.size // each, features // groups)
     taps = tuple(kernel.shape[dim] for dim in numbers.kernel_spatial_dimensions)
-    return replace(work, matmul=product, taps=taps)
+    return replace(work, operands=_as_rounded(op, work), matmul=product, taps=taps)
 
 
 def _window(op: ir.Operation, work: OpWork) -> OpWork:

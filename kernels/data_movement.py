@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from kernels.elementwise import FREE, MOVES
 from kernels.engines import OpCost, dma_s
 from kernels.hardware import Core
+from kernels.ops import OPS
 from kernels.work import OpWork
 
 __all__ = ["legal", "price", "price_free"]
@@ -27,5 +28,4 @@ def price(op: OpWork, places: tuple[str, ...], core: Core) -> OpCost:
 
 def price_free(op: OpWork, places: tuple[str, ...], core: Core) -> OpCost:
     """No time of its own; a cast counts its flops as XLA does."""
-    cast = sum(tensor.size for tensor in op.results) if op.kind == "convert" else 0
-    return OpCost(flops=cast)
+    return OpCost(flops=OPS[op.kind].flops * sum(tensor.size for tensor in op.results))

@@ -19,7 +19,7 @@ _ELEMENTWISE = kinds_priced_as("elementwise") - _RANDOM - {"map"}
 EPILOGUE = _ELEMENTWISE | FREE
 # Slices, pads and the like: the addresses of a kernel's own loads and stores.
 MOVES = kinds_priced_as("move")
-_WORK = _ELEMENTWISE | {"convert"}
+_WORK = _ELEMENTWISE | {"convert", "reduce_precision"}
 
 # tensor_tensor in bf16 keeps up with both operands in SBUF only for these.
 _FAST_BF16 = frozenset({"add", "multiply", "subtract"})

@@ -43,7 +43,7 @@ OPS: dict[str, OpRule] = {
     **_rows("dot dot_general einsum convolution dynamic_conv", engine="pe", price="matmul"),
     **_rows("transpose", engine="pe", price="transpose"),
     **_rows(
-        "abs add and compare divide maximum minimum multiply negate not or reduce_precision select "
+        "abs add and compare divide maximum minimum multiply negate not or select "
         "shift_left shift_right_arithmetic shift_right_logical subtract xor map",
         engine="vector",
         price="elementwise",
@@ -98,7 +98,7 @@ OPS: dict[str, OpRule] = {
         engine="free",
         price="free",
     ),
-    **_rows("convert", engine="free", price="free", flops=1),
+    **_rows("convert reduce_precision", engine="free", price="free", flops=1),
     **_rows(
         "after_all case create_token get_tuple_element if optimization_barrier partition_id replica_id "
         "return tuple while",

@@ -10,9 +10,9 @@ from kernels.hardware import load_core
 _X = jax.ShapeDtypeStruct((128, 4096), jnp.float32)
 
 
-def _busy(function, dtype=jnp.float32) -> dict[str, float]:
+def _busy(function, dtype=jnp.float32, **options) -> dict[str, float]:
     x = jax.ShapeDtypeStruct(_X.shape, dtype)
-    return neuronx.compile(function).lower(x).compile().cost_analysis()["busy_s"]
+    return neuronx.compile(function, **options).lower(x).compile().cost_analysis()["busy_s"]
 
 
 @pytest.mark.parametrize(
@@ -72,6 +72,16 @@ def test_a_softmax_takes_its_bias_and_its_sum_along() -> None:
     assert _row_cycles(busy, "scalar") == pytest.approx(2, rel=0.05)
     assert _row_cycles(busy, "vector") == pytest.approx(2, rel=0.05)
     assert busy["pe"] == pytest.approx(_X.shape[1] / load_core().pe.clock_hz, rel=0.05)
+
+
+@pytest.mark.parametrize("type_", ["bf16", "tf32"])
+def test_casts_of_every_op_do_not_hide_them(type_) -> None:
+    cast = {"auto_cast": "all", "auto_cast_type": type_}
+    busy = _busy(lambda x: jax.nn.gelu(x, approximate=False), **cast)
+    assert _row_cycles(busy, "vector") == 0
+    assert _row_cycles(busy, "scalar") == pytest.approx(1, rel=0.05)
+    busy = _busy(lambda x: jnp.sum(x * x, axis=-1), **cast)
+    assert _row_cycles(busy, "vector") < 0.05
 
 
 def test_a_sum_of_squares_is_one_activation() -> None:

@@ -123,6 +123,16 @@ def test_all_keeps_moved_values_narrow() -> None:
     assert _cast(text, "all").count("stablehlo.convert") == 2
 
 
+def test_all_takes_back_a_cast_of_the_program() -> None:
+    text = """func.func @main(%a: tensor<64xf32>, %b: tensor<64xbf16>) -> tensor<64xbf16> {
+      %0 = stablehlo.negate %a : tensor<64xf32>
+      %1 = stablehlo.convert %0 : (tensor<64xf32>) -> tensor<64xbf16>
+      %2 = stablehlo.add %1, %b : tensor<64xbf16>
+      return %2 : tensor<64xbf16> }"""
+    # What is left is the cast of the argument.
+    assert _cast(text, "all").count("stablehlo.convert") == 1
+
+
 @pytest.mark.parametrize("reducer", ["add", "multiply"])
 @pytest.mark.parametrize("element", ["bf16", "f16"])
 def test_low_precision_sums_accumulate_in_f32(reducer: str, element: str) -> None:

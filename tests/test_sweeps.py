@@ -2,6 +2,7 @@
 
 import itertools
 
+import jax.numpy as jnp
 import pytest
 
 from benchmarks.rows import decode_program, whole_program
@@ -9,6 +10,7 @@ from distributed.timeline import time_program
 from kernels.eras import ERAS
 from kernels.hardware import load_core
 from neuronx.models import bert, llama
+from neuronx.models.catalog import workload
 
 pytestmark = pytest.mark.slow
 
@@ -40,6 +42,27 @@ def test_batches_of_an_encoder(era) -> None:
     for (few, fast_s), (many, slow_s) in itertools.pairwise(zip(batches, times, strict=True)):
         # More takes longer, but hardly longer each: what no longer fits SBUF costs 6 % at most.
         assert fast_s < slow_s <= 1.07 * many / few * fast_s
+
+
+@pytest.mark.parametrize("name", ["bert-base-uncased", "vit-base-patch16-224", "resnet50"])
+def test_types_of_a_model_that_is_one_program(name) -> None:
+    def seconds(dtype, **options):
+        found = workload(name, batch=8, dtype=dtype, prompt_len=128, new_tokens=0, **options)
+        return found.first.profile().timeline.total_s
+
+    whole_s = seconds(jnp.float32)
+    by_type = {
+        (mode, kind): seconds(jnp.float32, auto_cast=mode, auto_cast_type=kind)
+        for mode in ("matmult", "all")
+        for kind in ("tf32", "fp16", "bf16")
+    }
+    # Full rate instead of a quarter of it, and of half the bytes.
+    assert max(by_type.values()) < 0.8 * whole_s
+    for mode in ("matmult", "all"):
+        assert by_type[mode, "bf16"] <= by_type[mode, "fp16"] < by_type[mode, "tf32"]
+    # All in bf16 has less to move and more casts to keep: about as long as products alone.
+    assert by_type["all", "bf16"] < 1.03 * by_type["matmult", "bf16"]
+    assert seconds(jnp.bfloat16) <= 1.001 * min(by_type.values())
 
 
 @pytest.mark.parametrize("era", ERAS)

@@ -62,6 +62,25 @@ def test_dot_general_is_batch_m_k_n():
     assert work.name == "matmul"
 
 
+def test_operands_rounded_to_tf32_are_at_full_rate_and_the_rounding_is_free():
+    def products(x, a, b):
+        x, a, b = (lax.reduce_precision(value, 8, 10) for value in (x, a, b))
+        return x @ a, x @ b
+
+    rounded = _works(_local(products, (128, 256), (256, 512), (256, 512)))
+    assert [op.operands[0].dtype for work in rounded for op in work.ops if op.matmul] == ["tf32", "tf32"]
+    plain = _works(_local(lambda x, w: x @ w, (128, 256), (256, 512)))
+    for work in rounded:
+        found, slow = cost(work, load_core()).engine_s, cost(plain[0], load_core()).engine_s
+        assert found["vector"] == slow["vector"]
+        assert found["pe"] < slow["pe"]
+
+
+def test_other_roundings_do_not_make_a_product_faster():
+    (work,) = _works(_local(lambda x, w: lax.reduce_precision(x, 5, 10) @ w, (5, 7), (7, 11)))
+    assert [op.operands[0].dtype for op in work.ops if op.matmul] == ["f32"]
+
+
 def test_a_dynamic_slice_reads_what_it_takes():
     (work,) = _works(_local(lambda x: jnp.tanh(lax.dynamic_slice(x, (3, 0), (2, 8))), (100, 8)))
     assert work.reads == (Tensor(shape=(2, 8), dtype="f32"),)

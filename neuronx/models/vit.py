@@ -83,7 +83,7 @@ def classify(cfg: ViTConfig, params: dict[str, Any], images: jax.Array) -> jax.A
     """Logits [batch, classes] of images [batch, height, width, 3]."""
     x = linear(params["patches"], _patches(cfg, images))
     first = jnp.broadcast_to(params["class_token"].astype(x.dtype), (x.shape[0], 1, cfg.hidden))
-    x = (jnp.concatenate([first, x], axis=1) + params["positions"]).astype(x.dtype)
+    x = jnp.concatenate([first, x], axis=1) + params["positions"].astype(x.dtype)
 
     def layer(x: jax.Array, weights: dict[str, Any]) -> tuple[jax.Array, None]:
         normal = layer_norm(weights["attention_norm"], x, NORM_EPSILON)
