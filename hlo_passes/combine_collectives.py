@@ -19,9 +19,9 @@ class Options:
 
 
 def run(module: ir.Module, options: Options) -> None:
-    """Replaces all-reduces (or all-gathers) of one type by one, where none waits for another.
+    """Replaces all-reduces (or all-gathers) by one, where none waits for another.
 
-    They must have the same groups and the same reducer (the same dim). The ops that wait for the first of
+    They must have the same groups and the same reducer and type (the same dim, of any types). The ops that wait for the first of
     them move behind the last; all else keeps its order. Nothing moves across another collective, control
     flow, or an op with side effects.
     """
@@ -74,18 +74,22 @@ def _combine_block(block: ir.Block, options: Options, notes: list[str]) -> None:
 
 
 def _key(op: ir.Operation, options: Options) -> tuple | None:
-    """What collectives must share to become one; None for what is no small collective of one type."""
+    """What collectives must share to become one; None for what is no small collective that may."""
     if kind(op) not in _KEYS or _size_bytes(op) > options.threshold_bytes:
         return None
-    types = {tensor(value.type).dtype for value in op.operands}
     shared = _KEYS[kind(op)](op)
-    if len(types) != 1 or shared is None:
-        return None
-    return kind(op), replica_groups(op), shared, types.pop()
+    return None if shared is None else (kind(op), replica_groups(op), shared)
 
 
-_KEYS: Mapping[str, Callable[[ir.Operation], str | int | None]] = {
-    "all_reduce": reducer,
+def _reduction(op: ir.Operation) -> tuple[str, str] | None:
+    """The reducer and the type it takes; None where either is not one."""
+    types = {tensor(value.type).dtype for value in op.operands}
+    combined = reducer(op)
+    return None if combined is None or len(types) != 1 else (combined, types.pop())
+
+
+_KEYS: Mapping[str, Callable[[ir.Operation], tuple[str, str] | int | None]] = {
+    "all_reduce": _reduction,
     "all_gather": lambda op: op.attributes["all_gather_dim"].value,
 }
 

@@ -92,23 +92,23 @@ def test_inside_a_loop():
 GATHERS = """module attributes {mhlo.num_replicas = 4 : i32, mhlo.num_partitions = 1 : i32,
     neuron.mesh = {axes = [["tp", 4 : i64]], device_ids = array<i64>}} {
   func.func @main(%x: tensor<2x3xf32> {neuron.global_type = tensor<8x3xf32>, neuron.dim_axes = [["tp"], []]},
-                  %y: tensor<1x5xf32> {neuron.global_type = tensor<4x5xf32>, neuron.dim_axes = [["tp"], []]})
+                  %y: tensor<1x5xi32> {neuron.global_type = tensor<4x5xi32>, neuron.dim_axes = [["tp"], []]})
       -> (tensor<8x3xf32> {neuron.global_type = tensor<8x3xf32>},
-          tensor<4x5xf32> {neuron.global_type = tensor<4x5xf32>},
+          tensor<4x5xi32> {neuron.global_type = tensor<4x5xi32>},
           tensor<2x12xf32> {neuron.global_type = tensor<2x12xf32>}) {
     %a = "stablehlo.all_gather"(%x) <{all_gather_dim = 0 : i64,
       replica_groups = dense<[[0, 1, 2, 3]]> : tensor<1x4xi64>}> : (tensor<2x3xf32>) -> tensor<8x3xf32>
     %s = stablehlo.tanh %a : tensor<8x3xf32>
     %b = "stablehlo.all_gather"(%y) <{all_gather_dim = 0 : i64,
-      replica_groups = dense<[[0, 1, 2, 3]]> : tensor<1x4xi64>}> : (tensor<1x5xf32>) -> tensor<4x5xf32>
+      replica_groups = dense<[[0, 1, 2, 3]]> : tensor<1x4xi64>}> : (tensor<1x5xi32>) -> tensor<4x5xi32>
     %c = "stablehlo.all_gather"(%x) <{all_gather_dim = 1 : i64,
       replica_groups = dense<[[0, 1, 2, 3]]> : tensor<1x4xi64>}> : (tensor<2x3xf32>) -> tensor<2x12xf32>
-    return %s, %b, %c : tensor<8x3xf32>, tensor<4x5xf32>, tensor<2x12xf32>
+    return %s, %b, %c : tensor<8x3xf32>, tensor<4x5xi32>, tensor<2x12xf32>
   }
 }"""
 
 
-def test_gathers_along_one_dim_join(rng):
+def test_gathers_along_one_dim_join_whatever_their_types(rng):
     after = _run(GATHERS)
     assert after.count("stablehlo.all_gather") == 2
     assert "2 all_gather became one (176 B)" in notes(parse(after))[0]

@@ -130,8 +130,16 @@ def test_small_updates_are_gathered_rather_than_a_large_result_reduced():
     function = lambda t, i, u: t.at[i].add(jnp.sin(u))  # noqa: E731
     arguments = (normal(500, 4), integers(500, 8), normal(8, 4))
     counts, notes = check_counts(function, arguments, (P(), P("tp"), P("tp")), 4)
-    assert "all_reduce" not in counts
+    assert counts == {"all_gather": 1}  # of indices and updates
     assert any("scatter" in note and "in parts it would move more" in note for note in notes)
+
+
+def test_argmax_gathers_each_cores_candidate_and_its_place_at_once():
+    """Equal values on two cores and a NaN: the first place of the largest wins, as on one device."""
+    x = normal(5, 23)
+    x[0, [3, 20]], x[1, [9, 22]], x[2] = 9, np.nan, 0
+    counts, _ = check_counts(lambda x: jnp.argmax(x, 1), (x,), (P(None, "tp"),), 4)
+    assert counts == {"all_gather": 1}
 
 
 @pytest.mark.parametrize("cores", CORES)
@@ -139,7 +147,7 @@ def test_top_k_gathers_candidates_only(cores):
     k, size = 3, 51
     function = lambda x: lax.top_k(jnp.sin(x), k)  # noqa: E731
     counts, notes = check_counts(function, (normal(4, size),), (P(None, "tp"),), cores)
-    assert counts == {"all_gather": 3}  # values, indices, which of them are padding
+    assert counts == {"all_gather": 1}  # of values, indices and which of them are padding
     assert not any("sort" in note for note in notes)
 
 

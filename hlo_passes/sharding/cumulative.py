@@ -53,7 +53,7 @@ def scan_blocks(
     scanned = new.results[0]
     start, end = [0] * len(sharding.local), list(sharding.local)
     start[dim], end[dim] = (rows - 1, rows) if forward else (0, 1)
-    totals = emit.all_gather(emit.cut(scanned, start, end), dim, axes)
+    [totals] = emit.all_gather([emit.cut(scanned, start, end)], dim, axes)
     before = _reduced_before(part, op, totals, init, dim, axes, forward)
     kept = [d for d in range(len(start)) if d != dim]
     before = emit.spread(before, sharding.local, kept)

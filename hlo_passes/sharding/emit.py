@@ -113,14 +113,19 @@ class Emitter(Builder):
         is_bit = str(value.type.element_type) == "i1"
         return self.all_reduce(value, axes, "stablehlo.or" if is_bit else "stablehlo.add")
 
-    def all_gather(self, value: ir.Value, dim: int, axes: tuple[str, ...]) -> ir.Value:
-        shape, shards = list(value.type.shape), self.mesh.size(axes)
-        self.gathered_elements += math.prod(shape) * (shards - 1)
-        shape[dim] *= shards
-        return self.value(
-            "stablehlo.all_gather", [value], shape, value.type.element_type,
-            all_gather_dim=f"{dim} : i64", replica_groups=self.groups(axes),
+    def all_gather(self, values: Sequence[ir.Value], dim: int, axes: tuple[str, ...]) -> list[ir.Value]:
+        """All blocks of dim ``dim`` of each value, in one collective."""
+        types, shards = [], self.mesh.size(axes)
+        for value in values:
+            shape = list(value.type.shape)
+            self.gathered_elements += math.prod(shape) * (shards - 1)
+            shape[dim] *= shards
+            types.append(ir.RankedTensorType.get(shape, value.type.element_type))
+        op = self.op(
+            "stablehlo.all_gather", values, types, all_gather_dim=f"{dim} : i64",
+            replica_groups=self.groups(axes),
         )  # fmt: skip
+        return list(op.results)
 
     def all_to_all(self, value: ir.Value, split: int, concat: int, axes: tuple[str, ...]) -> ir.Value:
         count, shape = self.mesh.size(axes), list(value.type.shape)

@@ -81,10 +81,11 @@ def fetch(emit: Emitter, value: ir.Value, dim: int, axes: tuple[str, ...], size:
     By permutes where they move less than an all-gather does, or a single one as much.
     """
     block = value.type.shape[dim]
-    permuted, gathered = moved_rows(need, block, range(size))
-    if permuted < gathered or permuted == block:
+    permuted, by_gather = moved_rows(need, block, range(size))
+    if permuted < by_gather or permuted == block:
         return exchange(emit, dim, axes, [Fetch(value=value, need=need, rows=range(size))])[0]
-    return own_rows(emit, emit.all_gather(value, dim, axes), dim, axes, need, [0] * len(need.starts))
+    [gathered] = emit.all_gather([value], dim, axes)
+    return own_rows(emit, gathered, dim, axes, need, [0] * len(need.starts))
 
 
 def exchange(emit: Emitter, dim: int, axes: tuple[str, ...], fetches: Sequence[Fetch]) -> list[ir.Value]:

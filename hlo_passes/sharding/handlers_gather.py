@@ -29,8 +29,9 @@ def _gather(part: Partitioner, op: ir.Operation) -> None:
         part.by_rule(op, rule, choice)
         return
     emit, numbers, (table, indices) = part.emit, gather_numbers(op), op.operands
-    block = part.use(table, choice.sharding(shape_of(table), rule.operands[0], rule))
-    looked = part.use(indices, choice.sharding(shape_of(indices), rule.operands[1], rule))
+    pairs = zip(op.operands, rule.operands, strict=True)
+    lying = [choice.sharding(shape_of(v), dims, rule) for v, dims in pairs]
+    block, looked = part.use_all([table, indices], lying)
     here, inside = _local_lookup(part, op, looked, numbers, cut, block)
     result = choice.sharding(shape_of(op.results[0]), rule.results[0], rule)
     rows = part.emit_op(op, [block, here], [result]).results[0]

@@ -33,10 +33,8 @@ def _scatter(part: Partitioner, op: ir.Operation) -> None:
         part.by_rule(op, rule, choice)
         return
     emit = part.emit
-    local = [
-        part.use(value, choice.sharding(shape_of(value), dims, rule))
-        for value, dims in zip(op.operands, rule.operands, strict=True)
-    ]
+    pairs = zip(op.operands, rule.operands, strict=True)
+    local = part.use_all(op.operands, [choice.sharding(shape_of(v), dims, rule) for v, dims in pairs])
     indices = local[count] = wide(emit, local[count])
     if begins:
         offsets = {c: emit.offset(axes, local[0].type.shape[dim]) for c, (axes, dim) in begins.items()}

@@ -31,7 +31,7 @@ def _sort(part: Partitioner, op: ir.Operation) -> None:
     blocks = [part.use(v, _with(s, dim, axes, local)) for v, s in zip(op.operands, whole, strict=True)]
     flags = _flags(emit, blocks[0].type.shape, dim, axes, size[dim])
     first = _flagged_sort(part, op, [*blocks, flags])
-    candidates = [emit.all_gather(_head(emit, v, dim, rows), dim, axes) for v in first]
+    candidates = emit.all_gather([_head(emit, v, dim, rows) for v in first], dim, axes)
     best = _flagged_sort(part, op, candidates)[:-1]
     for cut in cuts:
         number = next(n for n, result in enumerate(op.results) if result == cut.operands[0])

@@ -13,7 +13,7 @@ from hlo_passes.sharding.local_sizes import LOCAL_SIZES
 from hlo_passes.sharding.notes import element_bytes, gather_note, reshard_note, whole_note
 from hlo_passes.sharding.padding import finite_argument, padding_fill
 from hlo_passes.sharding.reductions import all_reducer, combine_parts
-from hlo_passes.sharding.reshard import reshard
+from hlo_passes.sharding.reshard import Mover, reshard
 from hlo_passes.sharding.rules import RULE, OpRule
 from hlo_passes.sharding.spec import Sharding, layout_attributes, mesh_attribute, shape_of
 from hlo_passes.sharding.traffic import received_elements
@@ -82,20 +82,32 @@ class Partitioner:
         self.emit.point, self._forms = outer, self._forms.parents
 
     def use(self, value: ir.Value, sharding: Sharding) -> ir.Value:
-        """The local form of a global value under ``sharding``, made of the nearest form there is."""
-        (local, have), shape = self.env[value], shape_of(value)
-        if have == sharding:
-            return local
-        forms = self._forms.get((local, shape), {have: local})
-        if sharding not in forms:
-            have = min(forms, key=lambda form: self._distance(shape, form, sharding))
-            before = self.emit.gathered_elements
-            forms = forms | {sharding: reshard(self.emit, forms[have], shape, have, sharding)}
-            self._forms |= {(form, shape): forms for form in forms.values()}
-            gathered = self.emit.gathered_elements - before
-            if gathered and not self._reader_is_noted:
-                self.notes.append(reshard_note(self._reader, value, gathered, have, sharding))
-        return forms[sharding]
+        """The local form of a global value under ``sharding``."""
+        return self.use_all([value], [sharding])[0]
+
+    def use_all(self, values: Sequence[ir.Value], shardings: Sequence[Sharding]) -> list[ir.Value]:
+        """The local forms of what one op reads, each made of the nearest form there is."""
+        movers: dict[tuple[ir.Value, tuple[int, ...], Sharding], tuple[ir.Value, Mover]] = {}
+        for value, sharding in zip(values, shardings, strict=True):
+            forms, shape = self._known(value), shape_of(value)
+            if sharding not in forms:
+                have = min(forms, key=lambda form: self._distance(shape, form, sharding))
+                mover = Mover(self.emit, forms[have], shape, have, sharding)
+                movers[self.env[value][0], shape, sharding] = value, mover
+        reshard([mover for _, mover in movers.values()])
+        for value, mover in movers.values():
+            forms = self._known(value) | {mover.new: mover.value}
+            self._forms |= {(form, mover.shape): forms for form in forms.values()}
+            if mover.gathered_elements and not self._reader_is_noted:
+                self.notes.append(
+                    reshard_note(self._reader, value, mover.gathered_elements, mover.old, mover.new)
+                )
+        return [self._known(v)[s] for v, s in zip(values, shardings, strict=True)]
+
+    def _known(self, value: ir.Value) -> Mapping[Sharding, ir.Value]:
+        """The local forms there are of a global value."""
+        local, have = self.env[value]
+        return {**self._forms.get((local, shape_of(value)), {}), have: local}
 
     def _distance(self, shape: tuple[int, ...], have: Sharding, want: Sharding) -> tuple[float, bool]:
         """How far a form is from another; to cut a whole one needs no look at how blocks lie."""
@@ -109,9 +121,9 @@ class Partitioner:
         rule = self.targets.rules.get(op)
         if rule is None:
             self._note_whole(op, "no dim of it corresponds between operands and results")
-            self.emit_op(
-                op, [self.whole(v) for v in op.operands], [Sharding.whole(shape_of(v)) for v in op.results]
-            )
+            whole = [Sharding.whole(shape_of(v)) for v in op.operands]
+            results = [Sharding.whole(shape_of(v)) for v in op.results]
+            self.emit_op(op, self.use_all(op.operands, whole), results)
             return
         choice = self.choose(op, rule)
         if op.name == "stablehlo.reduce" and all_reducer(op) is None:
@@ -142,10 +154,12 @@ class Partitioner:
         Handlers may bring an operand about in their own way, shard a result further than the choice
         does, and mend the attributes of the local op; results are summed over axes ``summed`` as well.
         """
-        operands = []
-        for number, (value, dims) in enumerate(zip(op.operands, rule.operands, strict=True)):
-            sharding = choice.sharding(shape_of(value), dims, rule)
-            operands.append(operand(number, value, sharding) if operand else self.use(value, sharding))
+        pairs = zip(op.operands, rule.operands, strict=True)
+        lying = [choice.sharding(shape_of(value), dims, rule) for value, dims in pairs]
+        if operand is None:
+            operands = self.use_all(op.operands, lying)
+        else:
+            operands = [operand(n, v, s) for n, (v, s) in enumerate(zip(op.operands, lying, strict=True))]
         self._mask(op, rule, choice, operands)
         shardings = [
             result(choice.sharding(shape_of(v), d, rule))

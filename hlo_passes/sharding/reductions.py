@@ -128,12 +128,12 @@ def _narrowing(op: ir.Operation) -> ir.Operation | None:
 def _reduce_gathered(
     emit: Emitter, env: Env, op: ir.Operation, new: ir.Operation, axes: tuple[str, ...]
 ) -> None:
-    """Gathers the parts along a new leading dim and reduces that dim with the op's own body."""
-    parts = []
-    for result in new.results:
-        shape = [1, *result.type.shape]
-        row = emit.value("stablehlo.reshape", [result], shape, result.type.element_type)
-        parts.append(emit.all_gather(row, 0, axes))
+    """Gathers the parts, all at once, along a new leading dim and reduces that dim with the op's own body."""
+    rows = [
+        emit.value("stablehlo.reshape", [part], [1, *part.type.shape], part.type.element_type)
+        for part in new.results
+    ]
+    parts = emit.all_gather(rows, 0, axes)
     again = new.clone(ip=emit.point).operation
     for number, value in enumerate(parts):
         again.operands[number] = value

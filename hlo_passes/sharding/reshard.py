@@ -10,32 +10,23 @@ from hlo_passes.sharding.rows import result_need
 from hlo_passes.sharding.spec import Sharding
 from hlo_passes.sharding.traffic import sums_parts
 
-__all__ = ["reshard"]
+__all__ = ["Mover", "reshard"]
 
 Axes = tuple[str, ...]
 
 
-def reshard(emit: Emitter, value: ir.Value, shape: tuple[int, ...], old: Sharding, new: Sharding) -> ir.Value:
-    """``value``, the block of a tensor of global ``shape`` under ``old``, as its block under ``new``.
+class Mover:
+    """A value on its way from ``old`` to ``new``, a block of a tensor of global ``shape``; it lies ``at``.
 
-    What makes blocks smaller comes first, so that every later step moves less.
+    ``gathered_elements`` counts what each core receives of it in all-gathers.
     """
-    if old == new:
-        return value
-    if 0 in shape:
-        return emit.broadcast(emit.zero(value.type.element_type), new.local)
-    mover = _Mover(emit, value, shape, old)
-    for step in (_slice, _permute, _exchange, _gather, _slice, _refit):
-        step(mover, new)
-    assert mover.at == new, f"resharding {old} to {new} ended at {mover.at}"
-    return mover.value
 
-
-class _Mover:
-    """A value on its way; ``at`` is how it lies now."""
-
-    def __init__(self, emit: Emitter, value: ir.Value, shape: tuple[int, ...], at: Sharding) -> None:
-        self.emit, self.value, self.shape, self.at = emit, value, shape, at
+    def __init__(
+        self, emit: Emitter, value: ir.Value, shape: tuple[int, ...], old: Sharding, new: Sharding
+    ) -> None:
+        self.emit, self.value, self.shape = emit, value, shape
+        self.old, self.at, self.new = old, old, new
+        self.gathered_elements = 0
 
     def place(self, dim: int, axes: Axes, rows: int) -> None:
         names, local = list(self.at.axes), list(self.at.local)
@@ -44,7 +35,7 @@ class _Mover:
 
     def refit(self, dim: int, rows: int) -> None:
         """Blocks of ``rows`` rows instead, over the same axes: cores exchange the edges of their blocks."""
-        axes, size = self.at.axes[dim], self.shape[dim]
+        axes, size, before = self.at.axes[dim], self.shape[dim], self.emit.gathered_elements
         if self.at.local[dim] == rows:
             return
         if axes:
@@ -53,9 +44,29 @@ class _Mover:
         else:
             self.value = self.emit.resize(self.value, dim, rows)
         self.place(dim, axes, rows)
+        self.gathered_elements += self.emit.gathered_elements - before
 
 
-def _slice(mover: _Mover, new: Sharding) -> None:
+def reshard(movers: Sequence[Mover]) -> None:
+    """Brings values to where they shall lie; what several of them gather alike goes in one collective.
+
+    What makes blocks smaller comes first, so that every later step moves less.
+    """
+    for mover in movers:
+        if 0 in mover.shape:
+            zero = mover.emit.zero(mover.value.type.element_type)
+            mover.value, mover.at = mover.emit.broadcast(zero, mover.new.local), mover.new
+    for step in (_slice, _permute, _exchange, _sum_few):
+        for mover in movers:
+            step(mover, mover.new)
+    _gather_alike(movers)
+    for mover in movers:
+        _slice(mover, mover.new)
+        _refit(mover, mover.new)
+        assert mover.at == mover.new, f"resharding to {mover.new} ended at {mover.at}"
+
+
+def _slice(mover: Mover, new: Sharding) -> None:
     """Dims that only gain axes which nothing else uses: each core keeps a part of what it has."""
     for dim, (have, want) in enumerate(zip(mover.at.axes, new.axes, strict=True)):
         more = want[len(have) :]
@@ -65,7 +76,7 @@ def _slice(mover: _Mover, new: Sharding) -> None:
             mover.place(dim, want, new.local[dim])
 
 
-def _permute(mover: _Mover, new: Sharding) -> None:
+def _permute(mover: Mover, new: Sharding) -> None:
     """As many blocks of the same shape on other cores: every block travels once."""
     at, mesh = mover.at, mover.emit.mesh
     if at.axes == new.axes or at.local != new.local or mesh.size(_all(at)) != mesh.size(_all(new)):
@@ -88,7 +99,7 @@ def _all(sharding: Sharding) -> Axes:
     return tuple(axis for axes in sharding.axes for axis in axes)
 
 
-def _exchange(mover: _Mover, new: Sharding) -> None:
+def _exchange(mover: Mover, new: Sharding) -> None:
     """The last axes of one dim move to the end of another: an all-to-all carries 1/N of an all-gather."""
     for source in range(len(mover.shape)):
         for target in range(len(mover.shape)):
@@ -119,25 +130,45 @@ def _common(left: Sequence[str], right: Sequence[str]) -> Axes:
     return tuple(left[: min(len(left), len(right)) if count is None else count])
 
 
-def _gather(mover: _Mover, new: Sharding) -> None:
-    """The axes a dim does not keep are gathered."""
-    for dim, (have, want) in enumerate(zip(mover.at.axes, new.axes, strict=True)):
-        kept = _common(have, want)
-        if kept == have:
-            continue
-        gone, local, emit = have[len(kept) :], mover.at.local[dim], mover.emit
-        if not kept and sums_parts(mover.shape[dim], local, emit.mesh.size(gone)):
+def _gone(mover: Mover, dim: int) -> Axes:
+    """The axes that ``dim`` has and does not keep."""
+    have = mover.at.axes[dim]
+    return have[len(_common(have, mover.new.axes[dim])) :]
+
+
+def _sum_few(mover: Mover, new: Sharding) -> None:
+    """Dims of which most blocks are padding: an all-reduce moves less than an all-gather."""
+    for dim, size in enumerate(mover.shape):
+        gone, emit = _gone(mover, dim), mover.emit
+        if gone == mover.at.axes[dim] and sums_parts(size, mover.at.local[dim], emit.mesh.size(gone)):
             mover.value = emit.sum_parts(_alone(mover, dim), gone)
-            emit.gathered_elements += math.prod(mover.value.type.shape)
-            mover.place(dim, (), mover.shape[dim])
-            continue
-        mover.value = emit.all_gather(mover.value, dim, gone)
-        mover.place(dim, kept, local * emit.mesh.size(gone))
-        if not kept:
-            mover.refit(dim, mover.shape[dim])
+            mover.gathered_elements += math.prod(mover.value.type.shape)
+            mover.place(dim, (), size)
 
 
-def _alone(mover: _Mover, dim: int) -> ir.Value:
+def _gather_alike(movers: Sequence[Mover]) -> None:
+    """The axes that dims do not keep are gathered: one dim of each value at a time."""
+    while True:
+        alike: dict[tuple[int, Axes], list[Mover]] = {}
+        for mover in movers:
+            found = next(((d, _gone(mover, d)) for d in range(len(mover.shape)) if _gone(mover, d)), None)
+            if found is not None:
+                alike.setdefault(found, []).append(mover)
+        if not alike:
+            return
+        for (dim, gone), members in alike.items():
+            emit = members[0].emit
+            values = emit.all_gather([mover.value for mover in members], dim, gone)
+            for mover, value in zip(members, values, strict=True):
+                mover.gathered_elements += math.prod(value.type.shape) - math.prod(mover.value.type.shape)
+                mover.value = value
+                kept = mover.at.axes[dim][: -len(gone)]
+                mover.place(dim, kept, value.type.shape[dim])
+                if not kept:
+                    mover.refit(dim, mover.shape[dim])
+
+
+def _alone(mover: Mover, dim: int) -> ir.Value:
     """All rows of ``dim``: this core's own block where it belongs, zeros elsewhere."""
     emit, axes, shape = mover.emit, mover.at.axes[dim], list(mover.value.type.shape)
     local = shape[dim]
@@ -151,6 +182,6 @@ def _alone(mover: _Mover, dim: int) -> ir.Value:
     return emit.resize(placed, dim, mover.shape[dim])
 
 
-def _refit(mover: _Mover, new: Sharding) -> None:
+def _refit(mover: Mover, new: Sharding) -> None:
     for dim, rows in enumerate(new.local):
         mover.refit(dim, rows)
