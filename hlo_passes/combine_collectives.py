@@ -21,9 +21,9 @@ class Options:
 def run(module: ir.Module, options: Options) -> None:
     """Replaces all-reduces (or all-gathers) by one, where none waits for another.
 
-    They must have the same groups and the same reducer and type (the same dim, of any types). The ops that wait for the first of
-    them move behind the last; all else keeps its order. Nothing moves across another collective, control
-    flow, or an op with side effects.
+    They must have the same groups and the same reducer and type (the same dim, of any types). The ops that
+    wait for the first of them move behind the last; all else keeps its order. Nothing moves across another
+    collective, control flow, or an op with side effects.
     """
     notes: list[str] = []
     with module.context, ir.Location.unknown():
