@@ -24,8 +24,7 @@ __all__ = [
 class KernelRow:
     """All runs of one name and source line. Seconds are from first to last instruction, summed.
 
-    ``bound`` is what bounds most of that time; ``intensity`` flops for each byte of HBM traffic, None
-    where there is none.
+    ``bound`` is what bounds most of that time.
     """
 
     name: str
@@ -37,10 +36,6 @@ class KernelRow:
     flops: float
     bytes: float
     engine_s: Mapping[str, float]
-
-    @property
-    def intensity(self) -> float | None:
-        return self.flops / self.bytes if self.bytes else None
 
 
 @dataclass(frozen=True, kw_only=True)

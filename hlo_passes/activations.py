@@ -6,7 +6,6 @@ What they compute is found out by computing it on a few points.
 
 import math
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
 
 import numpy as np
 
@@ -73,14 +72,6 @@ _KNOWN = frozenset({*_NUMPY, "compare", "select"})
 _TELLING = frozenset({"divide", "exponential", "exponential_minus_one", "logistic", "log_plus_one", "tanh"})
 _REPEATS = frozenset({"broadcast_in_dim", "reshape"})
 _AT_LEAST = 2
-
-
-@dataclass
-class _Cone:
-    """Values that are functions of ``source`` alone, each with the ops it took, itself last."""
-
-    source: ir.Value
-    ops: dict[ir.Value, tuple[ir.Operation, ...]] = field(default_factory=dict)
 
 
 def activations(block: ir.Block) -> tuple[set[ir.Operation], set[ir.Operation]]:

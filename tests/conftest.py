@@ -5,7 +5,6 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
-import oracles
 import pytest
 
 _ROOT = Path(__file__).parent.parent
@@ -59,12 +58,6 @@ def golden(request: pytest.FixtureRequest) -> Callable[[str, str], None]:
         assert text == path.read_text(), f"{name} differs: read the change, then pytest --update-golden"
 
     return compare
-
-
-@pytest.fixture
-def xla_cpu() -> Callable[..., list]:
-    """``xla_cpu(module_text, inputs)``: the results of ``@main`` on one XLA:CPU device."""
-    return oracles.run_on_xla
 
 
 @pytest.fixture
