@@ -7,6 +7,7 @@ import time
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 import jax
@@ -18,7 +19,7 @@ from jaxlib import _jax, lapack, xla_client
 from kernels.errors import CompileError
 from kernels.host.handlers import handler
 
-__all__ = ["OPTIONS", "Executable", "Executor", "HostText", "Kept"]
+__all__ = ["OPTIONS", "Direct", "Executable", "Executor", "HostText", "Kept"]
 
 OPTIONS = (
     # Round where the device rounds: XLA:CPU would otherwise keep bf16 chains in f32 between ops.
@@ -79,6 +80,14 @@ class HostText(Protocol):
     targets: frozenset[str]
 
 
+@dataclass(frozen=True, kw_only=True)
+class Direct:
+    """A text that XLA takes as it is, and the kernels that it calls."""
+
+    text: str
+    targets: frozenset[str] = frozenset()
+
+
 class Kept(Protocol):
     """Executables that outlive the process, by the text that XLA compiled."""
 
@@ -103,6 +112,7 @@ class Executor:
         self._device = _device()
         self._sharding = SingleDeviceSharding(self._device)
         self._executables: dict[str, Executable] = {}
+        self._calls: dict[str, Executable] = {}
         self._helpers = ThreadPoolExecutor(max(1, _THREADS - 1))
         lapack._lapack.initialize()  # JAX does so when it lowers linear algebra; without it XLA calls null
 
@@ -115,7 +125,15 @@ class Executor:
         """
         found = self._executables.get(text)
         if found is None:
-            found = self._executables[text] = Executable(self._compile(text))
+            host = Direct(text=text) if self._lower is None else self._lower(text)
+            found = self._executables[text] = Executable(self._compile(host))
+        return found
+
+    def load_host(self, host: HostText) -> Executable:
+        """The executable of a text for this host, which is compiled on the first call with it."""
+        found = self._calls.get(host.text)
+        if found is None:
+            found = self._calls[host.text] = Executable(self._compile(host))
         return found
 
     def load_all(self, texts: Mapping[str, str]) -> dict[str, Executable]:
@@ -185,12 +203,10 @@ class Executor:
             aval, self._sharding, [host], [self._device], True, force_copy=True, enable_x64=True
         )
 
-    def _compile(self, text: str) -> _jax.LoadedExecutable:
-        if self._lower is not None:
-            lowered = self._lower(text)
-            for target in sorted(lowered.targets):
-                _register(target)
-            text = lowered.text
+    def _compile(self, host: HostText) -> _jax.LoadedExecutable:
+        for target in sorted(host.targets):
+            _register(target)
+        text = host.text
         options = xla_client.CompileOptions()
         options.env_option_overrides = list(OPTIONS)
         client, devices = self._device.client, xla_client.DeviceList((self._device,))

@@ -242,15 +242,18 @@ class _Walk:
     def collective(self, step: Collective, moved: Sequence[int]) -> None:
         for number, made in zip(step.operands, step.results, strict=True):
             ranks = self.arrived(step, number)
-            on_device: dict[int, jax.Array] = {}
             if is_added_up(step, ranks[0].dtype):
-                addresses = [x.unsafe_buffer_pointer() for x in ranks]
-                results = add_up(step, addresses, ranks[0].shape, ranks[0].dtype)
-            else:
-                on_host = {id(x): self.executor.to_host(x) for x in ranks}
-                # A permute or broadcast hands arrays through: those stay the buffers they are.
-                on_device = {id(on_host[id(x)]): x for x in ranks}
-                [results] = collectives.run(step, [[on_host[id(x)] for x in ranks]])
+                results = add_up(self.executor, step, ranks)
+                if len(step.groups) == 1:
+                    del results[1:]
+                else:
+                    self.hold_again(_repeated(results))
+                self.values[made] = results
+                continue
+            on_host = {id(x): self.executor.to_host(x) for x in ranks}
+            [results] = collectives.run(step, [[on_host[id(x)] for x in ranks]])
+            # A permute or broadcast hands arrays through: those stay the buffers they are.
+            on_device = {id(on_host[id(x)]): x for x in ranks}
             shared = all(array is results[0] for array in results)
             self.values[made] = [
                 self._landed(array, on_device) for array in (results[:1] if shared else results)

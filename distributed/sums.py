@@ -1,17 +1,16 @@
 """All-reduces that add f32 or bf16, in one pass of a JIT'd kernel over the cores' arrays where they lie."""
 
-import ctypes
 import functools
 from collections.abc import Callable, Mapping, Sequence
 
+import jax
 import numpy as np
 
 from distributed.collectives import ORDERS, even_chunks, in_groups
-from distributed.host_memory import aligned_empty
+from distributed.executor import Direct, Executor
 from distributed.program import Collective
 from kernels.dtypes import dtype
-from kernels.host.handlers import adder
-from kernels.host.targets import ADDED, sum_plan
+from kernels.host.targets import ADDED, sum_plan, sum_target
 
 __all__ = ["add_up", "is_added_up"]
 
@@ -24,13 +23,14 @@ def is_added_up(collective: Collective, element: np.dtype) -> bool:
     return kind == "all_reduce" and reducer == "add" and element in _TYPES and algorithm in ORDERS
 
 
-def add_up(
-    collective: Collective, addresses: Sequence[int], shape: tuple[int, ...], element: np.dtype
-) -> list[np.ndarray]:
+def add_up(executor: Executor, collective: Collective, ranks: Sequence[jax.Array]) -> list[jax.Array]:
     """The all-reduce of one operand, to the bit what ``collectives.run`` gives.
 
+    A call of an executable like the launches before it, whose code is in the processor's caches. What NumPy
+    needs to make an array and XLA to take it as a buffer is not, and takes longer than the sum.
+
     Args:
-      addresses: where the operand of each rank lies, a dense array of ``shape`` and type ``element``.
+      ranks: the operand on each rank.
 
     Returns:
       The result on each rank; the ranks of a group share one.
@@ -38,30 +38,40 @@ def add_up(
     Raises:
       ValueError: a rank is not in just one group.
     """
-    add = adder(_TYPES[element])
+    shape, name = ranks[0].shape, _TYPES[ranks[0].dtype]
 
-    def one_group(group: Sequence[int]) -> list[np.ndarray]:
-        result = aligned_empty(shape, element)
-        operands = (ctypes.c_int64 * len(group))(*[addresses[rank] for rank in sorted(group)])
-        add(operands, _plan(collective.algorithm, len(group), result.size), result.ctypes.data)
-        return [result] * len(group)
+    def one_group(group: Sequence[int]) -> list[jax.Array]:
+        add = executor.load_host(_sum(collective.algorithm, len(group), shape, name))
+        return add([ranks[rank] for rank in sorted(group)]) * len(group)
 
-    return in_groups(collective, len(addresses), one_group)
+    return in_groups(collective, len(ranks), one_group)
 
 
-@functools.lru_cache(maxsize=64)
-def _plan(algorithm: str, count: int, size: int) -> ctypes.Array[ctypes.c_int64]:
+@functools.lru_cache(maxsize=256)
+def _sum(algorithm: str, count: int, shape: tuple[int, ...], name: str) -> Direct:
+    """Adds up ``count`` arrays of one shape and type."""
+    plan, target = _plan(algorithm, count, int(np.prod(shape))), sum_target(name)
+    table = f"tensor<{len(plan)}xi64>"
+    array = f"tensor<{''.join(f'{size}x' for size in shape)}{name}>"
+    taken = [f"%{number}" for number in range(count)]
+    text = f"""module {{ func.func @main({", ".join(f"{value}: {array}" for value in taken)}) -> {array} {{
+  %plan = stablehlo.constant dense<{plan}> : {table}
+  %sum = stablehlo.custom_call @{target}(%plan, {", ".join(taken)}) {{api_version = 4 : i32}}
+    : ({", ".join([table, *[array] * count])}) -> {array}
+  return %sum : {array} }} }}"""
+    return Direct(text=text, targets=frozenset({target}))
+
+
+def _plan(algorithm: str, count: int, size: int) -> list[int]:
     """The order of summation of an all-reduce of ``size`` elements over ``count`` ranks."""
     if algorithm not in _FIRST_WAY:
-        words = sum_plan([(0, size, range(count))], first_way=0, rounds=False)
-    else:
-        way = _FIRST_WAY[algorithm](count)
-        stretches = []
-        for owner, chunk in enumerate(even_chunks(size, count)):
-            passed = [(owner + 1 + hop) % count for hop in range(count)]
-            stretches.append((chunk.start, chunk.stop, [*passed[:way][::-1], *passed[way:]]))
-        words = sum_plan(stretches, first_way=way, rounds=True)
-    return (ctypes.c_int64 * len(words))(*words)
+        return sum_plan([(0, size, range(count))], first_way=0, rounds=False)
+    way = _FIRST_WAY[algorithm](count)
+    stretches = []
+    for owner, chunk in enumerate(even_chunks(size, count)):
+        passed = [(owner + 1 + hop) % count for hop in range(count)]
+        stretches.append((chunk.start, chunk.stop, [*passed[:way][::-1], *passed[way:]]))
+    return sum_plan(stretches, first_way=way, rounds=True)
 
 
 # Ranks whose parts come to a chunk's owner from the other side; algorithms without hops add all at once.

@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from distributed.collectives import COLLECTIVES, ORDERS, REDUCERS, run
+from distributed.executor import Executor
 from distributed.program import Collective
 from distributed.sums import add_up, is_added_up
 
@@ -173,23 +174,16 @@ def test_a_mesh_rounds_once(rng):
 @pytest.mark.parametrize("algorithm", ORDERS)
 def test_the_kernel_adds_to_the_same_bits(algorithm, dtype, rng):
     """Against NumPy's chain of sums, which the tests above hold to float64."""
+    executor = Executor()
     for ranks, size in itertools.product((1, 2, 3, 8, 24), (0, 1, 17, 4097, 9000)):
         step = collective("all_reduce", halves(ranks, rng), reducer="add", algorithm=algorithm)
         arrays = [draw(rng, (size,), dtype) for _ in range(ranks)]
         for array in arrays:
             array[rng.integers(0, 60, size) == 0] = rng.choice([np.inf, -np.inf, np.nan, 3e38, 1e-39, -0.0])
-        memory = [np.zeros(size * array.itemsize + 2 * array.itemsize, np.uint8) for array in arrays]
-        # Elements on a boundary of elements only, as a core's block within a larger array may lie.
-        places = [
-            space[array.itemsize :][: array.nbytes].view(dtype)
-            for space, array in zip(memory, arrays, strict=True)
-        ]
-        for place, array in zip(places, arrays, strict=True):
-            place[:] = array
         assert is_added_up(step, np.dtype(dtype))
-        got = add_up(step, [place.ctypes.data for place in places], (size,), np.dtype(dtype))
+        got = add_up(executor, step, [executor.to_device(array) for array in arrays])
         [wanted] = run(step, [arrays])
-        for mine, theirs in zip(got, wanted, strict=True):
+        for mine, theirs in zip(map(executor.to_host, got), wanted, strict=True):
             is_nan = np.isnan(theirs)
             assert np.array_equal(np.isnan(mine), is_nan)
             assert mine[~is_nan].tobytes() == theirs[~is_nan].tobytes()
@@ -197,11 +191,12 @@ def test_the_kernel_adds_to_the_same_bits(algorithm, dtype, rng):
 
 
 def test_only_sums_that_the_kernel_knows_are_given_to_it():
+    executor, array = Executor(), np.zeros(3, np.float32)
     assert not is_added_up(collective("all_reduce", [[0, 1]], reducer="add"), np.dtype(np.float64))
     assert not is_added_up(collective("all_reduce", [[0, 1]], reducer="maximum"), np.dtype(np.float32))
     for groups, message in (([[0, 1], [1]], "rank 1 is in two"), ([[0]], "do not match the 2 ranks")):
         with pytest.raises(ValueError, match=message):
-            add_up(collective("all_reduce", groups, reducer="add"), [0, 0], (0,), np.dtype(np.float32))
+            add_up(executor, collective("all_reduce", groups, reducer="add"), [executor.to_device(array)] * 2)
 
 
 @pytest.mark.parametrize("ranks", range(1, 25))

@@ -3,13 +3,12 @@
 import ctypes
 import functools
 import hashlib
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from kernels.host.targets import matmul_targets, update_targets
+from kernels.host.targets import matmul_targets, sum_targets, update_targets
 
-__all__ = ["adder", "handler"]
+__all__ = ["handler"]
 
 
 @functools.cache
@@ -23,20 +22,15 @@ def handler(target: str) -> Any:
     return make_capsule(_compile(target), None, None)
 
 
-@functools.cache
-def adder(dtype: str) -> Callable[[Any, Any, int], None]:
-    """The C function that adds arrays of ``dtype``, one of ``targets.ADDED``; see ``sums.compile_sum``."""
-    from kernels.host.sums import compile_sum
-
-    kind = ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_void_p)
-    return kind(compile_sum(dtype, _stamp()))
-
-
 def _compile(target: str) -> int:
     if target in update_targets():
         from kernels.host.update import compile_update
 
         return compile_update(update_targets()[target], _stamp())
+    if target in sum_targets():
+        from kernels.host.sums import compile_sum
+
+        return compile_sum(sum_targets()[target], _stamp())
     from kernels.host.matmul import compile_matmul
 
     return compile_matmul(*matmul_targets()[target], _stamp())

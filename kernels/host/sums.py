@@ -1,8 +1,9 @@
-"""The sum of several cores' arrays in one pass, element by element in a given order, as a C function."""
+"""The sum of several cores' arrays in one pass, element by element in order, as an XLA custom call."""
 
 import numpy as np
-from numba import carray, cfunc, njit
+from numba import carray, cfunc, njit, types
 
+from kernels.host.frame import answer_query, argument, data, result
 from kernels.host.memory import pointer, word
 
 __all__ = ["compile_sum"]
@@ -57,18 +58,25 @@ def _store(narrow, address, total, start, count):
 
 
 @njit
-def _add_up(narrow, rounds, arrays, order, first, end, total, own, start, count):
+def _array(frame, number):
+    """The address of an array that is added; the plan is the first operand."""
+    return data(argument(frame, number + 1))
+
+
+@njit
+def _add_up(narrow, rounds, frame, order, first, end, total, own, start, count):
     """The arrays number ``first`` to ``end`` of the order."""
-    _widen(narrow, total, word(arrays, word(order, first)), start, count)
+    _widen(narrow, total, _array(frame, word(order, first)), start, count)
     for stop in range(first + 1, end):
-        _widen(narrow, own, word(arrays, word(order, stop)), start, count)
+        _widen(narrow, own, _array(frame, word(order, stop)), start, count)
         for i in range(count):
             total[i] += own[i]
         _round(narrow and rounds, total, count)
 
 
 @njit
-def _sum(narrow, arrays, plan, out):
+def _sum(narrow, frame):
+    plan, out = data(argument(frame, 0)), data(result(frame, 0))
     number, turn, rounds = word(plan, _ARRAYS), word(plan, _FIRST_WAY), word(plan, _ROUNDS)
     total, other = np.empty(_BLOCK, np.float32), np.empty(_BLOCK, np.float32)
     own = np.empty(_BLOCK, np.float32)
@@ -77,34 +85,49 @@ def _sum(narrow, arrays, plan, out):
         order, end = place + _WORD_BYTES * _ORDER, word(place, _END)
         for start in range(word(place, _START), end, _BLOCK):
             count = min(_BLOCK, end - start)
-            _add_up(narrow, rounds, arrays, order, turn, number, total, own, start, count)
+            _add_up(narrow, rounds, frame, order, turn, number, total, own, start, count)
             if turn:
-                _add_up(narrow, rounds, arrays, order, 0, turn, other, own, start, count)
+                _add_up(narrow, rounds, frame, order, 0, turn, other, own, start, count)
                 for i in range(count):
                     total[i] += other[i]
             _round(narrow, total, count)
             _store(narrow, out, total, start, count)
 
 
+# C's, which know the processor's; their default keeps denormal numbers, which XLA has flushed to zero.
+_get_environment, _set_environment = (
+    types.ExternalFunction(name, types.int32(types.intp)) for name in ("fegetenv", "fesetenv")
+)
+_DEFAULT_ENVIRONMENT = -1
+_ENVIRONMENT_BYTES = 64
+
+
+@njit
+def _sum_keeping_denormals(narrow, frame):
+    was = np.empty(_ENVIRONMENT_BYTES, np.uint8)
+    _get_environment(was.ctypes.data)
+    _set_environment(_DEFAULT_ENVIRONMENT)
+    _sum(narrow, frame)
+    _set_environment(was.ctypes.data)
+
+
 _COMPILED = []
-"""Keeps what is called by address."""
+"""Keeps what XLA calls by address."""
 
 
 def compile_sum(dtype: str, stamp: str) -> int:
-    """The address of the C function ``sum(arrays, plan, out)`` for arrays of one type.
+    """The address of the compiled XLA handler for arrays of one type, one of ``targets.ADDED``.
 
-    ``arrays`` are the addresses of the operands, ``plan`` that of a table by ``targets.sum_plan``. Sums are
-    f32, rounded to the type at every stop if the plan says so, and at the end.
-
-    Args:
-      dtype: one of ``targets.ADDED``.
+    Operands: a plan by ``targets.sum_plan`` as i64, and the arrays. Sums are f32, rounded to the type at
+    every stop if the plan says so, and at the end; no number is too small for them.
     """
     narrow = dtype == "bf16"
 
-    @cfunc("void(intp, intp, intp)", cache=True)
-    def add(arrays, plan, out):
-        if stamp != "":  # the stamp is part of the cache's key
-            _sum(narrow, arrays, plan, out)
+    @cfunc("intp(intp)", cache=True)
+    def handler(frame):
+        if not answer_query(frame) and stamp != "":  # the stamp is part of the cache's key
+            _sum_keeping_denormals(narrow, frame)
+        return 0
 
-    _COMPILED.append(add)
-    return add.address
+    _COMPILED.append(handler)
+    return handler.address

@@ -18,6 +18,8 @@ __all__ = [
     "matmul_target",
     "matmul_targets",
     "sum_plan",
+    "sum_target",
+    "sum_targets",
     "update_cost",
     "update_reference",
     "update_target",
@@ -148,6 +150,16 @@ def update_reference(array: np.ndarray, update: np.ndarray, starts: Sequence[int
 
 ADDED = frozenset({"f32", "bf16"})
 """Types of the arrays that the sum of several cores adds."""
+
+
+def sum_target(dtype: str) -> str:
+    """The custom call that adds several arrays of ``dtype`` by the plan that is its first operand."""
+    return f"neuronx_sum_{dtype}"
+
+
+def sum_targets() -> dict[str, str]:
+    """Every target of the sum kernel with the type it adds."""
+    return {sum_target(dtype): dtype for dtype in ADDED}
 
 
 def sum_plan(
