@@ -25,6 +25,7 @@ HOMES = {
         "distributed.placement",
         "distributed.replicas",
         "distributed.runtime",
+        "distributed.sums",
     ),
     "jax._src": (
         "neuronx.frontend",
