@@ -1,4 +1,4 @@
-"""BERT and the encoders built like it (RoBERTa, DistilBERT, ELECTRA) in plain JAX: published sizes."""
+"""BERT and encoders built like it (RoBERTa, CamemBERT, DistilBERT, ELECTRA) in plain JAX: published sizes."""
 
 import functools
 import math
@@ -48,6 +48,7 @@ class BertConfig:
 
 _BASE = {"hidden": 768, "heads": 12, "layers": 12, "ffn": 3072}
 _LARGE = {"hidden": 1024, "heads": 16, "layers": 24, "ffn": 4096}
+_DISTILBERT = _BASE | {"layers": 6, "types": 0, "has_pooler": False}
 _ROBERTA = {"vocab": 50265, "position_offset": 2, "types": 1, "norm_epsilon": 1e-5}
 
 # Source: config.json of each model on the Hugging Face hub.
@@ -56,12 +57,17 @@ SIZES = {
     for size in (
         BertConfig(name="bert-base-uncased", **_BASE),
         BertConfig(name="bert-base-cased", **_BASE, vocab=28996),
+        BertConfig(name="bert-base-multilingual-cased", **_BASE, vocab=119547),
         BertConfig(name="bert-large-uncased", **_LARGE),
         BertConfig(name="bert-large-cased", **_LARGE, vocab=28996),
         BertConfig(name="roberta-base", **_BASE | _ROBERTA),
         BertConfig(name="roberta-large", **_LARGE | _ROBERTA),
+        BertConfig(name="distilroberta-base", **_BASE | _ROBERTA | {"layers": 6}),
+        BertConfig(name="camembert-base", **_BASE | _ROBERTA | {"vocab": 32005}),
         BertConfig(name="xlm-roberta-base", **_BASE | _ROBERTA | {"vocab": 250002}),
-        BertConfig(name="distilbert-base-uncased", **_BASE | {"layers": 6}, types=0, has_pooler=False),
+        BertConfig(name="xlm-roberta-large", **_LARGE | _ROBERTA | {"vocab": 250002}),
+        BertConfig(name="distilbert-base-uncased", **_DISTILBERT),
+        BertConfig(name="distilbert-base-cased", **_DISTILBERT, vocab=28996),
         BertConfig(name="electra-base-discriminator", **_BASE, has_pooler=False),
         BertConfig(name="electra-large-discriminator", **_LARGE, has_pooler=False),
     )

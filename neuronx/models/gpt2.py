@@ -21,10 +21,11 @@ def _size(name: str, hidden: int, heads: int, layers: int) -> OPTConfig:
     )
 
 
-# Source: config.json of openai-community/<name> on the Hugging Face hub.
+# Source: config.json of openai-community/<name> (distilbert/distilgpt2) on the Hugging Face hub.
 SIZES = {
     size.name: size
     for size in (
+        _size("distilgpt2", 768, 12, 6),
         _size("gpt2", 768, 12, 12),
         _size("gpt2-medium", 1024, 16, 24),
         _size("gpt2-large", 1280, 20, 36),

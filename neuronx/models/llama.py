@@ -1,4 +1,4 @@
-"""Llama 2 and 3 and Mistral in plain JAX: published sizes, prefill and decode with a KV cache."""
+"""Llama 2 and 3, Code Llama and Mistral in plain JAX: published sizes, prefill and decode with a KV cache."""
 
 import functools
 import math
@@ -78,6 +78,7 @@ def _size(name: str, hidden: int, heads: int, kv_heads: int, layers: int, ffn: i
     )
 
 
+_CODE = {"vocab": 32016, "positions": 16384, "rope_base": 1e6}
 _LLAMA_3 = {"vocab": 128256, "positions": 8192, "rope_base": 5e5}
 
 # Source: config.json of each model on the Hugging Face hub.
@@ -87,6 +88,8 @@ SIZES = {
         _size("llama-2-7b", 4096, 32, 32, 32, 11008),
         _size("llama-2-13b", 5120, 40, 40, 40, 13824),
         _size("llama-2-70b", 8192, 64, 8, 80, 28672),
+        _size("codellama-7b", 4096, 32, 32, 32, 11008, **_CODE),
+        _size("codellama-13b", 5120, 40, 40, 40, 13824, **_CODE),
         _size("llama-3-8b", 4096, 32, 8, 32, 14336, **_LLAMA_3),
         _size("llama-3-70b", 8192, 64, 8, 80, 28672, **_LLAMA_3),
         _size("mistral-7b", 4096, 32, 8, 32, 14336, positions=32768),
