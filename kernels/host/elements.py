@@ -187,9 +187,9 @@ def fma(b: ir.IRBuilder, x: ir.Value, y: ir.Value, z: ir.Value) -> ir.Value:
     return _call(b, f"llvm.fma.v{LANES}f32", VECTOR, [x, y, z])
 
 
-def prefetch(b: ir.IRBuilder, address: ir.Value, size_bytes: int) -> None:
-    """Asks for so many bytes to be brought near; no address is wrong."""
-    constants = [ir.Constant(INT[32], value) for value in (0, 3, 1)]  # read, keep in all caches, data
+def prefetch(b: ir.IRBuilder, address: ir.Value, size_bytes: int, level: int = 1) -> None:
+    """Asks for so many bytes to be brought to the cache of that ``level``; no address is wrong."""
+    constants = [ir.Constant(INT[32], value) for value in (0, 4 - level, 1)]  # to read, how near, data
     for offset in range(0, size_bytes, _CACHE_LINE_BYTES):
         pointer = b.inttoptr(b.add(address, constant(offset)), _POINTER)
         _call(b, "llvm.prefetch.p0", ir.VoidType(), [pointer, *constants])

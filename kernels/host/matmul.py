@@ -1,11 +1,12 @@
 """The product kernel: f32 rows times weights of any stored type, in both layouts, as XLA custom calls."""
 
+import numpy as np
 from llvmlite import binding
-from numba import cfunc, literally, njit
+from numba import carray, cfunc, literally, njit
 
 from kernels.host.elements import KINDS, LANES, SIZES
 from kernels.host.frame import answer_query, argument, data, dims, result
-from kernels.host.memory import allocate, clear, function_address, release, store_word, word
+from kernels.host.memory import allocate, clear, function_address, pointer, release, store_word, word
 from kernels.host.pool import (
     FIRST_OWN_WORD,
     finish_tile,
@@ -21,10 +22,20 @@ from kernels.host.vectors import column_tile, row_tile, stream_tile, transpose_t
 __all__ = ["compile_matmul"]
 
 # Words of the job. x is [batch, m, k], w [batch, k, n] or (by rows) [batch, n, k], out [batch, m, n].
-_X, _W, _OUT, _M, _K, _N, _WIDTH, _TILES = range(FIRST_OWN_WORD, FIRST_OWN_WORD + 8)
+_X, _W, _OUT, _M, _K, _N, _SIZE, _TILES = range(FIRST_OWN_WORD, FIRST_OWN_WORD + 8)
 
-_STREAM_DEPTH = 8
-"""Rows of weights that stream by together, so that the sums are read and written once for all of them."""
+_STREAM_DEPTH = 4
+_COLUMN_DEPTH = 8
+"""Rows of weights that one row, and several, meet together: the sums are read and written once for all."""
+
+_NEAR_SUMS = 8192
+"""Sums that stay in the first-level cache."""
+
+_AHEAD_BYTES = 1 << 16
+"""How far ahead one row's weights are asked for."""
+
+_STRETCHES = 8
+"""One row takes its weights [k, n] in so many stretches of whole rows, each with sums of its own."""
 
 _NEAR_COLUMNS = 24
 """Rows of [n, k] weights that meet all rows of x before the next: a multiple of the columns of each tile."""
@@ -85,26 +96,31 @@ def _add_product(kind, x, ldx, w, size, ldw, out, ldo, m, depth, ahead, columns)
 
 
 @njit
-def _stream_row(kind, x, w, ldw, out, k, columns):
+def _stream_row(kind, x, w, size, out, k, n):
+    """One row, weights [k, n]: they pass by once, in one stretch if their sums fit the first-level cache."""
     literally(kind)
-    top = 0
-    while top + _STREAM_DEPTH <= k:
-        stream_tile(kind, _STREAM_DEPTH, out, x + 4 * top, w + top * ldw, ldw, columns)
-        top += _STREAM_DEPTH
-    while top < k:
-        stream_tile(kind, 1, out, x + 4 * top, w + top * ldw, ldw, columns)
-        top += 1
+    group, total = _STREAM_DEPTH * size * n, size * k * n
+    distance = max(1, _AHEAD_BYTES // group) * group
+    for column in range(0, n, _NEAR_SUMS):
+        columns = min(_NEAR_SUMS, n - column)
+        place, sums = w + size * column, out + 4 * column
+        top = 0
+        while top + _STREAM_DEPTH <= k:
+            at = size * n * top
+            ahead = distance if at + distance < total else 0
+            stream_tile(kind, _STREAM_DEPTH, sums, x + 4 * top, place + at, size * n, ahead, columns)
+            top += _STREAM_DEPTH
+        while top < k:
+            stream_tile(kind, 1, sums, x + 4 * top, place + size * n * top, size * n, 0, columns)
+            top += 1
 
 
 @njit
 def _stream_columns(kind, x, w, size, ldw, out, ldo, m, k, columns):
     """Few rows, weights [k, n]: a few rows of weights at a time pass by once."""
     literally(kind)
-    if m == 1:
-        _stream_row(kind, x, w, ldw, out, k, columns)
-        return
-    for top in range(0, k, _STREAM_DEPTH):
-        depth = min(_STREAM_DEPTH, k - top)
+    for top in range(0, k, _COLUMN_DEPTH):
+        depth = min(_COLUMN_DEPTH, k - top)
         _add_product(
             kind, x + 4 * top, 4 * k, w + top * ldw, size, ldw, out, ldo, m, depth, depth * ldw, columns
         )
@@ -154,8 +170,8 @@ def _row_groups(kind, x, w, size, out, ldo, m, k, columns):
 def _pack_columns(kind, panels, w, size, ldw, depth, columns):
     """``w[depth, columns]`` to f32 panels; few rows at a time, so that each is read along memory."""
     literally(kind)
-    for top in range(0, depth, _STREAM_DEPTH):
-        rows = min(_STREAM_DEPTH, depth - top)
+    for top in range(0, depth, _COLUMN_DEPTH):
+        rows = min(_COLUMN_DEPTH, depth - top)
         for column in range(0, columns, LANES):
             panel = panels + 4 * (column // _PANEL * _PANEL * _BLOCK_DEPTH + column % _PANEL)
             place = w + top * ldw + size * column
@@ -200,11 +216,25 @@ def _blocks(kind, by_rows, x, w, size, ldw, out, ldo, m, k, columns):
 
 
 @njit
-def _compute_tile(kind, size, by_rows, job, tile):
-    """All rows of one range of columns, in one order of summation however the tiles are shared out."""
+def _compute_stretch(kind, size, job, tile):
+    """One row times some rows of weights, added up by themselves."""
+    literally(kind)
+    k, n, height = word(job, _K), word(job, _N), word(job, _SIZE)
+    batch, part = divmod(tile, word(job, _TILES))
+    first = part * height
+    x = word(job, _X) + 4 * (batch * k + first)
+    w = word(job, _W) + size * n * (batch * k + first)
+    sums = word(job, _OUT) + 4 * n * tile
+    clear(sums, 4 * n)
+    _stream_row(kind, x, w, size, sums, min(height, k - first), n)
+
+
+@njit
+def _compute_columns(kind, size, by_rows, job, tile):
+    """All rows of one range of columns."""
     literally(kind)
     literally(by_rows)
-    m, k, n, width = word(job, _M), word(job, _K), word(job, _N), word(job, _WIDTH)
+    m, k, n, width = word(job, _M), word(job, _K), word(job, _N), word(job, _SIZE)
     batch, part = divmod(tile, word(job, _TILES))
     first = part * width
     columns = min(width, n - first)
@@ -223,6 +253,17 @@ def _compute_tile(kind, size, by_rows, job, tile):
 
 
 @njit
+def _compute_tile(kind, size, by_rows, job, tile):
+    """A part of the job, in one order of summation however the tiles are shared out."""
+    literally(kind)
+    literally(by_rows)
+    if word(job, _M) == 1 and not by_rows:
+        _compute_stretch(kind, size, job, tile)
+    else:
+        _compute_columns(kind, size, by_rows, job, tile)
+
+
+@njit
 def _tile_width(m, n):
     """Columns of a tile: equal shares, some for each thread, and of few rows stretches that stream well."""
     tiles, highest = (max(2, min(8, n // 512)), 1024) if m <= FEW_ROWS else (8, _BLOCK_COLUMNS)
@@ -231,25 +272,60 @@ def _tile_width(m, n):
 
 
 @njit
-def _run(frame, task):
-    """Reads the call frame, makes the job and works on it, with other threads, until it is done."""
-    x, w, out = argument(frame, 0), argument(frame, 1), result(frame, 0)
-    x_dims, out_dims = dims(x), dims(out)
-    batch, m, k, n = word(out_dims, 0), word(out_dims, 1), word(x_dims, 2), word(out_dims, 2)
-    width = _tile_width(m, n)
-    tiles = (n + width - 1) // width
+def _tile_height(k):
+    """Rows of weights of a tile, all of them whole groups."""
+    group = 8 * _STREAM_DEPTH
+    wanted = (k + _STRETCHES - 1) // _STRETCHES
+    return (wanted + group - 1) // group * group
+
+
+@njit
+def _multiply(frame, task, x, w, out, batch, m, k, n, size, tiles):
+    """Makes the job, of tiles of ``size`` columns or rows, and works on it, with others, until it is done."""
     job = new_job(batch * tiles)
-    store_word(job, _X, data(x))
-    store_word(job, _W, data(w))
-    store_word(job, _OUT, data(out))
+    store_word(job, _X, x)
+    store_word(job, _W, w)
+    store_word(job, _OUT, out)
     store_word(job, _M, m)
     store_word(job, _K, k)
     store_word(job, _N, n)
-    store_word(job, _WIDTH, width)
+    store_word(job, _SIZE, size)
     store_word(job, _TILES, tiles)
     share_job(frame, job, task, batch * m * k * n >= _PARALLEL_FROM)
     wait_for_job(job)
     release_job(job)
+
+
+@njit
+def _multiply_row(frame, task, x, w, out, batch, k, n):
+    """One row times weights [k, n]: the sums of each stretch, and then the sum of these."""
+    height = _tile_height(k)
+    tiles = (k + height - 1) // height
+    if tiles <= 1:
+        _multiply(frame, task, x, w, out, batch, 1, k, n, height, tiles)
+        return
+    memory = allocate(4 * (tiles + batch * tiles * n))
+    ones, sums = carray(pointer(memory), tiles, np.float32), memory + 4 * tiles
+    ones[:] = 1
+    _multiply(frame, task, x, w, sums, batch, 1, k, n, height, tiles)
+    clear(out, 4 * batch * n)
+    for one in range(batch):
+        _stream_row(_F32, memory, sums + 4 * one * tiles * n, 4, out + 4 * one * n, tiles, n)
+    release(memory)
+
+
+@njit
+def _run(frame, by_rows, task):
+    """Reads the call frame and computes what it asks for."""
+    x, w, out = argument(frame, 0), argument(frame, 1), result(frame, 0)
+    x_dims, out_dims = dims(x), dims(out)
+    batch, m, k, n = word(out_dims, 0), word(out_dims, 1), word(x_dims, 2), word(out_dims, 2)
+    if m == 1 and not by_rows:
+        _multiply_row(frame, task, data(x), data(w), data(out), batch, k, n)
+    else:
+        width = _tile_width(m, n)
+        tiles = (n + width - 1) // width
+        _multiply(frame, task, data(x), data(w), data(out), batch, m, k, n, width, tiles)
 
 
 _COMPILED = []
@@ -285,7 +361,7 @@ def compile_matmul(weights: str, by_rows: bool, stamp: str) -> int:
     @cfunc("intp(intp)", cache=True)
     def handler(frame):
         if not answer_query(frame):
-            _run(frame, function_address(task_name))
+            _run(frame, by_rows, function_address(task_name))
         return 0
 
     _COMPILED.extend((task, handler))

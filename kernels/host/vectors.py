@@ -108,10 +108,11 @@ _STREAM_VECTORS = {1: 4, 2: 2, 4: 2}
 
 
 @intrinsic(prefer_literal=True)
-def stream_tile(typing, kind, depth, out, x, w, ldw, columns):
+def stream_tile(typing, kind, depth, out, x, w, ldw, ahead, columns):
     """``out[columns] += x[depth] @ w[depth, columns]``, its ``depth`` rows of weights read side by side.
 
-    Each sum takes its terms one after the other. Arguments as of ``column_tile``.
+    Each sum takes its terms one after the other. Arguments as of ``column_tile``, but what will be read later
+    is brought to the second-level cache only: it would push the sums out of the first.
     """
     found = _constants(kind, depth)
     if found is None:
@@ -119,7 +120,7 @@ def stream_tile(typing, kind, depth, out, x, w, ldw, columns):
     code, num_streams = found
     size = SIZES[code]
 
-    def body(b, out, x, w, ldw, columns):
+    def body(b, out, x, w, ldw, ahead, columns):
         streams = [b.add(w, b.mul(ldw, constant(d))) for d in range(num_streams)]
         factors = [spread(b, load(b, b.add(x, constant(4 * d)), F32, 4), VECTOR) for d in range(num_streams)]
 
@@ -131,6 +132,8 @@ def stream_tile(typing, kind, depth, out, x, w, ldw, columns):
             at = b.mul(column, constant(size))
             for stream, factor in zip(streams, factors, strict=True):
                 row = b.add(stream, at)
+                if mask is None:
+                    prefetch(b, b.add(row, ahead), size * LANES * count, level=2)
                 weights = load_line(b, code, row, count) if mask is None else [load_wide(b, code, row, mask)]
                 sums = [fma(b, factor, weight, total) for weight, total in zip(weights, sums, strict=True)]
             for place, total in zip(places, sums, strict=True):
@@ -147,7 +150,7 @@ def stream_tile(typing, kind, depth, out, x, w, ldw, columns):
         _call_shared(b, f"neuronx_stream_tile_{code}_{num_streams}", arguments[2:], body)
         return context.get_dummy_value()
 
-    return types.void(kind, depth, *[types.intp] * 5), generate
+    return types.void(kind, depth, *[types.intp] * 6), generate
 
 
 @intrinsic(prefer_literal=True)
