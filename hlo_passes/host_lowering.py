@@ -5,7 +5,7 @@ No pass of the pipeline: programs hold plain StableHLO, and only what this machi
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from hlo_passes.ir import ir, parse, stablehlo, walk
 from hlo_passes.ops import kind, tensor
@@ -83,7 +83,7 @@ def _lower_product(op: ir.Operation) -> Decision:
     # The operand that streams from memory should be the weights, whatever side it stands on.
     swapped = right.size(right.free) <= FEW_ROWS < left.size(left.free)
     x, w = (right, left) if swapped else (left, right)
-    w = _Operand(value=_stored(w.value), batch=w.batch, free=w.free, contracting=w.contracting)
+    w = _stored(w)
     name = f"{_name(left.value)} x {_name(right.value)} -> {_name(op.results[0])}"
     batch, m, n, k = x.size(x.batch), x.size(x.free), w.size(w.free), x.size(x.contracting)
     types = (tensor(x.value.type).dtype, tensor(w.value.type).dtype, tensor(op.results[0].type).dtype)
@@ -125,14 +125,19 @@ def _operands(op: ir.Operation) -> tuple[_Operand, _Operand]:
     return left, right
 
 
-def _stored(value: ir.Value) -> ir.Value:
-    """The value before a conversion that loses nothing: the kernel widens what is stored by itself."""
-    owner = value.owner
-    if isinstance(owner, ir.Block) or kind(owner) != "convert":
-        return value
-    source = owner.operands[0]
-    narrow, wide = tensor(source.type).dtype, tensor(value.type).dtype
-    return source if wide in WEIGHTS.get(narrow, ()) else value
+def _stored(w: _Operand) -> _Operand:
+    """The weights before transposes and conversions that lose nothing: the kernel reads them as they lie."""
+    owner = w.value.owner
+    if isinstance(owner, ir.Block):
+        return w
+    source = owner.operands[0] if len(owner.operands) else w.value
+    if kind(owner) == "transpose":
+        order = list(ir.DenseI64ArrayAttr(owner.attributes["permutation"]))
+        moved = {name: [order[dim] for dim in getattr(w, name)] for name in ("batch", "free", "contracting")}
+        return _stored(_Operand(value=source, **moved))
+    if kind(owner) == "convert" and tensor(w.value.type).dtype in WEIGHTS.get(tensor(source.type).dtype, ()):
+        return _stored(replace(w, value=source))
+    return w
 
 
 def _converted(value: ir.Value, dtype: str) -> ir.Value:

@@ -68,6 +68,23 @@ def test_stored_integers_are_read_as_they_are(rng):
     np.testing.assert_allclose(ours, theirs, rtol=1e-4, atol=1e-3)
 
 
+@pytest.mark.parametrize(
+    ("spec", "order", "stored"), [("mk,kn->mn", (1, 0), (130, 129)), ("mk,knp->mnp", (2, 0, 1), (65, 3, 129))]
+)
+@pytest.mark.parametrize("weights", ["bf16", "i8"])
+def test_transposed_weights_are_read_where_they_lie(weights, spec, order, stored, rng):
+    w = jnp.asarray(rng.integers(-9, 10, stored), dtype(weights).numpy)
+    x = normal(rng, (2, 129), jnp.bfloat16)
+
+    def function(x, w):
+        wide = w.astype(jnp.bfloat16).transpose(order)
+        return jnp.einsum(spec, x, wide, preferred_element_type=jnp.float32)
+
+    [ours], [theirs], [decision] = both(function, x, w)
+    assert decision.target == f"neuronx_matmul_{weights}_rows"
+    np.testing.assert_allclose(ours, theirs, rtol=1e-4, atol=1e-3)
+
+
 def test_a_conversion_that_rounds_is_not_left_out(rng):
     x, w = normal(rng, (2, 128), jnp.bfloat16), normal(rng, (128, 130), jnp.float32)
 
