@@ -4,7 +4,7 @@ import hashlib
 import itertools
 import re
 from collections import Counter
-from collections.abc import Hashable, Iterator, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from hlo_passes.ir import func, ir
@@ -64,36 +64,54 @@ class _Keys:
         self._digests: dict[str, str] = {}
 
     def of(self, op: ir.Operation) -> Hashable:
+        if not len(op.regions):
+            return self._own(op)
+        return self._own(op), self._inside(op, {value: n for n, value in enumerate(op.operands)})
+
+    def _own(self, op: ir.Operation) -> Hashable:
         types = tuple(value.type for value in (*op.operands, *op.results))
         attributes = tuple((name, self._attribute(op.attributes[name])) for name in op.attributes)
-        return op.name, types, attributes, self._inside(op) if len(op.regions) else None
+        return op.name, types, attributes
 
     def _attribute(self, attribute: ir.Attribute) -> Hashable:
         if isinstance(attribute, ir.FlatSymbolRefAttr) and attribute.value in self._functions:
             return self._digest(attribute.value)
         return attribute
 
-    def _inside(self, op: ir.Operation) -> Hashable:
-        """The regions as text, in which values from outside are named by their first use."""
-        text = op.get_asm(enable_debug_info=False, use_local_scope=True, print_generic_op_form=True)
-        names = {match: f"%{number}" for number, match in enumerate(dict.fromkeys(_VALUE.findall(text)))}
-        return self._renamed(_VALUE.sub(lambda found: names[found[0]], text))
+    def _inside(self, op: ir.Operation, numbers: dict[ir.Value, int]) -> Hashable:
+        """What lies in the regions, where each value has a number from its first use on."""
+
+        def numbered(values: Iterable[ir.Value]) -> tuple[int, ...]:
+            return tuple(numbers.setdefault(value, len(numbers)) for value in values)
+
+        def block_key(block: ir.Block) -> Hashable:
+            arguments = numbered(block.arguments), tuple(value.type for value in block.arguments)
+            ops = (view.operation for view in block.operations)
+            return arguments, tuple(
+                (
+                    self._own(inner),
+                    numbered(inner.operands),
+                    numbered(inner.results),
+                    self._inside(inner, numbers),
+                )
+                for inner in ops
+            )
+
+        return tuple(tuple(map(block_key, region.blocks)) for region in op.regions)
 
     def _digest(self, name: str) -> str:
         """Equal for functions that differ in their names alone."""
         if name not in self._digests:
             self._digests[name] = ""  # its own name within it
             text = self._functions[name].operation.get_asm(enable_debug_info=False, use_local_scope=True)
-            self._digests[name] = hashlib.sha256(self._renamed(text).encode()).hexdigest()
+            named = _SYMBOL.sub(self._symbol, text)
+            self._digests[name] = hashlib.sha256(named.encode()).hexdigest()
         return self._digests[name]
 
-    def _renamed(self, text: str) -> str:
-        return _SYMBOL.sub(
-            lambda found: self._digest(found[1]) if found[1] in self._functions else found[0], text
-        )
+    def _symbol(self, found: re.Match[str]) -> str:
+        return self._digest(found[1]) if found[1] in self._functions else found[0]
 
 
-_VALUE = re.compile(r"%\w+")
 _SYMBOL = re.compile(r'@"?([\w.$-]+)"?')
 
 
