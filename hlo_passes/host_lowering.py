@@ -13,6 +13,7 @@ from kernels.host.targets import (
     FEW_ROWS,
     WEIGHTS,
     Cost,
+    in_pairs,
     matmul_cost,
     matmul_target,
     update_cost,
@@ -91,20 +92,25 @@ def _lower_product(op: ir.Operation) -> Decision:
     if reason:
         return Decision(op=name, reason=reason)
     by_rows = w.free != [] and w.contracting != [] and max(w.free) < min(w.contracting)
+    pairs = in_pairs(*types[:2], m=m, k=k)
     # The left operand follows the order in which the weights hold what is summed over.
     order = sorted(range(len(w.contracting)), key=lambda i: w.contracting[i])
     summed_x, summed_w = ([side.contracting[i] for i in order] for side in (x, w))
     with ir.InsertionPoint(op), op.location:
-        rows = _arranged(_converted(x.value, "f32"), [x.batch, x.free, summed_x], [batch, m, k])
+        rows = _arranged(
+            _converted(x.value, "bf16" if pairs else "f32"), [x.batch, x.free, summed_x], [batch, m, k]
+        )
         sides = [w.free, summed_w] if by_rows else [summed_w, w.free]
         sizes = [batch, n, k] if by_rows else [batch, k, n]
         weights = _arranged(w.value, [w.batch, *sides], sizes)
-        target = matmul_target(types[1], by_rows=by_rows)
+        target = matmul_target(types[1], by_rows=by_rows, pairs=pairs)
         result = _call(target, [rows, weights], _type([batch, m, n], "f32"))
         result = _in_the_order_of(op, result, x, w, swapped)
         op.results[0].replace_all_uses_with(result)
     op.erase()
-    return Decision(op=name, target=target, cost=matmul_cost(types[1], batch=batch, m=m, k=k, n=n))
+    return Decision(
+        op=name, target=target, cost=matmul_cost(types[1], pairs=pairs, batch=batch, m=m, k=k, n=n)
+    )
 
 
 def _operands(op: ir.Operation) -> tuple[_Operand, _Operand]:

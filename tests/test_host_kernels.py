@@ -34,8 +34,12 @@ SIZES = [
 ]
 
 
-def product(batch: int, m: int, k: int, n: int, weights: str, contracting: str) -> str:
-    x, y = f"tensor<{batch}x{m}x{k}xf32>", f"tensor<{batch}x{m}x{n}xf32>"
+# The same of products of bf16 with bf16, whose terms go in pairs.
+PAIRED_SIZES = [(1, 9, 4098, 17), (1, 17, 2, 4097), (1, 129, 258, 127), (3, 127, 18, 129), (2, 513, 130, 33)]
+
+
+def product(batch: int, m: int, k: int, n: int, weights: str, contracting: str, rows: str = "f32") -> str:
+    x, y = f"tensor<{batch}x{m}x{k}x{rows}>", f"tensor<{batch}x{m}x{n}xf32>"
     w = (
         f"tensor<{batch}x{k}x{n}x{weights}>"
         if contracting == COLUMNS
@@ -93,6 +97,73 @@ def test_products_are_those_of_float64(weights, contracting, rng):
         expected, magnitude = exact(x, w, contracting)
         # One rounding a term at most: k * 2**-24 of the sum of magnitudes bounds any order of summation.
         assert np.all(np.abs(got - expected) <= k * 2.0**-24 * magnitude), (batch, m, k, n)
+
+
+def bf16_operands(rng, batch: int, m: int, k: int, n: int, contracting: str) -> tuple[np.ndarray, np.ndarray]:
+    element = dtype("bf16").numpy
+    shape = (batch, k, n) if contracting == COLUMNS else (batch, n, k)
+    return randoms(rng, (batch, m, k), element), randoms(rng, shape, element)
+
+
+@pytest.mark.parametrize("contracting", LAYOUTS)
+def test_paired_products_are_those_of_float64(contracting, rng):
+    for batch, m, k, n in PAIRED_SIZES:
+        text = product(batch, m, k, n, "bf16", contracting, "bf16")
+        assert force(text).targets == {
+            matmul_target("bf16", by_rows=contracting == ROWS, pairs=True),
+        }
+        x, w = bf16_operands(rng, batch, m, k, n, contracting)
+        got = run(text, x, w, lower=force)
+        expected, magnitude = exact(x, w, contracting)
+        assert np.all(np.abs(got - expected) <= k * 2.0**-24 * magnitude), (batch, m, k, n)
+
+
+@pytest.mark.parametrize("contracting", LAYOUTS)
+def test_paired_products_keep_infinity_and_nan_where_they_are(contracting, rng):
+    x, w = bf16_operands(rng, 1, 20, 258, 129, contracting)
+    x = np.abs(x) + x.dtype.type(1)
+    columns = w[0] if contracting == COLUMNS else w[0].T
+    columns[5, 3], columns[257, 128], columns[100, 64] = np.nan, np.inf, -np.inf
+    x[0, 7, 44] = np.nan
+    got = run(product(1, 20, 258, 129, "bf16", contracting, "bf16"), x, w)[0]
+    assert np.isnan(got[7]).all() and np.isnan(got[:, 3]).all()
+    others = np.delete(got, 7, axis=0)
+    assert (others[:, 128] == np.inf).all() and (others[:, 64] == -np.inf).all()
+    assert np.isfinite(np.delete(others, [3, 64, 128], axis=1)).all()
+
+
+def test_odd_terms_are_not_paired():
+    text = product(1, 9, 129, 64, "bf16", COLUMNS, "bf16")
+    assert force(text).targets == {matmul_target("bf16", by_rows=False)}
+
+
+_IN_STEPS = """
+import sys
+sys.path.insert(0, "tests")
+import kernels.host.handlers, kernels.host.pairs
+kernels.host.pairs._HAS_INSTRUCTION = False
+kernels.host.handlers._stamp = lambda: "steps"
+import numpy as np
+from test_host_kernels import COLUMNS, product, run
+x, w = (one.view("bfloat16") for one in np.load(sys.argv[1]).values())
+np.save(sys.argv[2], run(product(1, 40, 300, 70, "bf16", COLUMNS, "bf16"), x, w))
+"""
+
+
+@pytest.mark.slow
+def test_the_instruction_for_pairs_has_the_bits_of_two_steps(tmp_path, monkeypatch, rng):
+    """Denormals and exponents far apart included: so results do not depend on the processor."""
+    x, w = (
+        np.ldexp(rng.standard_normal(shape), rng.integers(-70, 20, shape)).astype(dtype("bf16").numpy)
+        for shape in ((1, 40, 300), (1, 300, 70))
+    )
+    w[..., ::3] *= w.dtype.type(2.0**-60)
+    monkeypatch.setenv("NUMBA_CACHE_DIR", str(tmp_path))
+    np.savez(tmp_path / "operands.npz", x=x.view(np.uint16), w=w.view(np.uint16))
+    files = [str(tmp_path / "operands.npz"), str(tmp_path / "steps.npy")]
+    subprocess.run([sys.executable, "-c", _IN_STEPS, *files], cwd=ROOT, check=True)
+    ours = run(product(1, 40, 300, 70, "bf16", COLUMNS, "bf16"), x, w)
+    np.testing.assert_array_equal(ours, np.load(files[1]))
 
 
 @pytest.mark.parametrize("contracting", LAYOUTS)
@@ -154,7 +225,9 @@ for m in (1, 6, 40):
         rng = np.random.default_rng(m)
         x = randoms(rng, (1, m, 700), np.dtype(np.float32))
         w = randoms(rng, (1, 700, 900) if contracting == COLUMNS else (1, 900, 700), dtype("bf16").numpy)
-        digest.update(run(product(1, m, 700, 900, "bf16", contracting), x, w).tobytes())
+        for rows in ("f32", "bf16"):
+            stored = x.astype(dtype(rows).numpy)
+            digest.update(run(product(1, m, 700, 900, "bf16", contracting, rows), stored, w).tobytes())
 print(digest.hexdigest())
 """
 

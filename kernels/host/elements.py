@@ -16,11 +16,13 @@ __all__ = [
     "SIZES",
     "VECTOR",
     "WIDE",
+    "call",
     "constant",
     "first_lanes",
     "fma",
     "load",
     "load_line",
+    "load_masked",
     "load_wide",
     "prefetch",
     "spread",
@@ -132,11 +134,12 @@ def load(b: ir.IRBuilder, address: ir.Value, element: ir.Type, align: int) -> ir
 
 
 def store(b: ir.IRBuilder, value: ir.Value, address: ir.Value) -> None:
-    """Puts a vector of f32 at an address."""
+    """Puts a vector of 32-bit elements at an address."""
     b.store(value, _at(b, address, value.type)).align = 4
 
 
-def _call(b: ir.IRBuilder, name: str, result: ir.Type, arguments: Sequence[ir.Value]) -> ir.Value:
+def call(b: ir.IRBuilder, name: str, result: ir.Type, arguments: Sequence[ir.Value]) -> ir.Value:
+    """Of a function, or of an instruction of LLVM's, by name."""
     kind = ir.FunctionType(result, [argument.type for argument in arguments])
     return b.call(cgutils.get_or_insert_function(b.module, kind, name), arguments)
 
@@ -148,14 +151,15 @@ def load_wide(b: ir.IRBuilder, kind: int, address: ir.Value, mask: ir.Value | No
     vector = ir.VectorType(element, LANES)
     if mask is None:
         return widen(b, load(b, address, vector, bits // 8))
-    suffix = f"v{LANES}{'f32' if element is F32 else f'i{bits}'}"
-    arguments = [
-        _at(b, address, vector),
-        ir.Constant(INT[32], bits // 8),
-        mask,
-        ir.Constant(vector, None),
-    ]
-    return widen(b, _call(b, f"llvm.masked.load.{suffix}.p0", vector, arguments))
+    return widen(b, load_masked(b, address, element, mask))
+
+
+def load_masked(b: ir.IRBuilder, address: ir.Value, element: ir.Type, mask: ir.Value) -> ir.Value:
+    """LANES elements as they are; those masked out are not touched and read as zero."""
+    vector, zero = ir.VectorType(element, LANES), ir.Constant(ir.VectorType(element, LANES), None)
+    name, size = ("f32", 4) if element is F32 else (f"i{element.width}", element.width // 8)
+    arguments = [_at(b, address, vector), ir.Constant(INT[32], size), mask, zero]
+    return call(b, f"llvm.masked.load.v{LANES}{name}.p0", vector, arguments)
 
 
 def load_line(b: ir.IRBuilder, kind: int, address: ir.Value, count: int) -> list[ir.Value]:
@@ -184,7 +188,7 @@ def spread(b: ir.IRBuilder, scalar: ir.Value, vector: ir.Type) -> ir.Value:
 
 def fma(b: ir.IRBuilder, x: ir.Value, y: ir.Value, z: ir.Value) -> ir.Value:
     """``x * y + z``, rounded once."""
-    return _call(b, f"llvm.fma.v{LANES}f32", VECTOR, [x, y, z])
+    return call(b, f"llvm.fma.v{LANES}f32", VECTOR, [x, y, z])
 
 
 def prefetch(b: ir.IRBuilder, address: ir.Value, size_bytes: int, level: int = 1) -> None:
@@ -192,7 +196,7 @@ def prefetch(b: ir.IRBuilder, address: ir.Value, size_bytes: int, level: int = 1
     constants = [ir.Constant(INT[32], value) for value in (0, 4 - level, 1)]  # to read, how near, data
     for offset in range(0, size_bytes, _CACHE_LINE_BYTES):
         pointer = b.inttoptr(b.add(address, constant(offset)), _POINTER)
-        _call(b, "llvm.prefetch.p0", ir.VoidType(), [pointer, *constants])
+        call(b, "llvm.prefetch.p0", ir.VoidType(), [pointer, *constants])
 
 
 def store_masked(b: ir.IRBuilder, value: ir.Value, address: ir.Value, mask: ir.Value | None) -> None:
@@ -201,4 +205,4 @@ def store_masked(b: ir.IRBuilder, value: ir.Value, address: ir.Value, mask: ir.V
         store(b, value, address)
         return
     arguments = [value, _at(b, address, VECTOR), ir.Constant(INT[32], 4), mask]
-    _call(b, f"llvm.masked.store.v{LANES}f32.p0", ir.VoidType(), arguments)
+    call(b, f"llvm.masked.store.v{LANES}f32.p0", ir.VoidType(), arguments)

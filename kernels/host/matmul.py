@@ -1,4 +1,4 @@
-"""The product kernel: f32 rows times weights of any stored type, in both layouts, as XLA custom calls."""
+"""The product kernels: rows times weights of any stored type, in both layouts, as XLA custom calls."""
 
 import numpy as np
 from llvmlite import binding
@@ -7,6 +7,7 @@ from numba import carray, cfunc, literally, njit
 from kernels.host.elements import KINDS, LANES, SIZES
 from kernels.host.frame import answer_query, argument, data, dims, result
 from kernels.host.memory import allocate, clear, function_address, pointer, release, store_word, word
+from kernels.host.pairs import add_pairs
 from kernels.host.pool import (
     FIRST_OWN_WORD,
     finish_tile,
@@ -216,6 +217,21 @@ def _blocks(kind, by_rows, x, w, size, ldw, out, ldo, m, k, columns):
 
 
 @njit
+def _compute_pairs(by_rows, job, tile):
+    """As ``_compute_columns``, of bf16 rows and weights."""
+    m, k, n, width = word(job, _M), word(job, _K), word(job, _N), word(job, _SIZE)
+    batch, part = divmod(tile, word(job, _TILES))
+    first = part * width
+    columns = min(width, n - first)
+    x = word(job, _X) + 2 * batch * m * k
+    w = word(job, _W) + 2 * (batch * k * n + first * (k if by_rows else 1))
+    out, ldo = word(job, _OUT) + 4 * (batch * m * n + first), 4 * n
+    for row in range(m):
+        clear(out + row * ldo, 4 * columns)
+    add_pairs(by_rows, x, w, 2 * (k if by_rows else n), out, ldo, m, k, columns)
+
+
+@njit
 def _compute_stretch(kind, size, job, tile):
     """One row times some rows of weights, added up by themselves."""
     literally(kind)
@@ -332,24 +348,28 @@ _COMPILED = []
 """Keeps what XLA calls by address."""
 
 
-def compile_matmul(weights: str, by_rows: bool, stamp: str) -> int:
+def compile_matmul(weights: str, by_rows: bool, pairs: bool, stamp: str) -> int:
     """The address of the compiled XLA handler of the product with weights of one type and layout.
 
-    Operands: f32 [batch, m, k] and weights [batch, k, n], or with ``by_rows`` [batch, n, k]; result f32
-    [batch, m, n]. Loaded from Numba's cache on disk where this machine compiled it before.
+    Operands: f32, or with ``pairs`` bf16, [batch, m, k] and weights [batch, k, n], or with ``by_rows``
+    [batch, n, k]; result f32 [batch, m, n]. Loaded from Numba's cache on disk where this machine compiled it
+    before.
 
     Args:
-      weights: one of ``KINDS``.
+      weights: one of ``KINDS``; with ``pairs`` bf16.
       stamp: of the sources; what was compiled of others is not found again.
     """
     kind, size = KINDS[weights], SIZES[KINDS[weights]]
-    task_name = f"neuronx_matmul_{weights}_{by_rows}_{stamp}"
+    task_name = f"neuronx_matmul_{weights}_{by_rows}_{pairs}_{stamp}"
 
     @cfunc("intp(intp)", cache=True)
     def task(job):
         tile = next_tile(job)
         while tile >= 0:
-            _compute_tile(kind, size, by_rows, job, tile)
+            if pairs:
+                _compute_pairs(by_rows, job, tile)
+            else:
+                _compute_tile(kind, size, by_rows, job, tile)
             finish_tile(job)
             tile = next_tile(job)
         release_job(job)

@@ -13,6 +13,7 @@ __all__ = [
     "FEW_ROWS",
     "WEIGHTS",
     "Cost",
+    "in_pairs",
     "matmul_cost",
     "matmul_reference",
     "matmul_target",
@@ -62,9 +63,17 @@ _LEAST_MULTIPLICATIONS = 1 << 14
 _LAYOUTS = {False: "columns", True: "rows"}
 
 
-def matmul_target(weights: str, *, by_rows: bool) -> str:
-    """The custom call of ``x[b, m, k] @ w[b, k, n]``; ``by_rows``: w is [b, n, k]. All but w are f32."""
-    return f"neuronx_matmul_{weights}_{_LAYOUTS[by_rows]}"
+def matmul_target(weights: str, *, by_rows: bool, pairs: bool = False) -> str:
+    """The custom call of ``x[b, m, k] @ w[b, k, n]``; ``by_rows``: w is [b, n, k].
+
+    The result is f32, and so is x, unless ``pairs``: then x and w are bf16.
+    """
+    return f"neuronx_matmul_{weights}_{'pairs_' if pairs else ''}{_LAYOUTS[by_rows]}"
+
+
+def in_pairs(x: str, weights: str, *, m: int, k: int) -> bool:
+    """Whether the product of these types and sizes takes its terms in pairs."""
+    return x == weights == "bf16" and m > FEW_ROWS and k % 2 == 0
 
 
 def why_not_matmul(
@@ -88,9 +97,10 @@ def why_not_matmul(
     return ""
 
 
-def matmul_cost(weights: str, *, batch: int, m: int, k: int, n: int) -> Cost:
+def matmul_cost(weights: str, *, batch: int, m: int, k: int, n: int, pairs: bool = False) -> Cost:
     """Of ``x[batch, m, k] @ w[batch, k, n]``: each operand is read once and the f32 result written once."""
-    moved_bytes = batch * (4 * m * k + element_type(weights).bits // 8 * k * n + 4 * m * n)
+    size_x, size_w = 2 if pairs else 4, element_type(weights).bits // 8
+    moved_bytes = batch * (size_x * m * k + size_w * k * n + 4 * m * n)
     return Cost(moved_bytes=moved_bytes, flops=2 * batch * m * k * n)
 
 
@@ -98,18 +108,20 @@ def matmul_reference(x: np.ndarray, w: np.ndarray, *, by_rows: bool) -> np.ndarr
     """The exact product in float64, of which the kernel computes an f32: at most ``k`` roundings apart.
 
     Args:
-      x, w: f32 [batch, m, k] and [batch, k, n], or with ``by_rows`` [batch, n, k], of any stored type.
+      x: f32 or bf16 [batch, m, k].
+      w: [batch, k, n], or with ``by_rows`` [batch, n, k], of any stored type.
     """
     wide = w.astype(np.float32).astype(np.float64)
     return x.astype(np.float64) @ (wide.swapaxes(1, 2) if by_rows else wide)
 
 
-def matmul_targets() -> dict[str, tuple[str, bool]]:
-    """Every target of the product kernel with its type of weights and whether they lie by rows."""
+def matmul_targets() -> dict[str, tuple[str, bool, bool]]:
+    """Every target of the product kernels: type of weights, whether they lie by rows, whether in pairs."""
     return {
-        matmul_target(weights, by_rows=by_rows): (weights, by_rows)
+        matmul_target(weights, by_rows=by_rows, pairs=pairs): (weights, by_rows, pairs)
         for weights in WEIGHTS
         for by_rows in _LAYOUTS
+        for pairs in ((False, True) if weights == "bf16" else (False,))
     }
 
 

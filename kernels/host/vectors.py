@@ -31,7 +31,7 @@ from kernels.host.elements import (
     store_masked,
 )
 
-__all__ = ["column_tile", "row_tile", "stream_tile", "transpose_tile", "widen_tile"]
+__all__ = ["column_tile", "row_tile", "stream_tile", "transpose_tile", "transposed", "widen_tile"]
 
 
 def _call_shared(
@@ -248,7 +248,7 @@ def transpose_tile(typing, kind, out, ldo, w, ldw, depth, columns):
         for r in range(LANES):
             exists = b.icmp_signed("<", constant(r), columns)
             rows.append(load_wide(b, code, b.add(w, b.mul(ldw, constant(r))), b.select(exists, mask, none)))
-        for r, row in enumerate(_transposed(b, rows)):
+        for r, row in enumerate(transposed(b, rows)):
             with b.if_then(b.icmp_signed("<", constant(r), depth)):
                 store(b, row, b.add(out, b.mul(ldo, constant(r))))
 
@@ -259,7 +259,7 @@ def transpose_tile(typing, kind, out, ldo, w, ldw, depth, columns):
     return types.void(kind, *[types.intp] * 6), generate
 
 
-def _transposed(b: ir.IRBuilder, rows: list[ir.Value]) -> list[ir.Value]:
+def transposed(b: ir.IRBuilder, rows: list[ir.Value]) -> list[ir.Value]:
     """A square of LANES vectors on its other side: in log2(LANES) rounds, pairs swap their halves."""
     half = LANES // 2
     while half:
