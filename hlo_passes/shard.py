@@ -17,6 +17,7 @@ from hlo_passes.sharding.orders import place_in_orders, read_orders
 from hlo_passes.sharding.partition import Partitioner
 from hlo_passes.sharding.plan import NO_PLAN, PLANS, Plan, find_weights, make_plan
 from hlo_passes.sharding.prices import Prices
+from hlo_passes.sharding.propagation import propagate, with_whole_axes
 from hlo_passes.sharding.rules import RULE, attach_rules
 from hlo_passes.sharding.shardy_ops import constrain_collectives
 from hlo_passes.sharding.spec import (
@@ -76,13 +77,14 @@ def run(module: ir.Module, options: Options) -> None:
         free = plan_free_axis(module, options.instance, options.plan) if annotated else NO_PLAN
         if annotated:
             constrain_collectives(module)
-            run_mlir_passes(module, "sdy-propagation-pipeline")
+            propagate(module)
             _undo_propagation_ops(module)
         attach_rules(module)
         function = main(module)
-        targets, plan = (
-            (_user_targets(module, function, options, asked), free) if annotated else _plan(function, options)
-        )
+        if annotated:
+            targets, plan = _user_targets(module, function, options, asked, given), free
+        else:
+            targets, plan = _plan(function, options)
         unreached = _unreached(function, targets, given) if annotated and not plan.notes else []
         part = Partitioner(module, function, targets, HANDLERS)
         part.run()
@@ -160,19 +162,22 @@ def _plan(function: func.FuncOp, options: Options) -> tuple[Targets, Plan]:
 
 
 def _user_targets(
-    module: ir.Module, function: func.FuncOp, options: Options, asked: frozenset[int]
+    module: ir.Module,
+    function: func.FuncOp,
+    options: Options,
+    asked: frozenset[int],
+    given: frozenset[int],
 ) -> Targets:
     """The user's shardings and what Shardy's propagation made of them.
 
     Results lie as they are made, except those of ``asked``: the propagation leaves a result whole where
     its size does not divide, which nobody wanted.
     """
-    reader = MeshReader(module)
-    attributes = annotations(function)
+    reader, classes = MeshReader(module), DimClasses(function.operation)
+    attributes = with_whole_axes(function, given, classes, reader.sizes())
     for attr in attributes.values():
         reader.note_cuts(attr)
     mesh = _checked_mesh(module, reader, options)
-    classes = DimClasses(function.operation)
 
     def place(value: ir.Value, axes: tuple[tuple[str, ...], ...]) -> Sharding:
         shape, local = shape_of(value), []

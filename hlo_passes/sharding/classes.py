@@ -80,6 +80,10 @@ class DimClasses:
         """The class of one dim, named by its representative."""
         return _find(self._parent, self._node(source, dim))
 
+    def tile_class(self, source: ir.Value | View, dim: int) -> Class:
+        """The dims that are cut into the same tiles: those of a class, and views of them."""
+        return _find(self._tile_parent, self._node(source, dim))
+
     def tiles(self, name: Class) -> int:
         return self._tiles[_find(self._tile_parent, name)]
 

@@ -67,6 +67,11 @@ class MeshReader:
         """The meshes with axes: a mesh without any pins a value to one device and shards nothing."""
         return [mesh for mesh in self._meshes.values() if len(mesh.axes)]
 
+    def sizes(self) -> dict[str, int]:
+        """The sizes of the mesh's axes."""
+        axes = [sdy.MeshAxisAttr(axis) for mesh in self.meshes()[:1] for axis in mesh.axes]
+        return {axis.name: axis.size for axis in axes}
+
     def note_cuts(self, attr: ir.Attribute) -> None:
         """Remembers where this sharding cuts axes into sub-axes; call for all before ``mesh``."""
         for dim in sdy.TensorShardingAttr(attr).dimension_shardings:
@@ -108,7 +113,7 @@ class MeshReader:
         return tuple(result)
 
     def _names(self, ref: sdy.AxisRefAttr) -> list[str]:
-        sizes = {sdy.MeshAxisAttr(a).name: sdy.MeshAxisAttr(a).size for a in self.meshes()[0].axes}
+        sizes = self.sizes()
         low, high = 1, sizes[ref.name]
         if ref.sub_axis_info is not None:
             sub = sdy.SubAxisInfoAttr(ref.sub_axis_info)
