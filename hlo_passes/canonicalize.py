@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from hlo_passes.inline import inline_calls
 from hlo_passes.ir import ir, main, run_mlir_passes, stablehlo, walk
 from hlo_passes.reject import DYNAMIC_OPS, reject_annotations, reject_unsupported
+from hlo_passes.slices import slice_before_broadcast
 from kernels.errors import CompileError
 
 __all__ = ["Options", "flatten", "lower", "run"]
@@ -54,6 +55,8 @@ def flatten(module: ir.Module) -> None:
     """
     entry = main(module)
     reject_annotations(module)
+    # As the pass fold does before: what it leaves out and what goes through all passes must come out alike.
+    slice_before_broadcast(module)
     _apply(module, "func.func(stablehlo-legalize-composite-to-call)")
     inline_calls(module, entry)
     with module.context:

@@ -9,6 +9,7 @@ from hlo_passes.ir import func, ir, main
 from hlo_passes.ops import nested_operands
 from hlo_passes.periods import Run, find_run
 from hlo_passes.signature import ALIAS, Attributes, read_attributes, write_signature
+from hlo_passes.slices import slice_before_broadcast
 
 __all__ = ["Options", "run"]
 
@@ -31,6 +32,7 @@ def run(module: ir.Module, options: Options) -> None:
     (results of main excepted, one of each layer) or takes. A layer has arguments of its own; a mere chain of
     ops has none, and becomes one kernel.
     """
+    slice_before_broadcast(module)
     with module.context, ir.Location.unknown():
         function = main(module)
         ops = body(function)

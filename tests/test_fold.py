@@ -75,6 +75,31 @@ def _annotated_mlp():
     return _mlp(lambda *spec: NamedSharding(mesh, P(*spec)))
 
 
+def _flax_bert():
+    """Its layers are not jitted functions, and each slices its row of a mask of ones."""
+    transformers = pytest.importorskip("transformers")
+    config = transformers.BertConfig(
+        hidden_size=256, num_hidden_layers=LAYERS, num_attention_heads=8, intermediate_size=512
+    )
+    model = transformers.FlaxBertModel(config, _do_init=False)
+    params = jax.eval_shape(lambda key: model.init_weights(key, (1, 1)), jax.random.key(0))
+
+    def encode(params, tokens):
+        return model(tokens, params=params, train=False).last_hidden_state
+
+    return encode, (params, shape(2, 32, dtype=jnp.int32)), {}
+
+
+def _masked():
+    def fn(weights, x):
+        mask = jnp.ones((LAYERS, 64)).astype(jnp.int32)
+        for number, (up, down) in enumerate(weights):
+            x = x + jnp.tanh(x @ up) @ down * mask[number]
+        return x
+
+    return fn, _mlp()[1], {}
+
+
 MODELS = {
     "opt decode": functools.partial(_decoder, opt, "opt-125m", True),
     "opt decode, cache copied": functools.partial(_decoder, opt, "opt-125m", False),
@@ -83,11 +108,13 @@ MODELS = {
     "llama decode": functools.partial(_decoder, llama, "llama-3-8b", True),
     "llama prefill": functools.partial(_prefill, llama, "llama-3-8b"),
     "bert": _encoder,
+    "flax bert": _flax_bert,
+    "masked mlp": _masked,
     "mlp": _mlp,
     "annotated mlp": _annotated_mlp,
 }
 EVERYWHERE = [(name, tp) for name in MODELS for tp in ((2,) if "mlp" in name else (1, 2, 3, 8, 24))]
-QUICK = [("opt decode", 24), ("opt prefill", 3), ("annotated mlp", 2)]
+QUICK = [("opt decode", 24), ("opt prefill", 3), ("masked mlp", 2), ("annotated mlp", 2)]
 
 
 def lowered(fn, arguments, tp, **options):
