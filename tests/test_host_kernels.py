@@ -248,3 +248,28 @@ def test_bits_are_the_same_from_run_to_run(rng):
     text = product(1, 40, 900, 1000, "bf16", COLUMNS)
     first = run(text, x, w)
     assert all(np.array_equal(run(text, x, w), first) for _ in range(10))
+
+
+_WIDENED = """
+import numpy as np
+from numba import njit
+import kernels.host.elements as elements
+from kernels.dtypes import dtype
+from kernels.host.vectors import stream_tile
+elements._LOOKS_UP = False
+for name in ("f8E4M3", "f8E4M3FN", "f8E5M2", "f8E3M4"):
+    kind = elements.KINDS[name]
+    @njit
+    def widen(out, x, w):
+        stream_tile(kind, 1, out, x, w, 0, 0, 256)
+    out, x, w = np.zeros(256, np.float32), np.ones(1, np.float32), np.arange(256, dtype=np.uint8)
+    widen(out.ctypes.data, x.ctypes.data, w.ctypes.data)
+    np.testing.assert_array_equal(out, w.view(dtype(name).numpy).astype(np.float32))
+print("all equal")
+"""
+
+
+@pytest.mark.slow
+def test_eight_bit_floats_are_widened_exactly_where_no_table_is_looked_up():
+    asked = [sys.executable, "-W", "error", "-c", _WIDENED]
+    assert subprocess.run(asked, cwd=ROOT, capture_output=True, text=True, check=True).stdout == "all equal\n"

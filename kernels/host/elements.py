@@ -5,8 +5,11 @@ Addresses are integers. A ``kind`` is a number out of ``KINDS``.
 
 from collections.abc import Callable, Sequence
 
-from llvmlite import ir
+import numpy as np
+from llvmlite import binding, ir
 from numba.core import cgutils
+
+from kernels.dtypes import dtype
 
 __all__ = [
     "F32",
@@ -162,14 +165,52 @@ def load_masked(b: ir.IRBuilder, address: ir.Value, element: ir.Type, mask: ir.V
     return call(b, f"llvm.masked.load.v{LANES}{name}.p0", vector, arguments)
 
 
+_LOOKED_UP = 64
+_LOOKS_UP = binding.get_host_cpu_features().get("avx512vbmi", False)
+"""So many 8-bit floats are widened together where the processor looks up bytes in tables of 128."""
+
+
+def _look_up(b: ir.IRBuilder, name: str, raw: ir.Value) -> list[ir.Value]:
+    """8-bit floats as vectors of f32: each is a bf16, whose bytes stand in two tables but for the sign."""
+    count = ir.VectorType(INT[8], _LOOKED_UP)
+    words = np.arange(128, dtype=np.uint8).view(dtype(name).numpy).astype(np.float32).view(np.uint32) >> 16
+
+    def found(values: np.ndarray) -> ir.Value:
+        low, high = (ir.Constant(count, half.tolist()) for half in np.split(values, 2))
+        return call(b, "llvm.x86.avx512.vpermi2var.qi.512", count, [low, raw, high])
+
+    # Sorted so that the even and the odd words of what is interleaved in 16-byte lanes are whole vectors.
+    order = np.arange(_LOOKED_UP).reshape(2, 2, 4, 4).transpose(2, 0, 3, 1)
+    raw = _shuffled(b, raw, raw, order)
+    sign = b.and_(raw, ir.Constant(count, [0x80] * _LOOKED_UP))
+    low, high = found(words & 0xFF), b.or_(found(words >> 8), sign)
+    lanes = np.arange(2 * _LOOKED_UP).reshape(2, 4, 2, 8)
+    pairs = [
+        b.bitcast(_shuffled(b, low, high, lanes[:, :, half].transpose(1, 2, 0)), WIDE) for half in (0, 1)
+    ]
+    return [
+        b.bitcast(bits, VECTOR)
+        for pair in pairs
+        for bits in (b.shl(pair, _splat(16)), b.and_(pair, _splat(0xFFFF0000)))
+    ]
+
+
+def _shuffled(b: ir.IRBuilder, low: ir.Value, high: ir.Value, order: np.ndarray) -> ir.Value:
+    places = ir.Constant(ir.VectorType(INT[32], order.size), order.ravel().tolist())
+    return b.shuffle_vector(low, high, places)
+
+
 def load_line(b: ir.IRBuilder, kind: int, address: ir.Value, count: int) -> list[ir.Value]:
     """``count`` times LANES stored elements as so many vectors of f32."""
     name, bits, widen = _WIDEN[kind]
     if not name.startswith("f8"):
         places = [b.add(address, constant(bits // 8 * LANES * v)) for v in range(count)]
         return [load_wide(b, kind, place, None) for place in places]
+    raw = load(b, address, ir.VectorType(INT[8], count * LANES), 1)
+    if _LOOKS_UP and count * LANES == _LOOKED_UP:
+        return _look_up(b, name, raw)
     # Most of their widening is done on 16-bit lanes, of which a register holds twice as many.
-    wide = widen(b, load(b, address, ir.VectorType(INT[8], count * LANES), 1))
+    wide = widen(b, raw)
     parts = [ir.Constant(WIDE, list(range(LANES * v, LANES * (v + 1)))) for v in range(count)]
     return [b.shuffle_vector(wide, ir.Constant(wide.type, ir.Undefined), part) for part in parts]
 
@@ -191,9 +232,12 @@ def fma(b: ir.IRBuilder, x: ir.Value, y: ir.Value, z: ir.Value) -> ir.Value:
     return call(b, f"llvm.fma.v{LANES}f32", VECTOR, [x, y, z])
 
 
-def prefetch(b: ir.IRBuilder, address: ir.Value, size_bytes: int, level: int = 1) -> None:
-    """Asks for so many bytes to be brought to the cache of that ``level``; no address is wrong."""
-    constants = [ir.Constant(INT[32], value) for value in (0, 4 - level, 1)]  # to read, how near, data
+def prefetch(b: ir.IRBuilder, address: ir.Value, size_bytes: int) -> None:
+    """Asks for so many bytes to be brought to the second-level cache; no address is wrong.
+
+    In the first they would push out the sums of the tile.
+    """
+    constants = [ir.Constant(INT[32], value) for value in (0, 2, 1)]  # to read, second level, data
     for offset in range(0, size_bytes, _CACHE_LINE_BYTES):
         pointer = b.inttoptr(b.add(address, constant(offset)), _POINTER)
         call(b, "llvm.prefetch.p0", ir.VoidType(), [pointer, *constants])

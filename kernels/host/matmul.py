@@ -33,7 +33,7 @@ _NEAR_SUMS = 8192
 """Sums that stay in the first-level cache."""
 
 _AHEAD_BYTES = 1 << 16
-"""How far ahead one row's weights are asked for."""
+"""How far ahead weights are asked for."""
 
 _STRETCHES = 8
 """One row takes its weights [k, n] in so many stretches of whole rows, each with sums of its own."""
@@ -97,11 +97,16 @@ def _add_product(kind, x, ldx, w, size, ldw, out, ldo, m, depth, ahead, columns)
 
 
 @njit
+def _distance(group_bytes):
+    """From what is read to what is asked for: some whole groups of rows of weights."""
+    return max(1, _AHEAD_BYTES // group_bytes) * group_bytes
+
+
+@njit
 def _stream_row(kind, x, w, size, out, k, n):
     """One row, weights [k, n]: they pass by once, in one stretch if their sums fit the first-level cache."""
     literally(kind)
-    group, total = _STREAM_DEPTH * size * n, size * k * n
-    distance = max(1, _AHEAD_BYTES // group) * group
+    distance, total = _distance(_STREAM_DEPTH * size * n), size * k * n
     for column in range(0, n, _NEAR_SUMS):
         columns = min(_NEAR_SUMS, n - column)
         place, sums = w + size * column, out + 4 * column
@@ -132,12 +137,13 @@ def _row_group(kind, rows, wide, x, w, size, out, ldo, k, columns):
     literally(kind)
     literally(rows)
     literally(wide)
-    column = 0
+    column, ldw = 0, size * k
+    ahead = _distance(wide * ldw)
     while column + wide <= columns:
-        row_tile(kind, rows, wide, out + 4 * column, ldo, x, 4 * k, w + size * k * column, size * k, k)
+        row_tile(kind, rows, wide, out + 4 * column, ldo, x, 4 * k, w + ldw * column, ldw, k, ahead)
         column += wide
     while column < columns:
-        row_tile(kind, rows, 1, out + 4 * column, ldo, x, 4 * k, w + size * k * column, size * k, k)
+        row_tile(kind, rows, 1, out + 4 * column, ldo, x, 4 * k, w + ldw * column, ldw, k, 0)
         column += 1
 
 

@@ -103,7 +103,7 @@ def column_tile(typing, kind, rows, vectors, masked, out, ldo, x, ldx, w, ldw, d
     return types.void(kind, rows, vectors, masked, *[types.intp] * 9), generate
 
 
-_STREAM_VECTORS = {1: 4, 2: 2, 4: 2}
+_LINE_VECTORS = {1: 4, 2: 2, 4: 2}
 """Vectors of a stream read before the next stream's turn, by bytes of an element: whole cache lines."""
 
 
@@ -111,8 +111,7 @@ _STREAM_VECTORS = {1: 4, 2: 2, 4: 2}
 def stream_tile(typing, kind, depth, out, x, w, ldw, ahead, columns):
     """``out[columns] += x[depth] @ w[depth, columns]``, its ``depth`` rows of weights read side by side.
 
-    Each sum takes its terms one after the other. Arguments as of ``column_tile``, but what will be read later
-    is brought to the second-level cache only: it would push the sums out of the first.
+    Each sum takes its terms one after the other. Arguments as of ``column_tile``.
     """
     found = _constants(kind, depth)
     if found is None:
@@ -133,15 +132,15 @@ def stream_tile(typing, kind, depth, out, x, w, ldw, ahead, columns):
             for stream, factor in zip(streams, factors, strict=True):
                 row = b.add(stream, at)
                 if mask is None:
-                    prefetch(b, b.add(row, ahead), size * LANES * count, level=2)
+                    prefetch(b, b.add(row, ahead), size * LANES * count)
                 weights = load_line(b, code, row, count) if mask is None else [load_wide(b, code, row, mask)]
                 sums = [fma(b, factor, weight, total) for weight, total in zip(weights, sums, strict=True)]
             for place, total in zip(places, sums, strict=True):
                 store_masked(b, total, place, mask)
 
-        line = constant(LANES * _STREAM_VECTORS[size])
+        line = constant(LANES * _LINE_VECTORS[size])
         with cgutils.for_range(b, b.udiv(columns, line)) as loop:
-            step(b.mul(loop.index, line), _STREAM_VECTORS[size], None)
+            step(b.mul(loop.index, line), _LINE_VECTORS[size], None)
         first = b.sub(columns, b.urem(columns, line))
         with cgutils.for_range_slice(b, first, columns, constant(LANES), INT[64], inc=True) as (column, _):
             step(column, 1, first_lanes(b, b.sub(columns, column)))
@@ -154,10 +153,11 @@ def stream_tile(typing, kind, depth, out, x, w, ldw, ahead, columns):
 
 
 @intrinsic(prefer_literal=True)
-def row_tile(typing, kind, rows, columns, out, ldo, x, ldx, w, ldw, depth):
+def row_tile(typing, kind, rows, columns, out, ldo, x, ldx, w, ldw, depth, ahead):
     """``out[rows, columns] = x[rows, depth] @ w[columns, depth].T``: dot products along memory.
 
-    Each is LANES f32 sums, added as a tree at the end. Arguments as of ``column_tile``.
+    Each is LANES f32 sums, added as a tree at the end. Arguments as of ``stream_tile``; of one row only,
+    what will be read later is asked for.
     """
     found = _constants(kind, rows, columns)
     if found is None:
@@ -165,29 +165,37 @@ def row_tile(typing, kind, rows, columns, out, ldo, x, ldx, w, ldw, depth):
     code, num_rows, num_columns = found
     size = SIZES[code]
 
-    def body(b, out, ldo, x, ldx, w, ldw, depth):
+    def body(b, out, ldo, x, ldx, w, ldw, depth, ahead):
         sums = [cgutils.alloca_once(b, VECTOR) for _ in range(num_rows * num_columns)]
         for total in sums:
             b.store(ir.Constant(VECTOR, None), total)
 
-        def step(position: ir.Value, mask: ir.Value | None) -> None:
+        def step(position: ir.Value, count: int, mask: ir.Value | None) -> None:
             at = b.mul(position, constant(size))
-            weights = [
-                load_wide(b, code, b.add(b.add(w, b.mul(ldw, constant(c))), at), mask)
-                for c in range(num_columns)
-            ]
-            for r in range(num_rows):
-                place = b.add(b.add(x, b.mul(ldx, constant(r))), b.mul(position, constant(4)))
-                row = load_wide(b, KINDS["f32"], place, mask)
-                for c, weight in enumerate(weights):
-                    total = sums[r * num_columns + c]
-                    b.store(fma(b, row, weight, b.load(total)), total)
+            places = [b.add(b.add(w, b.mul(ldw, constant(c))), at) for c in range(num_columns)]
+            if count == 1:
+                lines = [[load_wide(b, code, place, mask)] for place in places]
+            else:
+                for place in places:
+                    prefetch(b, b.add(place, ahead), size * LANES * count)
+                lines = [load_line(b, code, place, count) for place in places]
+            for v in range(count):
+                first = b.mul(b.add(position, constant(LANES * v)), constant(4))
+                for r in range(num_rows):
+                    place = b.add(b.add(x, b.mul(ldx, constant(r))), first)
+                    row = load_wide(b, KINDS["f32"], place, mask)
+                    for c, line in enumerate(lines):
+                        total = sums[r * num_columns + c]
+                        b.store(fma(b, row, line[v], b.load(total)), total)
 
-        with cgutils.for_range(b, b.udiv(depth, constant(LANES))) as loop:
-            step(b.mul(loop.index, constant(LANES)), None)
-        rest = b.urem(depth, constant(LANES))
-        with b.if_then(b.icmp_signed(">", rest, constant(0))):
-            step(b.sub(depth, rest), first_lanes(b, rest))
+        # The sums of several rows alone fill the registers, and what they do hides the reading.
+        count = _LINE_VECTORS[size] if num_rows == 1 else 1
+        line = constant(LANES * count)
+        with cgutils.for_range(b, b.udiv(depth, line)) as loop:
+            step(b.mul(loop.index, line), count, None)
+        first = b.sub(depth, b.urem(depth, line))
+        with cgutils.for_range_slice(b, first, depth, constant(LANES), INT[64], inc=True) as (position, _):
+            step(position, 1, first_lanes(b, b.sub(depth, position)))
         for number, total in enumerate(sums):
             row, column = divmod(number, num_columns)
             place = b.add(b.add(out, b.mul(ldo, constant(row))), constant(4 * column))
@@ -198,7 +206,7 @@ def row_tile(typing, kind, rows, columns, out, ldo, x, ldx, w, ldw, depth):
         _call_shared(b, name, arguments[3:], body)
         return context.get_dummy_value()
 
-    return types.void(kind, rows, columns, *[types.intp] * 7), generate
+    return types.void(kind, rows, columns, *[types.intp] * 8), generate
 
 
 def _tree_sum(b: ir.IRBuilder, vector: ir.Value) -> ir.Value:
