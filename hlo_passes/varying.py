@@ -13,6 +13,7 @@ __all__ = ["Varying", "analyze"]
 # Which ranks hold equal values: ranks of one class do. (0, 0, 1, 1) says ranks 0 and 1 agree, 2 and 3 agree.
 # Class numbers count up by first appearance, so equal partitions are equal tuples.
 Classes = tuple[int, ...]
+Groups = tuple[tuple[int, ...], ...]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,6 +64,32 @@ def _meet(left: Classes, right: Classes) -> Classes:
     return _partition(tuple(zip(left, right, strict=True))) if any(left) else right
 
 
+def _members(groups: Groups, ranks: int) -> list[tuple[int, ...]]:
+    """The group that each rank is in; a rank outside all is alone."""
+    members: list[tuple[int, ...]] = [(rank,) for rank in range(ranks)]
+    for group in groups:
+        for rank in group:
+            members[rank] = group
+    return members
+
+
+@functools.lru_cache(maxsize=4096)
+def _shared(groups: Groups, own: Classes) -> Classes:
+    """Every member ends with one function of the members' values, taken in the group's order.
+
+    Ranks of different groups count as different even where their sums must agree: each group's result
+    is made apart, so the ring does not hold it once.
+    """
+    return _partition(tuple((g, tuple(own[r] for r in g)) for g in _members(groups, len(own))))
+
+
+@functools.lru_cache(maxsize=4096)
+def _parted(groups: Groups, own: Classes) -> Classes:
+    """Every member ends with the part that belongs to its position in the group."""
+    members = enumerate(_members(groups, len(own)))
+    return _partition(tuple((tuple(own[r] for r in group), group.index(rank)) for rank, group in members))
+
+
 class _Analysis:
     """The walk and its result so far."""
 
@@ -90,28 +117,13 @@ class _Analysis:
     def _rank(self, op: ir.Operation) -> list[Classes]:
         return [tuple(range(self.ranks))]
 
-    def _members(self, op: ir.Operation) -> list[tuple[int, ...]]:
-        members: list[tuple[int, ...]] = [(rank,) for rank in range(self.ranks)]
-        for group in replica_groups(op):
-            for rank in group:
-                members[rank] = group
-        return members
-
     def _same_in_group(self, op: ir.Operation) -> list[Classes]:
-        """Every member ends with one function of the members' values, taken in the group's order.
-
-        Ranks of different groups count as different even where their sums must agree: each group's result
-        is made apart, so the ring does not hold it once.
-        """
-        members = self._members(op)
-        found = [self.classes[value] for value in op.operands]
-        return [_partition(tuple((g, tuple(own[r] for r in g)) for g in members)) for own in found]
+        groups = replica_groups(op)
+        return [_shared(groups, self.classes[value]) for value in op.operands]
 
     def _own_part(self, op: ir.Operation) -> list[Classes]:
-        """Every member ends with the part that belongs to its position in the group."""
-        labels = [(group, group.index(rank)) for rank, group in enumerate(self._members(op))]
-        found = [self.classes[value] for value in op.operands]
-        return [_partition(tuple((tuple(own[r] for r in g), at) for g, at in labels)) for own in found]
+        groups = replica_groups(op)
+        return [_parted(groups, self.classes[value]) for value in op.operands]
 
     def _permute(self, op: ir.Operation) -> list[Classes]:
         sources = {target: source for source, target in pairs(op)}

@@ -1,5 +1,6 @@
 """What one kernel has to do, in shapes and types only: the input of every cost rule."""
 
+import functools
 import math
 from dataclasses import dataclass
 
@@ -19,7 +20,7 @@ class Tensor:
     def size(self) -> int:
         return math.prod(self.shape)
 
-    @property
+    @functools.cached_property
     def size_bytes(self) -> int:
         return math.ceil(self.size * find_dtype(self.dtype).bits / 8)
 

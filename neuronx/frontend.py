@@ -324,7 +324,7 @@ def _name_donated_results(module: ir.Module) -> None:
     JAX leaves that choice to the partitioner when the function holds shardings; here it is made once.
     """
     function = main(module)
-    if "arg_attrs" not in function.attributes:
+    if not any("jax.buffer_donor" in entry for entry in function.attributes.get("arg_attrs", ())):
         return
     attributes = [{one.name: one.attr for one in entry} for entry in function.arg_attrs]
     taken = {entry["tf.aliasing_output"].value for entry in attributes if "tf.aliasing_output" in entry}
