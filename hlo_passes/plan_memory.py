@@ -92,11 +92,11 @@ def _assign(values: Iterable[Place], end: int, alignment_bytes: int) -> tuple[di
 def _best_fit(taken: list[tuple[int, int, Place]], base: int, size: int) -> int:
     """The start of the smallest gap that holds ``size``, or the end of what is taken."""
     best, at = None, base
-    for start, stop, _ in taken:
+    for start, stop, _ in taken:  # disjoint, and in order
         gap = start - at
         if gap >= size and (best is None or gap < best[0]):
             best = (gap, at)
-        at = max(at, stop)
+        at = stop
     return at if best is None else best[1]
 
 
