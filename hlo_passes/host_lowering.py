@@ -7,15 +7,18 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
+from hlo_passes.host_cache import mask_of_columns, softmax_results
 from hlo_passes.ir import ir, parse, stablehlo, walk
 from hlo_passes.ops import kind, tensor
 from kernels.host.targets import (
     FEW_ROWS,
     WEIGHTS,
     Cost,
+    filled_target,
     in_pairs,
     matmul_cost,
     matmul_target,
+    reads_filled,
     update_cost,
     update_target,
     why_not_matmul,
@@ -46,14 +49,17 @@ class Lowered:
 
 def lower_text(text: str) -> Lowered:
     """Replaces each op that a kernel takes by a call of the kernel; the rest stays as it is."""
-    if not any(f"stablehlo.{name}" in text for name in _LOWERINGS):
+    if not any(f"stablehlo.{name}" in text for name in ("dot_general", "dynamic_update_slice")):
         return Lowered(text=text, targets=frozenset(), decisions=())
     module = parse(text)
+    weights = softmax_results(module)
     decisions: list[Decision] = []
 
     def visit(op: ir.Operation) -> None:
-        if kind(op) in _LOWERINGS:
-            decisions.append(_LOWERINGS[kind(op)](op))
+        if kind(op) == "dot_general":
+            decisions.append(_lower_product(op, weights))
+        elif kind(op) == "dynamic_update_slice":
+            decisions.append(_lower_update(op))
 
     with module.context, ir.Location.unknown():
         walk(module.operation, visit)
@@ -79,7 +85,7 @@ class _Operand:
         return math.prod(self.sizes(dims))
 
 
-def _lower_product(op: ir.Operation) -> Decision:
+def _lower_product(op: ir.Operation, softmax: frozenset[ir.Value]) -> Decision:
     left, right = _operands(op)
     # The operand that streams from memory should be the weights, whatever side it stands on.
     swapped = right.size(right.free) <= FEW_ROWS < left.size(left.free)
@@ -103,14 +109,37 @@ def _lower_product(op: ir.Operation) -> Decision:
         sides = [w.free, summed_w] if by_rows else [summed_w, w.free]
         sizes = [batch, n, k] if by_rows else [batch, k, n]
         weights = _arranged(w.value, [w.batch, *sides], sizes)
-        target = matmul_target(types[1], by_rows=by_rows, pairs=pairs)
-        result = _call(target, [rows, weights], _type([batch, m, n], "f32"))
+        target, operands = matmul_target(types[1], by_rows=by_rows, pairs=pairs), [rows, weights]
+        if not swapped and reads_filled(types[1], m=m):
+            filled = _filled(op, x, n, softmax, by_rows)
+            if filled is not None:
+                target, operands = filled_target(types[1], by_rows=by_rows), [rows, weights, *filled]
+        result = _call(target, operands, _type([batch, m, n], "f32"))
         result = _in_the_order_of(op, result, x, w, swapped)
         op.results[0].replace_all_uses_with(result)
     op.erase()
     return Decision(
         op=name, target=target, cost=matmul_cost(types[1], pairs=pairs, batch=batch, m=m, k=k, n=n)
     )
+
+
+def _filled(
+    op: ir.Operation, x: _Operand, n: int, softmax: frozenset[ir.Value], by_rows: bool
+) -> list[ir.Value] | None:
+    """What the kernel that leaves a part of w unread takes besides x and w; None where it must read all."""
+    if not by_rows:
+        return [] if x.value in softmax and len(x.contracting) == 1 else None
+    mask = mask_of_columns(op.results[0])
+    if mask is None or tensor(mask.type).size != n or not _is_known_at(op, mask):
+        return None
+    return [stablehlo.reshape(_type([n], "i1"), mask)]
+
+
+def _is_known_at(op: ir.Operation, value: ir.Value) -> bool:
+    owner = value.owner
+    if isinstance(owner, ir.Block):
+        return True
+    return owner.operation.block == op.block and owner.operation.is_before_in_block(op)
 
 
 def _operands(op: ir.Operation) -> tuple[_Operand, _Operand]:
@@ -194,9 +223,6 @@ def _lower_update(op: ir.Operation) -> Decision:
         op.results[0].replace_all_uses_with(result)
     op.erase()
     return Decision(op=name, target=target, cost=update_cost(found.dtype, tensor(update.type).shape))
-
-
-_LOWERINGS = {"dot_general": _lower_product, "dynamic_update_slice": _lower_update}
 
 
 def _call(

@@ -20,7 +20,7 @@ from kernels.host.pool import (
 from kernels.host.targets import FEW_ROWS
 from kernels.host.vectors import column_tile, row_tile, stream_tile, transpose_tile, widen_tile
 
-__all__ = ["compile_matmul"]
+__all__ = ["PARALLEL_FROM", "add_product", "compile_matmul", "stream_rows"]
 
 # Words of the job. x is [batch, m, k], w [batch, k, n] or (by rows) [batch, n, k], out [batch, m, n].
 _X, _W, _OUT, _M, _K, _N, _SIZE, _TILES = range(FIRST_OWN_WORD, FIRST_OWN_WORD + 8)
@@ -48,7 +48,7 @@ _PANEL = 2 * LANES
 """Widened weights lie in panels of two vectors a row, 256 rows and 8 panels at a time, and meet 256 rows of x
 at a time: each is a quarter of the second-level cache."""
 
-_PARALLEL_FROM = 1 << 17
+PARALLEL_FROM = 1 << 17
 """Multiplications that are worth waking another thread for."""
 
 _F32 = KINDS["f32"]
@@ -76,7 +76,7 @@ def _column_group(kind, rows, vectors, x, ldx, w, size, ldw, out, ldo, depth, ah
 
 
 @njit
-def _add_product(kind, x, ldx, w, size, ldw, out, ldo, m, depth, ahead, columns):
+def add_product(kind, x, ldx, w, size, ldw, out, ldo, m, depth, ahead, columns):
     """``out[m, columns] += x[m, depth] @ w[depth, columns]``, rows of x in groups that fit registers."""
     literally(kind)
     row = 0
@@ -127,7 +127,7 @@ def _stream_columns(kind, x, w, size, ldw, out, ldo, m, k, columns):
     literally(kind)
     for top in range(0, k, _COLUMN_DEPTH):
         depth = min(_COLUMN_DEPTH, k - top)
-        _add_product(
+        add_product(
             kind, x + 4 * top, 4 * k, w + top * ldw, size, ldw, out, ldo, m, depth, depth * ldw, columns
         )
 
@@ -148,7 +148,7 @@ def _row_group(kind, rows, wide, x, w, size, out, ldo, k, columns):
 
 
 @njit
-def _stream_rows(kind, x, w, size, out, ldo, m, k, columns):
+def stream_rows(kind, x, w, size, out, ldo, m, k, columns):
     """Few rows, weights [n, k]: dot products along their rows, of which a few stay near for all rows of x."""
     literally(kind)
     for first in range(0, columns, _NEAR_COLUMNS):
@@ -218,7 +218,7 @@ def _blocks(kind, by_rows, x, w, size, ldw, out, ldo, m, k, columns):
                 panel = panels + 4 * column * _BLOCK_DEPTH
                 place = out + first * ldo + 4 * column
                 left = min(_PANEL, columns - column)
-                _add_product(_F32, row, 4 * k, panel, 4, 4 * _PANEL, place, ldo, rows, depth, 0, left)
+                add_product(_F32, row, 4 * k, panel, 4, 4 * _PANEL, place, ldo, rows, depth, 0, left)
     release(memory)
 
 
@@ -264,7 +264,7 @@ def _compute_columns(kind, size, by_rows, job, tile):
     w = word(job, _W) + size * (batch * k * n + first * (k if by_rows else 1))
     out, ldo = word(job, _OUT) + 4 * (batch * m * n + first), 4 * n
     if by_rows and m <= FEW_ROWS:
-        _stream_rows(kind, x, w, size, out, ldo, m, k, columns)
+        stream_rows(kind, x, w, size, out, ldo, m, k, columns)
         return
     for row in range(m):
         clear(out + row * ldo, 4 * columns)
@@ -313,7 +313,7 @@ def _multiply(frame, task, x, w, out, batch, m, k, n, size, tiles):
     store_word(job, _N, n)
     store_word(job, _SIZE, size)
     store_word(job, _TILES, tiles)
-    share_job(frame, job, task, batch * m * k * n >= _PARALLEL_FROM)
+    share_job(frame, job, task, batch * m * k * n >= PARALLEL_FROM)
     wait_for_job(job)
     release_job(job)
 

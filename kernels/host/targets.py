@@ -13,11 +13,15 @@ __all__ = [
     "FEW_ROWS",
     "WEIGHTS",
     "Cost",
+    "filled_reference",
+    "filled_target",
+    "filled_targets",
     "in_pairs",
     "matmul_cost",
     "matmul_reference",
     "matmul_target",
     "matmul_targets",
+    "reads_filled",
     "sum_plan",
     "sum_target",
     "sum_targets",
@@ -123,6 +127,44 @@ def matmul_targets() -> dict[str, tuple[str, bool, bool]]:
         for by_rows in _LAYOUTS
         for pairs in ((False, True) if weights == "bf16" else (False,))
     }
+
+
+_CACHES = ("bf16", "f16", "f32")
+
+
+def filled_target(cache: str, *, by_rows: bool) -> str:
+    """The custom call of a product that reads the filled part of a cache [b, k, n], or by rows [b, n, k]."""
+    return f"neuronx_filled_{cache}_{_LAYOUTS[by_rows]}"
+
+
+def filled_targets() -> dict[str, tuple[str, bool]]:
+    """Every target of that kernel with the type of the cache and whether the product is along its rows."""
+    return {
+        filled_target(cache, by_rows=by_rows): (cache, by_rows) for cache in _CACHES for by_rows in _LAYOUTS
+    }
+
+
+def reads_filled(cache: str, *, m: int) -> bool:
+    """Whether there is a kernel that leaves the empty part of such a cache unread for ``m`` rows.
+
+    It takes the place of the product kernel and costs no more: where all is filled, the same.
+    """
+    return cache in _CACHES and m <= FEW_ROWS
+
+
+def filled_reference(x: np.ndarray, w: np.ndarray, mask: np.ndarray | None) -> np.ndarray:
+    """The product in float64 with zeros for what nobody looks at, and nothing of the rows that are not read.
+
+    Args:
+      x: f32 [batch, m, k].
+      w: with a ``mask``, bool [n], of the columns [batch, n, k]; else [batch, k, n].
+    """
+    if mask is None:
+        read = np.logical_or.accumulate((x != 0).any(axis=1)[:, ::-1], axis=1)[:, ::-1]
+        return matmul_reference(x, np.where(read[..., None], w.astype(np.float32), 0), by_rows=False)
+    filled = np.flatnonzero(mask).max(initial=-1) + 1
+    scores = matmul_reference(x, w[:, :filled], by_rows=True)
+    return np.pad(scores, [(0, 0), (0, 0), (0, len(mask) - filled)])
 
 
 _NARROW_FLOATS: Mapping[str, int] = {name: 1 for name in _FLOATS if name.startswith("f8")} | {"bf16": 2}
