@@ -12,6 +12,7 @@ from hlo_passes.sharding.emit import Emitter
 from hlo_passes.sharding.local_sizes import LOCAL_SIZES
 from hlo_passes.sharding.notes import element_bytes, gather_note, reshard_note, whole_note
 from hlo_passes.sharding.padding import finite_argument, padding_fill
+from hlo_passes.sharding.recompute import ops_to_repeat
 from hlo_passes.sharding.reductions import all_reducer, combine_parts
 from hlo_passes.sharding.reshard import Mover, reshard
 from hlo_passes.sharding.rules import RULE, OpRule
@@ -92,17 +93,39 @@ class Partitioner:
             forms, shape = self._known(value), shape_of(value)
             if sharding not in forms:
                 have = min(forms, key=lambda form: self._distance(shape, form, sharding))
+                moved, _ = self._distance(shape, have, sharding)
+                if moved and self._make_again(value, moved):
+                    forms, have = self._known(value), Sharding.whole(shape)
                 mover = Mover(self.emit, forms[have], shape, have, sharding)
                 movers[self.env[value][0], shape, sharding] = value, mover
         reshard([mover for _, mover in movers.values()])
         for value, mover in movers.values():
-            forms = self._known(value) | {mover.new: mover.value}
-            self._forms |= {(form, mover.shape): forms for form in forms.values()}
+            self._remember(value, mover.new, mover.value)
             if mover.gathered_elements and not self._reader_is_noted:
                 self.notes.append(
                     reshard_note(self._reader, value, mover.gathered_elements, mover.old, mover.new)
                 )
         return [self._known(v)[s] for v, s in zip(values, shardings, strict=True)]
+
+    def _make_again(self, value: ir.Value, moved_elements: float) -> bool:
+        """Has every core compute all of ``value``, where that is done sooner than so much is moved."""
+        ops = ops_to_repeat(value, self._is_there, moved_elements)
+        for op in ops or ():
+            new = op.clone(ip=self.emit.point).operation
+            for number, operand in enumerate(op.operands):
+                new.operands[number] = self.whole(operand)
+            for name in _DROPPED:
+                if name in new.attributes:
+                    del new.attributes[name]
+            self._remember(op.results[0], Sharding.whole(shape_of(op.results[0])), new.results[0])
+        return ops is not None
+
+    def _is_there(self, value: ir.Value) -> bool:
+        return value in self.env and Sharding.whole(shape_of(value)) in self._known(value)
+
+    def _remember(self, value: ir.Value, sharding: Sharding, local: ir.Value) -> None:
+        forms = self._known(value) | {sharding: local}
+        self._forms |= {(form, shape_of(value)): forms for form in forms.values()}
 
     def _known(self, value: ir.Value) -> Mapping[Sharding, ir.Value]:
         """The local forms there are of a global value."""
