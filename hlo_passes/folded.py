@@ -21,6 +21,7 @@ __all__ = [
     "functions",
     "layers",
     "mark",
+    "neighbours",
     "steady_run",
     "unmark",
 ]
@@ -156,7 +157,18 @@ def layers(function: func.FuncOp) -> Layers:
     first = ops[found.start : found.start + found.period]
     read = {value for op in first for _, _, value in nested_operands(op)}
     return Layers(
-        pairs=[(ops[at], ops[at + found.period]) for at in range(found.start, found.end - found.period)],
+        pairs=_pairs(ops, found),
         ops=dict.fromkeys((inner for op in first for inner in (op, *inner_ops(op))), times),
         arguments={value: times for value in found.following if value in read},
     )
+
+
+def neighbours(function: func.FuncOp) -> Sequence[tuple[ir.Operation, ir.Operation]]:
+    """The ops of each equal layer and of the next, of a function with all its layers."""
+    ops = body(function)
+    found = find_run(ops, functions(function.operation.parent))
+    return [] if found is None else _pairs(ops, found)
+
+
+def _pairs(ops: Sequence[ir.Operation], run: Run) -> list[tuple[ir.Operation, ir.Operation]]:
+    return [(ops[at], ops[at + run.period]) for at in range(run.start, run.end - run.period)]

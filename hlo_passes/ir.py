@@ -1,6 +1,7 @@
 """The one door to jaxlib's MLIR: context, parsing, printing, and the few walks every pass needs."""
 
 import functools
+import io
 import re
 from collections.abc import Callable, Iterator
 
@@ -15,6 +16,7 @@ __all__ = [
     "func_named",
     "ir",
     "main",
+    "module_bytes",
     "parse",
     "run_mlir_passes",
     "sdy",
@@ -56,6 +58,13 @@ def parse(text: str | bytes) -> ir.Module:
     """Parses StableHLO text or bytecode; raises ``ir.MLIRError`` where it is malformed."""
     with context():
         return ir.Module.parse(text)
+
+
+def module_bytes(module: ir.Module) -> bytes:
+    """The module with its locations as MLIR bytecode."""
+    buffer = io.BytesIO()
+    module.operation.write_bytecode(buffer)
+    return buffer.getvalue()
 
 
 def run_mlir_passes(module: ir.Module, pipeline: str) -> None:

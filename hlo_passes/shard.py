@@ -15,7 +15,8 @@ from hlo_passes.sharding.free_axes import has_manual_part, plan_free_axis
 from hlo_passes.sharding.handlers import HANDLERS
 from hlo_passes.sharding.orders import place_in_orders, read_orders
 from hlo_passes.sharding.partition import Partitioner
-from hlo_passes.sharding.plan import NO_PLAN, PLANS, Plan, find_weights, make_plan
+from hlo_passes.sharding.plan import NO_PLAN, PLANS, Plan, Planner, check_plan, make_plan
+from hlo_passes.sharding.pose import find_weights
 from hlo_passes.sharding.prices import Prices
 from hlo_passes.sharding.propagation import propagate, with_whole_axes
 from hlo_passes.sharding.rules import RULE, attach_rules
@@ -29,22 +30,22 @@ from hlo_passes.sharding.spec import (
     result_annotations,
     shape_of,
 )
-from hlo_passes.spec import unknown
 from kernels.errors import CompileError
 from kernels.hardware import load_instance
 
-__all__ = ["CONTESTED", "PLANS", "Options", "is_annotated", "run"]
+__all__ = ["PLAN", "PLANS", "Options", "is_annotated", "plan_of", "planner", "run"]
 
 AXIS = "tp"
-CONTESTED = "neuron.contested"
-"""Module attribute: the plan "weights_still" cuts the same weights, and may turn out to be faster."""
+PLAN = "neuron.plan"
+"""Module attribute: the plan written out, its prices, and whether "weights_still" may prove to be faster."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Options:
     """``tp``: cores to shard over. ``instance``: whose rates the plan weighs; its cores bound ``tp``.
 
-    ``plan``: one of ``PLANS``; it means nothing where the user gave shardings.
+    ``plan``: one of ``PLANS``, or a plan written out as in ``PLAN``; it means nothing where the user gave
+    shardings.
     """
 
     tp: int = 1
@@ -55,14 +56,12 @@ class Options:
 def run(module: ir.Module, options: Options) -> None:
     """Rewrites ``main`` in place as the program of one of ``options.tp`` cores.
 
-    Notes on what stays whole are left in the module attribute ``neuron.notes``, the prices of the plan in
-    ``neuron.plan``.
+    Notes on what stays whole are left in the module attribute ``neuron.notes``, the plan in ``PLAN``.
 
     Raises:
       CompileError: no such plan, more cores than the instance has, or a mesh of the user's of another size.
     """
-    if options.plan not in PLANS:
-        raise unknown("plan", options.plan, PLANS)
+    check_plan(options.plan)
     cores = load_instance(options.instance).cores
     if not 1 <= options.tp <= cores:
         raise CompileError(
@@ -94,6 +93,27 @@ def run(module: ir.Module, options: Options) -> None:
         add_notes(module, [*plan.notes, *unreached, *part.notes])
         agree(module)
     run_mlir_passes(module, "cse,canonicalize,cse")
+
+
+def planner(module: ir.Module, options: Options) -> Planner:
+    """The plans there are for a module as the pass finds it, which is left with rules on its ops.
+
+    Raises:
+      UnsteadyError: a folded module whose layers did not stay equal.
+    """
+    with module.context, ir.Location.unknown():
+        attach_rules(module)
+        function = main(module)
+        prices = Prices(options.instance, options.tp)
+        return Planner(function, DimClasses(function.operation), options.tp, prices)
+
+
+def plan_of(module: ir.Module) -> tuple[str, bool]:
+    """The plan that the pass left, written out ("": nothing was planned), and whether it is contested."""
+    attributes = module.operation.attributes
+    if PLAN not in attributes:
+        return "", False
+    return attributes[PLAN]["cut"].value, attributes[PLAN]["contested"].value
 
 
 def is_annotated(module: ir.Module) -> bool:
@@ -262,6 +282,5 @@ def _clean(module: ir.Module, plan: Plan, ranks: int) -> None:
     attributes["mhlo.num_partitions"] = ir.Attribute.parse("1 : i32")
     if plan.prices_s:
         prices = {name: ir.FloatAttr.get_f64(seconds) for name, seconds in plan.prices_s.items()}
-        attributes["neuron.plan"] = ir.DictAttr.get(prices)
-    if plan.contested:
-        attributes[CONTESTED] = ir.UnitAttr.get()
+        told = {"cut": ir.StringAttr.get(plan.text), "contested": ir.BoolAttr.get(plan.contested)}
+        attributes[PLAN] = ir.DictAttr.get(prices | told)

@@ -15,13 +15,13 @@ from typing import TypeVar
 
 import jax
 
+from hlo_passes.ir import module_bytes
 from neuronx.container import SavedFileError, read_sections, write_sections
 from neuronx.driver import (
     Artifacts,
     CompileOptions,
     WholeLevels,
     compile_module,
-    module_bytes,
     with_levels,
     without_collector,
 )

@@ -3,10 +3,9 @@
 import contextlib
 import functools
 import gc
-import io
 import warnings
-from collections.abc import Collection, Iterator, Mapping
-from dataclasses import dataclass, field, replace
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 
 from distributed.device_memory import DeviceMemory, check_fits
 from distributed.program import Program
@@ -14,7 +13,7 @@ from distributed.program_text import program_text
 from distributed.timeline import time_program
 from hlo_passes import autocast, order, overlap, schedule, shard
 from hlo_passes.folded import UnsteadyError, folded
-from hlo_passes.ir import ir, parse
+from hlo_passes.ir import ir, module_bytes, parse
 from hlo_passes.notes import add_notes
 from hlo_passes.pipeline import PASSES, Debug, Stage, default_pipeline, folding, run_pipeline
 from hlo_passes.spec import unknown
@@ -22,6 +21,7 @@ from kernels.eras import DEFAULT_ERA, ERAS
 from kernels.errors import CompileError, OutOfDeviceMemoryError
 from kernels.hardware import load_instance, load_links
 from neuronx.environment import environment
+from neuronx.fastest import Tried, find_fastest
 from neuronx.progress import Progress
 
 __all__ = [
@@ -35,7 +35,6 @@ __all__ = [
     "WholeLevels",
     "compile_module",
     "copy_module",
-    "module_bytes",
     "pipeline_for",
     "with_levels",
     "without_collector",
@@ -48,10 +47,8 @@ LEVELS = ("global", "local", "fused", "planned", "program")
 AUTO_CASTS = ("none", "matmult", "all")
 AUTO_CAST_TYPES = ("bf16", "fp16", "tf32", "fp8_e4m3")
 
-# What a plan is for, the default first, and the plans of the pass shard that are tried for it; where the
-# first is contested, "weights_still" is tried as well.
-_PLANS = {"memory": ("weights",), "time": ("weights", "still", "moving", "whole")}
-OBJECTIVES = tuple(_PLANS)
+# What a plan is for, the default first.
+OBJECTIVES = ("memory", "time")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -119,20 +116,17 @@ class CompileOptions:
 class Artifacts:
     """What a compilation leaves: the program, and the module at each level as MLIR bytecode.
 
-    ``tried_s`` are the predicted seconds of a step under each plan that was tried, where several were.
+    ``plan`` is that of the pass ``shard``, ``cut`` the same written out ("": nothing was planned); ``tried``
+    says what it was chosen from where time is the objective.
     """
 
     program: Program
     memory: DeviceMemory
     options: CompileOptions
     levels: Mapping[str, bytes]
-    tried_s: Mapping[str, float] = field(default_factory=dict)
-
-    @property
-    def plan(self) -> str:
-        """The plan of the pass ``shard`` that was kept."""
-        tried_s = self.tried_s
-        return min(tried_s, key=tried_s.get) if tried_s else _PLANS[self.options.objective][0]
+    plan: str = shard.PLANS[0]
+    cut: str = ""
+    tried: Tried | None = None
 
     def text(self, level: str) -> str:
         """The module at ``level`` (one of ``LEVELS``), or the program, as text."""
@@ -146,8 +140,8 @@ class Artifacts:
 def compile_module(module: ir.Module, options: CompileOptions, *, weights: Collection[int] = ()) -> Artifacts:
     """Runs the whole pipeline on a copy of ``module``, and checks that the program fits the device.
 
-    Where the objective allows several plans the pipeline runs for each, and the one of the least predicted
-    time among those that fit is kept.
+    Where time is the objective the pipeline runs for many plans, and the one of the least predicted time
+    among those that fit is kept; else for two at most.
 
     ``weights`` are the positions of ``@main``'s arguments that count as weights in memory tables.
 
@@ -155,10 +149,11 @@ def compile_module(module: ir.Module, options: CompileOptions, *, weights: Colle
       CompileError: the module holds what the compiler cannot take; names op, line and what to do.
       OutOfDeviceMemoryError: the program needs more HBM than a core has.
     """
-    source, plans = module_bytes(module), list(_PLANS[options.objective])
-    if options.tp_degree == 1 or shard.is_annotated(module):
-        plans = plans[:1]
-    tried: dict[str, Artifacts] = {}
+    source, plans, tried = module_bytes(module), [shard.PLANS[0]], None
+    if options.objective == "time" and options.tp_degree > 1 and not shard.is_annotated(module):
+        plan, tried = find_fastest(source, pipeline_for(options), options.era)
+        plans = [plan]
+    found: list[Artifacts] = []
     too_large = None
     for plan in plans:
         done = _compile(source, pipeline_for(options, plan))
@@ -167,27 +162,27 @@ def compile_module(module: ir.Module, options: CompileOptions, *, weights: Colle
         except OutOfDeviceMemoryError as error:
             too_large = error
         else:
-            tried[plan] = Artifacts(program=done.program, memory=memory, options=options, levels=done.levels)
+            row = Artifacts(program=done.program, memory=memory, options=options, levels=done.levels)
+            found.append(replace(row, plan=plan, cut=done.cut, tried=tried))
         if done.is_contested:
             plans.append("weights_still")
-    if not tried:
+    if not found:
         raise too_large
-    if len(plans) == 1:
-        return tried[plans[0]]
-    instance = load_instance(options.instance)
-    tried_s = {
-        plan: time_program(artifacts.program, instance, era=options.era).total_s
-        for plan, artifacts in tried.items()
-    }
-    return replace(tried[min(tried_s, key=tried_s.get)], tried_s=tried_s)
+    return found[0] if len(found) == 1 else min(found, key=_step_s)
+
+
+def _step_s(artifacts: Artifacts) -> float:
+    options = artifacts.options
+    return time_program(artifacts.program, load_instance(options.instance), era=options.era).total_s
 
 
 @dataclass(frozen=True, kw_only=True)
 class _Done:
-    """What one run of the passes leaves; ``is_contested``: see ``hlo_passes.shard.CONTESTED``."""
+    """What one run of the passes leaves; ``cut`` is its plan written out, see ``hlo_passes.shard.PLAN``."""
 
     program: Program
     levels: Mapping[str, bytes]
+    cut: str
     is_contested: bool
 
 
@@ -232,16 +227,26 @@ def _run(
     with progress, without_collector():
         program = run_pipeline(module, passes, debug=debug, after=keep)
     assert program is not None, "the pipeline ends with schedule"
+    cut, is_contested = shard.plan_of(module)
     return _Done(
         program=program,
-        levels=WholeLevels(source, stages, program) if is_folded else levels,
-        is_contested=shard.CONTESTED in module.operation.attributes,
+        levels=WholeLevels(source, _with_plan(stages, cut), program) if is_folded else levels,
+        cut=cut,
+        is_contested=is_contested,
+    )
+
+
+def _with_plan(stages: Sequence[Stage], plan: str) -> tuple[Stage, ...]:
+    """The same pipeline with a plan for the pass ``shard``; "" leaves its own."""
+    return tuple(
+        replace(stage, options=replace(stage.options, plan=plan)) if plan and stage.name == "shard" else stage
+        for stage in stages
     )
 
 
 def with_levels(artifacts: Artifacts, module: ir.Module) -> Artifacts:
     """``artifacts`` of ``module`` that were kept without levels: they are made when one is asked for."""
-    stages = pipeline_for(artifacts.options, artifacts.plan)
+    stages = pipeline_for(artifacts.options, artifacts.cut or artifacts.plan)
     return replace(artifacts, levels=WholeLevels(module_bytes(module), stages, artifacts.program))
 
 
@@ -256,8 +261,8 @@ class WholeLevels(Mapping[str, bytes]):
         done = _run(self._source, self._stages, Debug())
         if done.program != self._program:
             warnings.warn(
-                "levels and notes are of the program compiled without folding equal layers; it is not the "
-                "one that runs: another plan cost as much",
+                "levels and notes are of the program compiled without folding equal layers, and it is not "
+                "the one that runs",
                 stacklevel=2,
             )
         return done.levels
@@ -298,10 +303,3 @@ def pipeline_for(options: CompileOptions, plan: str = shard.PLANS[0]) -> tuple[S
 def copy_module(module: ir.Module) -> ir.Module:
     """A module of its own with the same ops and locations."""
     return parse(module_bytes(module))
-
-
-def module_bytes(module: ir.Module) -> bytes:
-    """The module with its locations as MLIR bytecode."""
-    buffer = io.BytesIO()
-    module.operation.write_bytecode(buffer)
-    return buffer.getvalue()

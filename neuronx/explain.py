@@ -1,7 +1,6 @@
 """What the compiler decided and why, as text: plan, prices, collectives, what was given up."""
 
 from collections import Counter
-from collections.abc import Mapping
 
 from distributed.events import Timeline
 from distributed.layout import Layout
@@ -9,6 +8,7 @@ from distributed.program import Program
 from hlo_passes.ir import ir
 from hlo_passes.notes import notes
 from kernels.work import Tensor
+from neuronx.fastest import Tried
 
 __all__ = ["explain"]
 
@@ -17,21 +17,18 @@ _ORDER = "order: "
 # The entries of the module attribute ``neuron.plan``, which the pass ``shard`` leaves.
 _PRICES = (
     ("step_s", "this plan"),
-    ("other_s", "the plan it was weighed against"),
     ("replicated_s", "every argument whole on every core"),
 )
 
 
-def explain(
-    module: ir.Module, program: Program, timeline: Timeline, tried_s: Mapping[str, float] | None = None
-) -> str:
+def explain(module: ir.Module, program: Program, timeline: Timeline, tried: Tried | None = None) -> str:
     """The account of one compilation: shardings, prices, collectives, order and notes.
 
     Args:
       module: at any level from LOCAL on.
       program: what became of it.
       timeline: of ``program``.
-      tried_s: predicted seconds of a step under each plan that was tried, where several were.
+      tried: the plans that were clocked.
     """
     prices = "prices of plans (ops and collectives one after the other; exe.profile() overlaps them)"
     reordered = [note.removeprefix(_ORDER) for note in notes(module) if note.startswith(_ORDER)]
@@ -40,8 +37,7 @@ def explain(
         "arguments": _arguments(program),
         "padding of uneven arguments": _padding(program, timeline.bandwidth_bytes_per_s),
         prices: _prices(module),
-        "plans tried": [f"{seconds * 1e3:10.3f} ms  {plan}" for plan, seconds in (tried_s or {}).items()]
-        or ["one"],
+        "plans by the clock": _plans(tried, timeline.total_s) if tried else ["none was clocked"],
         "collectives": _collectives(timeline),
         "order of kernels and collectives": reordered or ["program order: no other saves 1 % of the time"],
         "notes": [f"- {note}" for note in said] or ["nothing was given up"],
@@ -49,6 +45,17 @@ def explain(
     return "\n".join(
         f"{title}\n" + "".join(f"  {line}\n" for line in lines) for title, lines in sections.items()
     )
+
+
+def _plans(tried: Tried, kept_s: float) -> list[str]:
+    """The plans that were clocked beside the one kept, which takes ``kept_s`` seconds a step."""
+    lines = [f"{seconds * 1e3:10.3f} ms  {name}" for name, seconds in tried.named_s.items()]
+    lines.append(f"{kept_s * 1e3:10.3f} ms  the plan that was kept")
+    if min(tried.named_s.values()) < kept_s:
+        return [*lines, 'objective="time" would keep a faster one']
+    if tried.is_all:
+        return [*lines, f"the fastest of all {tried.count} plans there are"]
+    return [*lines, f"the fastest of {tried.count} plans that were tried; there are others"]
 
 
 def _arguments(program: Program) -> list[str]:

@@ -6,7 +6,7 @@ from typing import Any
 
 from distributed import device_memory, layout, mesh, program
 from kernels import work
-from neuronx import driver
+from neuronx import driver, fastest
 
 __all__ = ["decode", "encode"]
 
@@ -15,6 +15,7 @@ _KINDS: dict[str, type] = {
     for kind in (
         device_memory.DeviceMemory,
         driver.CompileOptions,
+        fastest.Tried,
         layout.Layout,
         mesh.Mesh,
         program.Block,

@@ -79,7 +79,9 @@ def artifact_sections(artifacts: Artifacts) -> dict[str, bytes]:
     records = {
         "options": encode(artifacts.options),
         "memory": encode(artifacts.memory),
-        "tried_s": encode(artifacts.tried_s),
+        "plan": encode(artifacts.plan),
+        "cut": encode(artifacts.cut),
+        "tried": encode(artifacts.tried),
         "program": encode(artifacts.program),
     }
     levels = {f"level/{name}": zlib.compress(code, 1) for name, code in artifacts.levels.items()}
@@ -92,7 +94,9 @@ def artifacts_from(sections: Mapping[str, bytes | memoryview]) -> Artifacts:
     return Artifacts(
         program=decode(records["program"]),
         memory=decode(records["memory"]),
-        tried_s=decode(records["tried_s"]),
+        plan=decode(records["plan"]),
+        cut=decode(records["cut"]),
+        tried=decode(records["tried"]),
         options=decode(records["options"]),
         levels={
             name.removeprefix("level/"): zlib.decompress(content)

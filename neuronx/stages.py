@@ -3,7 +3,7 @@
 import functools
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import jax
@@ -16,16 +16,18 @@ from distributed.program import Program
 from distributed.runtime import Runtime
 from distributed.timeline import Timeline, time_program
 from hlo_passes.host_lowering import lower_text
-from hlo_passes.ir import parse
+from hlo_passes.ir import module_bytes, parse
+from hlo_passes.shard import is_annotated
 from kernels.dtypes import dtype as find_dtype
 from kernels.errors import CompileError
 from kernels.hardware import load_instance
 from neuronx.arrays import Placements, RingArray
 from neuronx.cache import compile_cached
-from neuronx.driver import Artifacts, CompileOptions
+from neuronx.driver import Artifacts, CompileOptions, pipeline_for
 from neuronx.environment import environment
 from neuronx.executables import Executables
 from neuronx.explain import explain
+from neuronx.fastest import Tried, clock_named
 from neuronx.frontend import Exported, logical, physical
 from neuronx.host_report import host_report
 from neuronx.memory import MemoryStats, memory_stats
@@ -156,7 +158,15 @@ class Compiled:
     def explain(self) -> str:
         """The sharding of each argument, what plans cost, every collective, and what was given up and why."""
         module = parse(self._artifacts.levels["planned"])
-        return explain(module, self._artifacts.program, self._timeline, self._artifacts.tried_s)
+        return explain(module, self.program, self._timeline, self._tried)
+
+    @functools.cached_property
+    def _tried(self) -> Tried | None:
+        """The plans there were to choose from; where time was not the objective, they are clocked now."""
+        artifacts, module, options = self._artifacts, self._exported.module, self._artifacts.options
+        if artifacts.tried or not artifacts.cut or is_annotated(module):
+            return artifacts.tried
+        return clock_named(module_bytes(module), pipeline_for(options), options.era)
 
     def explain_host(self) -> str:
         """Which ops run in JIT'd kernels of the host, and why the others of their kind do not."""
@@ -179,7 +189,7 @@ class Compiled:
         Raises:
           CompileError: weights that are not those, or a tree or type that cannot be saved.
         """
-        save_program(path, self._exported, self._artifacts, weights)
+        save_program(path, self._exported, replace(self._artifacts, tried=self._tried), weights)
 
     def profile(self) -> Profile:
         """The timeline of the program on every engine and link."""

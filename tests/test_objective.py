@@ -11,6 +11,7 @@ import pytest
 from brute_force import least_s, predicted_s, random_graph
 
 import neuronx
+from hlo_passes.shard import PLANS
 from kernels.errors import CompileError
 from neuronx.models import llama
 from neuronx.models.layers import tensor_parallel
@@ -35,15 +36,10 @@ def _graphs(seed, count):
 
 
 def _check(seed, count):
-    """Six of seven graphs as good as the best cut or better, none more than 15 % behind it.
-
-    The plan adds up seconds; which of them overlap only the clock knows.
-    """
-    ratios = []
+    """None is slower than the best of all ways to cut the arguments, by more than rounding."""
     for graph, tp in _graphs(seed, count):
-        ratios.append(predicted_s(graph, tp, objective="time") / least_s(graph, tp))
-        assert ratios[-1] < 1.15, (graph, tp)
-    assert np.mean(np.array(ratios) < 1.001) >= 6 / 7
+        least = least_s(graph, tp)
+        assert predicted_s(graph, tp, objective="time") <= least * (1 + 1e-9), (graph, tp)
 
 
 def test_small_graphs_against_brute_force():
@@ -63,8 +59,9 @@ def test_time_leaves_small_weights_whole_and_memory_cuts_them():
     )
     text = by_time.explain()
     assert by_time.profile().timeline.total_s < by_memory.profile().timeline.total_s
-    for plan in ("weights", "still", "moving", "whole"):
+    for plan in PLANS:
         assert f"ms  {plan}\n" in text
+    assert "the fastest of" in text
 
 
 @pytest.mark.parametrize("cores", [8, 24])
@@ -86,10 +83,11 @@ def test_a_prompt_is_read_no_slower_than_on_the_classic_plan(cores):
     assert "ms  weights\n" in text and "ms  weights_still\n" in text
 
 
-def test_the_objectives_agree_on_large_weights():
+def test_large_weights_are_cut_either_way():
     by_memory, by_time = (_compiled(64, 2048, 8192, objective=objective) for objective in ("memory", "time"))
-    assert by_memory.memory_analysis() == by_time.memory_analysis()
-    assert by_memory.as_text("program") == by_time.as_text("program")
+    held = [one.memory_analysis().argument_size_in_bytes for one in (by_memory, by_time)]
+    assert held[0] == held[1] < 2 * 2048 * 8192 * 4 / 3
+    assert by_time.profile().timeline.total_s <= by_memory.profile().timeline.total_s
 
 
 def test_results_do_not_depend_on_the_objective():

@@ -1,10 +1,11 @@
 """Which dims of which values must be sharded alike: union-find over the factors of a whole program."""
 
+import copy
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from hlo_passes.folded import Layers, layers
+from hlo_passes.folded import Layers, layers, neighbours
 from hlo_passes.ir import ir
 from hlo_passes.sharding.rules import OpRule, rule_of
 from hlo_passes.trip_count import trip_count
@@ -29,10 +30,10 @@ Class = Node
 
 @dataclass(frozen=True, kw_only=True)
 class View:
-    """Operand ``number`` of a product as the product takes it, or its result as it makes it (number None).
+    """Operand ``number`` of an op as the op takes it, or a product's result as it makes it (number None).
 
     It may be sharded otherwise than the value it is made of or becomes, at the price of moving it there:
-    products are where that can pay.
+    at products that can pay, and where a value or argument is not made for this op alone.
     """
 
     op: ir.Operation
@@ -73,7 +74,7 @@ class DimClasses:
         self.views: list[View] = []
         self.layers: Layers = layers(function.opview)
         entry = function.regions[0].blocks[0]
-        self._arguments = frozenset(entry.arguments)
+        self._function, self._arguments = function, frozenset(entry.arguments)
         self._add_block(entry, 1)
 
     def class_of(self, source: ir.Value | View, dim: int) -> Class:
@@ -95,12 +96,34 @@ class DimClasses:
             self._heads[op] = tuple(self._find_heads(op, self.rules[op]))
         return list(dict.fromkeys((factor, _find(self._parent, node)) for factor, node in self._heads[op]))
 
-    def twins(self) -> Iterator[tuple[Class, Class]]:
-        """The classes that neighbouring layers have in the same place."""
-        for pair in self.layers.pairs:
-            for first, second in zip(*map(self._sources, pair), strict=True):
+    def classes(self) -> list[Class]:
+        """All classes in the order in which the program first has them."""
+        return list(dict.fromkeys(_find(self._parent, node) for node in range(len(self._parent))))
+
+    def home(self, name: Class) -> Class:
+        """The class that has the dim ``name``."""
+        return _find(self._parent, name)
+
+    def alike(self) -> "DimClasses":
+        """The same with the classes that neighbouring equal layers have in one place made one.
+
+        The layers are those of a folded function; in any other they are looked for.
+        """
+        found = copy.copy(self)
+        found._first, found._parent = dict(self._first), [*self._parent]
+        found._tile_parent, found._tiles = [*self._tile_parent], [*self._tiles]
+        for pair in self.layers.pairs or neighbours(self._function.opview):
+            sources = ([each for source in self._sources(op) for each in _with_value(source)] for op in pair)
+            for first, second in zip(*sources, strict=True):
                 for dim in range(_rank(first)):
-                    yield self.class_of(first, dim), self.class_of(second, dim)
+                    found._unite(found._node(first, dim), found._node(second, dim))
+        return found
+
+    def is_stored(self, view: View) -> bool:
+        """Whether it is of an argument, up to layout, that nothing else reads."""
+        source = origin(view.value)
+        is_argument = view.number is not None and source in self._arguments
+        return is_argument and _has_one_use(view.value) and _has_one_use(source)
 
     def _node(self, source: ir.Value | View, dim: int) -> Node:
         first = self._first.get(source)
@@ -161,13 +184,10 @@ class DimClasses:
         self._heads[op] = tuple(heads)
 
     def _is_viewed(self, op: ir.Operation, value: ir.Value) -> bool:
-        """Products view what is computed; an argument for them alone may as well lie as it is taken."""
+        """Products view all they take; others what was not made for them alone."""
         if not isinstance(value.type, ir.RankedTensorType) or not value.type.rank:
             return False
-        if not _has_one_use(value):
-            return True
-        source = origin(value)
-        return op.name in PRODUCTS and not (source in self._arguments and _has_one_use(source))
+        return op.name in PRODUCTS or value in self._arguments or not _has_one_use(value)
 
     def _add_view(self, view: View) -> None:
         self.views.append(view)
@@ -232,6 +252,13 @@ def origin(value: ir.Value) -> ir.Value:
 def _rank(source: ir.Value | View) -> int:
     type_ = (source.value if isinstance(source, View) else source).type
     return type_.rank if isinstance(type_, ir.RankedTensorType) else 0
+
+
+def _with_value(source: ir.Value | View) -> Iterator[ir.Value | View]:
+    """A view and its value, or a value."""
+    yield source
+    if isinstance(source, View):
+        yield source.value
 
 
 def _has_one_use(value: ir.Value) -> bool:

@@ -1,36 +1,38 @@
 """The plan where the user gave none: which classes of dims to shard over the tensor-parallel axis.
 
 Each class is either sharded over the whole axis or not at all. Two classes that meet in one op cannot
-both be (the axis would be used twice). Between a value and a product's view of it a plan may move data.
+both be (the axis would be used twice). Between a value and an op's view of it a plan may move data.
 So the best plan is an integer program: one variable a class, one a view that is gathered, the objective
 the seconds saved on the machine model, the constraint what HBM holds. Column- then row-wise sharding of
 a transformer block is its outcome, not a pattern that is looked for.
 """
 
-from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence, Set
+import re
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 
 from hlo_passes.folded import Layers, UnsteadyError
 from hlo_passes.ir import func, ir, source_line
-from hlo_passes.local import donations
 from hlo_passes.ops import tensor
-from hlo_passes.sharding.classes import PRODUCTS, Class, DimClasses, origin
+from hlo_passes.sharding.classes import Class, DimClasses
+from hlo_passes.sharding.pose import find_weights, pose
 from hlo_passes.sharding.prices import Prices
 from hlo_passes.sharding.problem import Problem
-from hlo_passes.sharding.rules import OpRule
-from hlo_passes.sharding.spec import blocks
+from hlo_passes.sharding.search import Cut
+from hlo_passes.spec import unknown
 
-__all__ = ["NO_PLAN", "PLANS", "Plan", "find_weights", "make_plan"]
+__all__ = ["NO_PLAN", "PLANS", "Plan", "Planner", "Solved", "check_plan", "make_plan"]
 
 # "weights" cuts every weight that can be and hands results out whole where that costs little, as tensor
 # parallelism is understood; "weights_still" does so and moves nothing to or from a product. The others look
 # at seconds alone: "still" moves nothing to or from a product, "moving" may, "whole" cuts nothing.
 PLANS = ("weights", "weights_still", "still", "moving", "whole")
 
-# A sharded weight is worth as much as this many of the program's dearest all-reduces, beyond the time it
-# saves: who asks for a tensor-parallel degree wants the weights sharded even where they are small.
-_WEIGHT_IN_ALL_REDUCES = 32
+# A plan in so many words: the numbers of its classes in the order of the program, each of one class, or of
+# those that equal layers have in one place.
+_EACH, _ALIKE = "classes", "layers"
+_WRITTEN = re.compile(rf"({_EACH}|{_ALIKE}):(\d+(?:\+\d+)*|none)")
+
 # A plan that moves values to where products want them must save this part of a step: below that the model
 # is not exact enough to give up the plan that everybody knows.
 _WORTH_MOVING = 0.05
@@ -40,19 +42,26 @@ _WORTH_MOVING = 0.05
 class Plan:
     """The classes to shard, and the notes that tell the user what was left whole and why.
 
-    ``contested``: the plan "weights_still" cuts the same weights and moves nothing to products: adding up
-    seconds says that it is slower, and only the clock knows.
-    ``prices_s``: predicted seconds of ops and collectives, one after the other, for this plan
-    ("step_s"), the one it was weighed against ("other_s") and nothing sharded ("replicated_s").
+    ``text``: the same plan in so many words. ``contested``: the plan "weights_still" cuts the same weights
+    and moves nothing to products: adding up seconds says that it is slower, and only the clock knows.
+    ``prices_s``: predicted seconds of ops and collectives, one after the other, for this plan ("step_s") and
+    nothing sharded ("replicated_s").
     """
 
     sharded: frozenset[Class]
     notes: tuple[str, ...]
     prices_s: Mapping[str, float]
+    text: str = ""
     contested: bool = False
 
 
 NO_PLAN = Plan(sharded=frozenset(), notes=(), prices_s={})
+
+
+def check_plan(plan: str) -> None:
+    """Raises CompileError where ``plan`` is neither one of ``PLANS`` nor written out as ``Plan.text`` is."""
+    if plan not in PLANS and not _WRITTEN.fullmatch(plan):
+        raise unknown("plan", plan, PLANS)
 
 
 def make_plan(
@@ -61,220 +70,119 @@ def make_plan(
 ) -> Plan:  # fmt: skip
     """Chooses the classes of dims to shard ``shards`` ways among those one ``may_cut``.
 
-    ``plan`` is one of ``PLANS``. In a folded function equal layers are sharded alike, and one of them counts
-    for those left out.
+    ``plan`` is one of ``PLANS`` or written out; of one that was made for another function what there is of
+    it here. In a folded function equal layers are sharded alike, and one of them counts for those left out.
 
     Raises:
       UnsteadyError: a folded function whose layers, left to themselves, would not be sharded alike.
     """
     if shards == 1:
         return NO_PLAN
-    arguments = [
-        v for v in function.regions[0].blocks[0].arguments if isinstance(v.type, ir.RankedTensorType)
-    ]
-    weights = find_weights(arguments, classes.ops)
+    is_alike = plan.startswith(_ALIKE)
+    planner = Planner(function, classes, shards, prices, may_cut=may_cut, is_alike=is_alike)
+    return planner.plan(planner.solve(plan) if plan in PLANS else Solved(cut=planner.read(plan)))
 
-    def pose(layers: Layers) -> Problem:
-        problem = _pose(classes, shards, prices, layers)
-        if plan in ("weights", "weights_still"):
-            _prefer_weights(problem, weights, function, classes, prices, layers)
-        held_bytes = sum(tensor(v.type).size_bytes * layers.of_value(v) for v in arguments)
-        problem.must_free_bytes = held_bytes - prices.hbm_bytes
-        for value in arguments:
-            for name in {classes.class_of(value, dim) for dim in range(value.type.rank)}:
-                freed_bytes = _freed_bytes(value, classes.tiles(name), shards)
-                problem.freed_bytes[name] += freed_bytes * layers.of_value(value)
-        problem.whole = frozenset(
-            name
-            for name in problem.names()
-            if plan == "whole" or classes.tiles(name) < 2 or not may_cut(name)
+
+@dataclass(frozen=True, kw_only=True)
+class Solved:
+    """The plan of a name. ``is_contested``: see ``Plan``."""
+
+    cut: Cut
+    is_contested: bool = False
+
+
+class Planner:
+    """The plans of one function over ``shards`` cores.
+
+    Equal layers are sharded alike where it is folded, or as ``is_alike`` asks.
+    """
+
+    def __init__(
+        self, function: func.FuncOp, classes: DimClasses, shards: int, prices: Prices, *,
+        may_cut: Callable[[Class], bool] = lambda name: True, is_alike: bool = False,
+    ) -> None:  # fmt: skip
+        self._function, self._shards, self._prices, self._may_cut = function, shards, prices, may_cut
+        self._each, self._each_names = classes, classes.classes()
+        self._kind = _ALIKE if is_alike or classes.layers.pairs else _EACH
+        self._classes = classes.alike() if self._kind == _ALIKE else classes
+        self._names = self._classes.classes()
+        self._weights = find_weights(function.arguments, classes.ops)
+        self.problem = self._pose(self._classes, classes.layers)
+        self.num_ops = len(classes.ops)
+
+    def solve(self, plan: str) -> Solved:
+        """One of ``PLANS``, by the integer program.
+
+        Raises:
+          UnsteadyError: the layers of a folded function, left to themselves, would not be sharded alike.
+        """
+        if plan == "whole":
+            return Solved(cut=frozenset())
+        problem = self.problem if plan.startswith("weights") else self.problem.for_time()
+        still, moving = (problem.joined(pairs).solve() for pairs in (problem.cuts, problem.stored))
+        better_s = problem.value_s(moving) - problem.value_s(still)
+        worth = better_s > _WORTH_MOVING * max(problem.step_s(still), 0.0)
+        moves = plan == "moving" or (plan == "weights" and worth)
+        chosen, other = (moving, still) if moves else (still, moving)
+        if self._each.layers.pairs:
+            alone = self._pose(self._each, Layers())
+            alone = alone if plan.startswith("weights") else alone.for_time()
+            if self._of_each(chosen) != alone.joined(alone.stored if moves else alone.cuts).solve():
+                raise UnsteadyError("the best plan of a few layers is not the same for each")
+        same = self._cut_weights(chosen) == self._cut_weights(other)
+        return Solved(cut=chosen, is_contested=plan == "weights" and moves and same)
+
+    def read(self, text: str) -> Cut:
+        """The plan written out as ``text``, as far as this function has it."""
+        numbers = [int(number) for number in re.findall(r"\d+", text)]
+        named = [self._names[number] for number in numbers if number < len(self._names)]
+        cut, cuttable = frozenset(), set(self.problem.cuttable())
+        for name in named:
+            if name in cuttable and cut.isdisjoint(self.problem.meets[name]):
+                cut |= {name}
+        return cut
+
+    def write(self, cut: Cut) -> str:
+        """``cut`` as text: what ``read`` reads, of this function or of all its layers where it is folded."""
+        numbers = [str(number) for number, name in enumerate(self._names) if name in cut]
+        return f"{self._kind}:{'+'.join(numbers) or 'none'}"
+
+    def plan(self, found: Solved) -> Plan:
+        return Plan(
+            sharded=self._of_each(found.cut),
+            notes=tuple(self._notes(found.cut)),
+            prices_s={"step_s": self.problem.step_s(found.cut), "replicated_s": self.problem.whole_s},
+            text=self.write(found.cut),
+            contested=found.is_contested,
         )
-        return problem
 
-    problem, twins = pose(classes.layers), list(classes.twins())
-    chosen, other, moves = _choose(problem, plan, twins)
-    if twins:
-        alone = pose(Layers())
-        if chosen != alone.joined([] if moves else alone.cuts).solve():
-            raise UnsteadyError("the best plan of a few layers is not the same for each")
-    same = _cut(weights, classes, chosen) == _cut(weights, classes, other)
-    return Plan(
-        sharded=frozenset(chosen),
-        notes=tuple(_notes(weights, classes, chosen, shards)),
-        contested=plan == "weights" and moves and same,
-        prices_s={
-            "step_s": problem.step_s(chosen),
-            "other_s": problem.step_s(other),
-            "replicated_s": problem.whole_s,
-        },
-    )
+    def _pose(self, classes: DimClasses, layers: Layers) -> Problem:
+        return pose(
+            self._function, classes, self._weights, self._shards, self._prices,
+            layers=layers, may_cut=self._may_cut,
+        )  # fmt: skip
 
+    def _of_each(self, cut: Cut) -> Cut:
+        """``cut`` in the classes of each layer by itself."""
+        return frozenset(name for name in self._each_names if self._classes.home(name) in cut)
 
-def _choose(
-    problem: Problem, plan: str, twins: Sequence[tuple[Class, Class]]
-) -> tuple[set[Class], set[Class], bool]:
-    """The plan, the one it was weighed against, and whether it moves values to where products want them.
+    def _cut_weights(self, cut: Cut) -> set[ir.Value]:
+        """The weights that have a dim in one of the classes."""
+        return {
+            weight
+            for weight in self._weights
+            if any(self._classes.class_of(weight, dim) in cut for dim in range(weight.type.rank))
+        }
 
-    Of the plan "weights" that moves nothing, unless moving cuts more weights or is worth its while.
-    """
-    still, moving = problem.joined([*problem.cuts, *twins]).solve(), problem.joined(twins).solve()
-    better_s = problem.value_s(moving) - problem.value_s(still)
-    worth = better_s > _WORTH_MOVING * max(problem.step_s(still), 0.0)
-    moves = plan == "moving" or (plan == "weights" and worth)
-    return (moving, still, moves) if moves else (still, moving, moves)
-
-
-def _cut(weights: Iterable[ir.Value], classes: DimClasses, sharded: Set[Class]) -> set[ir.Value]:
-    """The weights that have a dim in one of the ``sharded`` classes."""
-    return {w for w in weights if any(classes.class_of(w, dim) in sharded for dim in range(w.type.rank))}
-
-
-def _products(ops: Iterable[ir.Operation]) -> Iterable[ir.Operation]:
-    return (op for op in ops if op.name in PRODUCTS)
-
-
-def _freed_bytes(value: ir.Value, tiles: int, shards: int) -> int:
-    """What the fullest core no longer holds of an argument when a dim of ``tiles`` pieces is sharded."""
-    size_bytes = tensor(value.type).size_bytes
-    return size_bytes - blocks(size_bytes, tiles, shards) if tiles else 0
-
-
-def find_weights(arguments: Iterable[ir.Value], ops: Iterable[ir.Operation]) -> dict[ir.Value, int]:
-    """Arguments that a product among ``ops`` takes as they come, up to layout; how many weights each holds.
-
-    That is one, or as many as a stack has slices of which a loop takes one at a time. Where both operands are
-    arguments, the weight is the one that less of the program reads, or the right one.
-    """
-    arguments, weights = set(arguments), {}
-    for op in _products(ops):
-        sources = [_stack(origin(value)) for value in reversed(list(op.operands))]
-        taken = [(value, held) for value, held in sources if value in arguments]
-        weight, held = min(taken, key=lambda item: len(list(item[0].uses)), default=(None, 0))
-        if weight is not None and weight.type.rank >= 2:
-            weights[weight] = held
-    return weights
-
-
-def _stack(value: ir.Value) -> tuple[ir.Value, int]:
-    """What ``value`` is one slice of, along the first dim, with the number of slices; else itself and one."""
-    if isinstance(value, ir.BlockArgument) or value.owner.name != "stablehlo.dynamic_slice":
-        return value, 1
-    whole = value.owner.operands[0]
-    if value.type.shape != [1, *whole.type.shape[1:]]:
-        return value, 1
-    return origin(whole), whole.type.shape[0]
-
-
-def _prefer_weights(
-    problem: Problem,
-    weights: Mapping[ir.Value, int],
-    function: func.FuncOp,
-    classes: DimClasses,
-    prices: Prices,
-    layers: Layers,
-) -> None:
-    """What counts besides a step's seconds: cut weights, and results the host need not put together."""
-    dearest_s = max(
-        (prices.collective_s("all_reduce", op.results) for op in _products(classes.ops)), default=0.0
-    )
-    for name, count in _weights_in(weights, classes, layers).items():
-        problem.bonus_s[name] += count * dearest_s * _WEIGHT_IN_ALL_REDUCES
-    for value in _handed_out(function):
-        for name in {classes.class_of(value, dim) for dim in range(value.type.rank)}:
-            problem.bonus_s[name] -= prices.result_s() * layers.of_value(value)
-
-
-def _weights_in(weights: Mapping[ir.Value, int], classes: DimClasses, layers: Layers) -> Counter[Class]:
-    """How many weights each class has a dim of."""
-    found: Counter[Class] = Counter()
-    for weight, held in weights.items():
-        for name in {classes.class_of(weight, dim) for dim in range(weight.type.rank)}:
-            found[name] += held * layers.of_value(weight)
-    return found
-
-
-def _handed_out(function: func.FuncOp) -> list[ir.Value]:
-    """Results that go to the host: those in the memory of a donated argument stay where they are."""
-    operations = function.regions[0].blocks[0].operations
-    stay = {result for result, _ in donations(function)}
-    returned = enumerate(operations[len(operations) - 1].operands)
-    return [v for n, v in returned if n not in stay and isinstance(v.type, ir.RankedTensorType)]
-
-
-def _pose(classes: DimClasses, shards: int, prices: Prices, layers: Layers) -> Problem:
-    problem = Problem()
-    for op in classes.ops:
-        rule, repeats = classes.rules[op], classes.repeats[op] * layers.of_op(op)
-        pairs = list(classes.factor_classes(op))
-        busy_s = prices.busy_s(op) if pairs else 0.0
-        problem.whole_s += busy_s * repeats
-        for factor, name in pairs:
-            problem.meets[name] |= {other for f, other in pairs if f != factor}
-            if classes.tiles(name) < 2:
-                continue
-            if factor in rule.blocked:
-                problem.gain_s[name] -= repeats * _gather_s(op, factor, rule, prices)
-                continue
-            local = _local_shapes(op, factor, rule, blocks(rule.sizes[factor], classes.tiles(name), shards))
-            problem.gain_s[name] += repeats * (busy_s - prices.busy_s(op, local))
-            if factor in rule.reductions:
-                problem.gain_s[name] -= repeats * prices.collective_s("all_reduce", op.results)
-        for value in (*op.operands, *op.results) if rule is None else ():
-            _meet_in_value(value, classes, problem)
-    for view in classes.views:
-        _meet_in_value(view.value, classes, problem)
-        repeats = classes.repeats[view.op] * layers.of_op(view.op)
-        gather_s = prices.collective_s("all_gather", [view.value]) * repeats
-        for dim in range(view.value.type.rank):
-            pair = classes.class_of(view.value, dim), classes.class_of(view, dim)
-            if pair[0] != pair[1]:
-                problem.cuts[pair if view.number is not None else pair[::-1]] += gather_s
-    return problem
-
-
-def _gather_s(op: ir.Operation, factor: int, rule: OpRule, prices: Prices) -> float:
-    """Seconds to gather the operands of an op that needs ``factor`` whole."""
-    operands = zip(op.operands, rule.operands, strict=True)
-    return sum(
-        prices.collective_s("all_gather", [v]) for v, dims in operands if _at(dims, factor) is not None
-    )
-
-
-def _local_shapes(op: ir.Operation, factor: int, rule: OpRule, rows: int) -> list[tuple[int, ...]]:
-    """Shapes of operands and results where ``rows`` of ``factor`` are left on a core."""
-    shapes = []
-    for value, dims in zip((*op.operands, *op.results), rule.tensors, strict=True):
-        shape, at = list(value.type.shape), _at(dims, factor)
-        if at is not None:
-            shape[at] = shape[at] // rule.sizes[factor] * rows
-        shapes.append(tuple(shape))
-    return shapes
-
-
-def _at(dims: tuple[tuple[int, ...], ...], factor: int) -> int | None:
-    """The dim that ``factor`` heads."""
-    return next((d for d, factors in enumerate(dims) if factors[:1] == (factor,)), None)
-
-
-def _meet_in_value(value: ir.Value, classes: DimClasses, problem: Problem) -> None:
-    """Dims of one value cannot share an axis, whether or not an op relates them."""
-    if isinstance(value.type, ir.RankedTensorType):
-        names = [classes.class_of(value, dim) for dim in range(value.type.rank)]
-        for dim, name in enumerate(names):
-            problem.meets[name].update(names[:dim] + names[dim + 1 :])
-
-
-def _notes(
-    weights: Iterable[ir.Value], classes: DimClasses, chosen: Set[Class], shards: int
-) -> Iterable[str]:
-    """One line per weight that stays whole on every core."""
-    cut = _cut(weights, classes, chosen)
-    for weight in weights:
-        if weight not in cut:
-            number = ir.BlockArgument(weight).arg_number
-            line = next((source_line(use.owner) for use in weight.uses), "")
-            yield (
-                f"weight argument {number} {weight.type} is replicated on {shards} cores "
-                f"({tensor(weight.type).size_bytes} B each): "
-                f"sharding it would cost more than it saves; used at {line or 'unknown line'}"
-            )
+    def _notes(self, cut: Cut) -> Iterable[str]:
+        """One line per weight that stays whole on every core."""
+        cut_weights = self._cut_weights(cut)
+        for weight in self._weights:
+            if weight not in cut_weights:
+                number = ir.BlockArgument(weight).arg_number
+                line = next((source_line(use.owner) for use in weight.uses), "")
+                yield (
+                    f"weight argument {number} {weight.type} is replicated on {self._shards} cores "
+                    f"({tensor(weight.type).size_bytes} B each): "
+                    f"sharding it would cost more than it saves; used at {line or 'unknown line'}"
+                )

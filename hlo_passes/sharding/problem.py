@@ -9,7 +9,7 @@ import numpy as np
 
 from hlo_passes.sharding.classes import Class
 
-__all__ = ["Problem"]
+__all__ = ["Joined", "Problem"]
 
 
 @dataclass(kw_only=True)
@@ -22,6 +22,7 @@ class Problem:
       bonus_s: what sharding it is worth besides.
       meets: the classes that cannot be sharded with it, itself among them where it meets itself.
       cuts: (class before, class after) a view -> seconds to gather what is sharded before and not after.
+      stored: those of them that lead from an argument to its only reader.
       whole: classes that cannot be sharded.
       freed_bytes: HBM a core is spared, of which ``must_free_bytes`` are needed.
     """
@@ -31,9 +32,18 @@ class Problem:
     bonus_s: dict[Class, float] = field(default_factory=lambda: defaultdict(float))
     meets: dict[Class, set[Class]] = field(default_factory=lambda: defaultdict(set))
     cuts: dict[tuple[Class, Class], float] = field(default_factory=lambda: defaultdict(float))
+    stored: set[tuple[Class, Class]] = field(default_factory=set)
     whole: frozenset[Class] = frozenset()
     freed_bytes: dict[Class, int] = field(default_factory=lambda: defaultdict(int))
     must_free_bytes: int = 0
+
+    def for_time(self) -> "Problem":
+        """The same where nothing counts but seconds."""
+        return replace(self, bonus_s=defaultdict(float))
+
+    def cuttable(self) -> list[Class]:
+        """The classes that can be sharded, in the order of the program."""
+        return [name for name in self.names() if name not in self.whole and name not in self.meets[name]]
 
     def names(self) -> list[Class]:
         """All classes, in the order of the program."""
@@ -44,33 +54,30 @@ class Problem:
         """Seconds of all ops and collectives under a plan, one after the other."""
         moved = [price for (a, b), price in self.cuts.items() if a in chosen and b not in chosen]
         # A set has no order of its own: fsum's result does not depend on one.
-        return self.whole_s - math.fsum(self.gain_s[name] for name in chosen) + math.fsum(moved)
+        gained = (self.gain_s.get(name, 0.0) for name in chosen)
+        return self.whole_s - math.fsum(gained) + math.fsum(moved)
 
     def value_s(self, chosen: Set[Class]) -> float:
         """What a plan is worth in all: what it saves, and its bonus."""
-        return self.whole_s - self.step_s(chosen) + math.fsum(self.bonus_s[name] for name in chosen)
+        return self.whole_s - self.step_s(chosen) + math.fsum(self.bonus_s.get(name, 0.0) for name in chosen)
 
-    def without_cuts(self) -> "_Joined":
-        """The same with a value and its views sharded alike."""
-        return self.joined(self.cuts)
-
-    def joined(self, pairs: Iterable[tuple[Class, Class]]) -> "_Joined":
+    def joined(self, pairs: Iterable[tuple[Class, Class]]) -> "Joined":
         """The same with the classes of each pair sharded alike."""
-        return _Joined(self, pairs)
+        return Joined(self, pairs)
 
-    def solve(self) -> set[Class]:
+    def solve(self) -> frozenset[Class]:
         """The classes of largest total worth of which no two meet (exact, by HiGHS).
 
         Where no plan frees enough HBM the best is returned without regard to it: the check of what fits
         says so, with a table.
         """
-        names = [name for name in self.names() if name not in self.whole and name not in self.meets[name]]
+        names = self.cuttable()
         if not names:
-            return set()
+            return frozenset()
         found = self._solve(names)
         return replace(self, must_free_bytes=0).solve() if found is None else found
 
-    def _solve(self, names: list[Class]) -> set[Class] | None:
+    def _solve(self, names: list[Class]) -> frozenset[Class] | None:
         from scipy.optimize import Bounds, LinearConstraint, milp
 
         number = {name: i for i, name in enumerate(names)}
@@ -88,7 +95,7 @@ class Problem:
         )
         if not found.success:
             return None
-        return {name for name, x in zip(names, found.x, strict=False) if x > 0.5}
+        return frozenset(name for name, x in zip(names, found.x, strict=False) if x > 0.5)
 
     def _rows(
         self, number: dict[Class, int], cuts: list[tuple[tuple[Class, Class], float]]
@@ -105,7 +112,7 @@ class Problem:
             yield {i: -self.freed_bytes[name] / self.must_free_bytes for name, i in number.items()}, -1.0
 
 
-class _Joined:
+class Joined:
     """A problem in which the classes of each pair are one."""
 
     def __init__(self, problem: Problem, pairs: Iterable[tuple[Class, Class]]) -> None:
@@ -127,9 +134,13 @@ class _Joined:
         joined.whole = frozenset(self._find(name) for name in problem.whole)
         self._problem = joined
 
-    def solve(self) -> set[Class]:
+    def solve(self) -> frozenset[Class]:
         """The best plan, in the classes of the original problem."""
-        return {name for home in self._problem.solve() for name in self._members[home]}
+        return frozenset(name for home in self._problem.solve() for name in self._members[home])
+
+    def units(self) -> list[frozenset[Class]]:
+        """What is sharded alike and can be, in the classes of the original problem."""
+        return [frozenset(self._members[home]) for home in self._problem.cuttable()]
 
     def _find(self, name: Class) -> Class:
         home = name

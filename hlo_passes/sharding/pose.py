@@ -1,0 +1,189 @@
+"""Poses the plan of a function as an integer program: what cutting each class of dims gains and costs."""
+
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping
+
+from hlo_passes.folded import Layers
+from hlo_passes.ir import func, ir
+from hlo_passes.local import donations
+from hlo_passes.ops import tensor
+from hlo_passes.sharding.classes import PRODUCTS, Class, DimClasses, origin
+from hlo_passes.sharding.prices import Prices
+from hlo_passes.sharding.problem import Problem
+from hlo_passes.sharding.rules import OpRule
+from hlo_passes.sharding.spec import blocks
+
+__all__ = ["find_weights", "pose"]
+
+# A sharded weight is worth as much as this many of the program's dearest all-reduces, beyond the time it
+# saves: who asks for a tensor-parallel degree wants the weights sharded even where they are small.
+_WEIGHT_IN_ALL_REDUCES = 32
+
+
+def pose(
+    function: func.FuncOp,
+    classes: DimClasses,
+    weights: Mapping[ir.Value, int],
+    shards: int,
+    prices: Prices,
+    *,
+    layers: Layers,
+    may_cut: Callable[[Class], bool],
+) -> Problem:
+    """The problem of cutting classes of dims ``shards`` ways; one of the ``layers`` counts for many.
+
+    ``weights`` are what ``find_weights`` finds.
+    """
+    arguments = [v for v in function.arguments if isinstance(v.type, ir.RankedTensorType)]
+    problem = _seconds(classes, shards, prices, layers)
+    _prefer_weights(problem, weights, function, classes, prices, layers)
+    held_bytes = sum(tensor(v.type).size_bytes * layers.of_value(v) for v in arguments)
+    problem.must_free_bytes = held_bytes - prices.hbm_bytes
+    for value in arguments:
+        for name in {classes.class_of(value, dim) for dim in range(value.type.rank)}:
+            freed_bytes = _freed_bytes(value, classes.tiles(name), shards)
+            problem.freed_bytes[name] += freed_bytes * layers.of_value(value)
+    problem.whole = frozenset(
+        name for name in problem.names() if classes.tiles(name) < 2 or not may_cut(name)
+    )
+    return problem
+
+
+def find_weights(arguments: Iterable[ir.Value], ops: Iterable[ir.Operation]) -> dict[ir.Value, int]:
+    """Arguments that a product among ``ops`` takes as they come, up to layout; how many weights each holds.
+
+    That is one, or as many as a stack has slices of which a loop takes one at a time. Where both operands are
+    arguments, the weight is the one that less of the program reads, or the right one.
+    """
+    arguments, weights = set(arguments), {}
+    for op in _products(ops):
+        sources = [_stack(origin(value)) for value in reversed(list(op.operands))]
+        taken = [(value, held) for value, held in sources if value in arguments]
+        weight, held = min(taken, key=lambda item: len(list(item[0].uses)), default=(None, 0))
+        if weight is not None and weight.type.rank >= 2:
+            weights[weight] = held
+    return weights
+
+
+def _stack(value: ir.Value) -> tuple[ir.Value, int]:
+    """What ``value`` is one slice of, along the first dim, with the number of slices; else itself and one."""
+    if isinstance(value, ir.BlockArgument) or value.owner.name != "stablehlo.dynamic_slice":
+        return value, 1
+    whole = value.owner.operands[0]
+    if value.type.shape != [1, *whole.type.shape[1:]]:
+        return value, 1
+    return origin(whole), whole.type.shape[0]
+
+
+def _products(ops: Iterable[ir.Operation]) -> Iterable[ir.Operation]:
+    return (op for op in ops if op.name in PRODUCTS)
+
+
+def _freed_bytes(value: ir.Value, tiles: int, shards: int) -> int:
+    """What the fullest core no longer holds of an argument when a dim of ``tiles`` pieces is sharded."""
+    size_bytes = tensor(value.type).size_bytes
+    return size_bytes - blocks(size_bytes, tiles, shards) if tiles else 0
+
+
+def _prefer_weights(
+    problem: Problem,
+    weights: Mapping[ir.Value, int],
+    function: func.FuncOp,
+    classes: DimClasses,
+    prices: Prices,
+    layers: Layers,
+) -> None:
+    """What counts besides a step's seconds: cut weights, and results the host need not put together."""
+    dearest_s = max(
+        (prices.collective_s("all_reduce", op.results) for op in _products(classes.ops)), default=0.0
+    )
+    for name, count in _weights_in(weights, classes, layers).items():
+        problem.bonus_s[name] += count * dearest_s * _WEIGHT_IN_ALL_REDUCES
+    for value in _handed_out(function):
+        for name in {classes.class_of(value, dim) for dim in range(value.type.rank)}:
+            problem.bonus_s[name] -= prices.result_s() * layers.of_value(value)
+
+
+def _weights_in(weights: Mapping[ir.Value, int], classes: DimClasses, layers: Layers) -> Counter[Class]:
+    """How many weights each class has a dim of."""
+    found: Counter[Class] = Counter()
+    for weight, held in weights.items():
+        for name in {classes.class_of(weight, dim) for dim in range(weight.type.rank)}:
+            found[name] += held * layers.of_value(weight)
+    return found
+
+
+def _handed_out(function: func.FuncOp) -> list[ir.Value]:
+    """Results that go to the host: those in the memory of a donated argument stay where they are."""
+    operations = function.regions[0].blocks[0].operations
+    stay = {result for result, _ in donations(function)}
+    returned = enumerate(operations[len(operations) - 1].operands)
+    return [v for n, v in returned if n not in stay and isinstance(v.type, ir.RankedTensorType)]
+
+
+def _seconds(classes: DimClasses, shards: int, prices: Prices, layers: Layers) -> Problem:
+    """What of it is told by the ops."""
+    problem = Problem()
+    for op in classes.ops:
+        rule, repeats = classes.rules[op], classes.repeats[op] * layers.of_op(op)
+        pairs = list(classes.factor_classes(op))
+        busy_s = prices.busy_s(op) if pairs else 0.0
+        problem.whole_s += busy_s * repeats
+        for factor, name in pairs:
+            problem.meets[name] |= {other for f, other in pairs if f != factor}
+            if classes.tiles(name) < 2:
+                continue
+            if factor in rule.blocked:
+                problem.gain_s[name] -= repeats * _gather_s(op, factor, rule, prices)
+                continue
+            local = _local_shapes(op, factor, rule, blocks(rule.sizes[factor], classes.tiles(name), shards))
+            problem.gain_s[name] += repeats * (busy_s - prices.busy_s(op, local))
+            if factor in rule.reductions:
+                problem.gain_s[name] -= repeats * prices.collective_s("all_reduce", op.results)
+        for value in (*op.operands, *op.results) if rule is None else ():
+            _meet_in_value(value, classes, problem)
+    for view in classes.views:
+        _meet_in_value(view.value, classes, problem)
+        repeats = classes.repeats[view.op] * layers.of_op(view.op)
+        gather_s = prices.collective_s("all_gather", [view.value]) * repeats
+        is_stored = classes.is_stored(view)
+        for dim in range(view.value.type.rank):
+            pair = classes.class_of(view.value, dim), classes.class_of(view, dim)
+            if pair[0] == pair[1]:
+                continue
+            problem.cuts[pair if view.number is not None else pair[::-1]] += gather_s
+            if is_stored:
+                problem.stored.add(pair)
+    return problem
+
+
+def _gather_s(op: ir.Operation, factor: int, rule: OpRule, prices: Prices) -> float:
+    """Seconds to gather the operands of an op that needs ``factor`` whole."""
+    operands = zip(op.operands, rule.operands, strict=True)
+    return sum(
+        prices.collective_s("all_gather", [v]) for v, dims in operands if _at(dims, factor) is not None
+    )
+
+
+def _local_shapes(op: ir.Operation, factor: int, rule: OpRule, rows: int) -> list[tuple[int, ...]]:
+    """Shapes of operands and results where ``rows`` of ``factor`` are left on a core."""
+    shapes = []
+    for value, dims in zip((*op.operands, *op.results), rule.tensors, strict=True):
+        shape, at = list(value.type.shape), _at(dims, factor)
+        if at is not None:
+            shape[at] = shape[at] // rule.sizes[factor] * rows
+        shapes.append(tuple(shape))
+    return shapes
+
+
+def _at(dims: tuple[tuple[int, ...], ...], factor: int) -> int | None:
+    """The dim that ``factor`` heads."""
+    return next((d for d, factors in enumerate(dims) if factors[:1] == (factor,)), None)
+
+
+def _meet_in_value(value: ir.Value, classes: DimClasses, problem: Problem) -> None:
+    """Dims of one value cannot share an axis, whether or not an op relates them."""
+    if isinstance(value.type, ir.RankedTensorType):
+        names = [classes.class_of(value, dim) for dim in range(value.type.rank)]
+        for dim, name in enumerate(names):
+            problem.meets[name].update(names[:dim] + names[dim + 1 :])
