@@ -30,16 +30,16 @@ class Comparator:
         """Whether all devices together hold that much, nothing taken off for their own software."""
         return size_bytes <= self.devices * self.memory_bytes
 
-    def roofline_s(self, flops: float, size_bytes: float, dtype: str = "bf16") -> float:
-        """The longer of arithmetic at the type's peak and traffic at full bandwidth, over all devices.
+    def peak_flop_per_s(self, dtype: str = "bf16") -> float:
+        """Of one device for "f32", "i8", or any half type."""
+        peaks = {"f32": self.f32_peak_flop_per_s, "i8": self.i8_peak_flop_per_s}
+        return peaks.get(dtype, self.half_peak_flop_per_s)
 
-        Args:
-          dtype: "f32", "i8", or any half type.
-        """
-        peak = {"f32": self.f32_peak_flop_per_s, "i8": self.i8_peak_flop_per_s}.get(
-            dtype, self.half_peak_flop_per_s
+    def roofline_s(self, flops: float, size_bytes: float, dtype: str = "bf16") -> float:
+        """The longer of arithmetic at the type's peak and traffic at full bandwidth, over all devices."""
+        return (
+            max(flops / self.peak_flop_per_s(dtype), size_bytes / self.bandwidth_bytes_per_s) / self.devices
         )
-        return max(flops / peak, size_bytes / self.bandwidth_bytes_per_s) / self.devices
 
 
 @functools.cache

@@ -1,17 +1,20 @@
 """Deployments of a model compared: instance, cores, batch and type, with times, memory and price."""
 
+import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from distributed.analysis import mbu, mfu
 from distributed.host_link import request_s
+from kernels.comparators import COMPARATORS, Comparator, load_comparator
 from kernels.eras import DEFAULT_ERA, links_of
 from kernels.errors import OutOfDeviceMemoryError
 from kernels.hardware import load_core, load_instance, load_links
+from neuronx.comparing import Work, function_work, model_work
 from neuronx.models.catalog import Workload, function_workload, weight_bytes, workload
 from neuronx.models.generation import DTYPES
-from neuronx.named import find_function
+from neuronx.named import argument_type, find_function
 
 __all__ = ["AS_WRITTEN", "Deployment", "Request", "best", "deployments"]
 
@@ -51,6 +54,9 @@ class Deployment:
       hbm_bytes: at the peak, on each core; ``hbm_capacity_bytes`` is what there is.
       mfu, mbu: of decoding, or of the only program.
       usd_per_million: dollars for a million tokens (results) on demand.
+      is_roofline: a machine of ``kernels.comparators``: one copy on all its devices (``tp``) at its
+        roofline, nothing taken off for software, launches or links between devices; in its memory lie
+        the arguments alone, and a function of the user's runs at the peak of half types.
     """
 
     instance: str
@@ -67,6 +73,7 @@ class Deployment:
     mfu: float | None = None
     mbu: float | None = None
     usd_per_million: float | None = None
+    is_roofline: bool = False
 
 
 def deployments(
@@ -80,19 +87,23 @@ def deployments(
 ) -> Iterator[Deployment]:
     """Every combination, in order; ``degrees`` left out are the documented ones the instance has cores for.
 
-    ``options`` are others of ``neuronx.compile``: an era, an auto_cast.
+    Machines to compare with may stand among the ``instances``; they have no degrees. ``options`` are others
+    of ``neuronx.compile``: an era, an auto_cast.
 
     Raises:
       CompileError: an unknown model, instance or era, or more positions than the model has.
     """
+    types = (AS_WRITTEN,) if request.is_function else dtypes
     for instance in instances:
+        if instance in COMPARATORS:
+            for batch, dtype in itertools.product(batches, types):
+                yield _compared(request, load_comparator(instance), batch, dtype)
+            continue
         spec = load_instance(instance)
         documented = load_links(spec.family).documented_degrees
         tried = [tp for tp in degrees or documented if tp <= spec.cores]
-        for tp in tried:
-            for batch in batches:
-                for dtype in (AS_WRITTEN,) if request.is_function else dtypes:
-                    yield _deployment(request, instance, tp, batch, dtype, options)
+        for tp, batch, dtype in itertools.product(tried, batches, types):
+            yield _deployment(request, instance, tp, batch, dtype, options)
 
 
 def _deployment(
@@ -111,6 +122,51 @@ def _deployment(
         return Deployment(**common, fits=False)
     era = options.get("era", DEFAULT_ERA)
     return Deployment(**common, fits=True, **_figures(found, instance, batch, common["replicas"], era))
+
+
+def _compared(request: Request, machine: Comparator, batch: int, dtype: str) -> Deployment:
+    works, tokens = _works(request, batch, dtype)
+    common: dict[str, Any] = {"instance": machine.name, "tp": machine.devices, "batch": batch, "dtype": dtype}
+    common |= {"replicas": 1, "is_roofline": True}
+    held = max(work.held_bytes for work in works)
+    if not machine.fits(held):
+        return Deployment(**common, fits=False)
+    times = [machine.roofline_s(work.flops, work.read_bytes, dtype) for work in works]
+    step_s = times[0] if len(times) > 1 else None
+    device_s = times[0] * machine.devices
+    return Deployment(
+        **common,
+        fits=True,
+        **_rates(times[-1], step_s, tokens, batch, machine.price_usd_per_hour),
+        hbm_bytes=round(held / machine.devices),
+        hbm_capacity_bytes=machine.memory_bytes,
+        mfu=works[0].flops / machine.peak_flop_per_s(dtype) / device_s,
+        mbu=works[0].read_bytes / machine.bandwidth_bytes_per_s / device_s,
+    )
+
+
+def _works(request: Request, batch: int, dtype: str) -> tuple[tuple[Work, ...], int]:
+    """What the request's programs ask of any machine, of a decoder the step first; tokens it is paid for."""
+    if request.is_function:
+        arguments = [argument_type(text, batch=batch) for text in request.arguments]
+        return (function_work(find_function(request.model), arguments),), 1
+    works = model_work(
+        request.model,
+        batch=batch,
+        dtype=DTYPES[dtype],
+        prompt_len=request.prompt_len,
+        new_tokens=request.new_tokens,
+    )
+    return works, request.new_tokens if len(works) > 1 else 1
+
+
+def _rates(
+    first_s: float, step_s: float | None, tokens: int, sequences: int, price_usd_per_hour: float
+) -> dict[str, Any]:
+    """Latencies, and what they make of ``sequences`` at once, each of so many tokens."""
+    per_s = sequences * tokens / (first_s + (tokens - 1) * (step_s or 0.0))
+    usd = price_usd_per_hour / _SECONDS_PER_HOUR / per_s * 1e6
+    return {"ttft_s": first_s, "tpot_s": step_s, "per_s": per_s, "usd_per_million": usd}
 
 
 def _workload(request: Request, batch: int, dtype: str, **options: Any) -> Workload:
@@ -134,31 +190,25 @@ def _figures(found: Workload, instance: str, batch: int, replicas: int, era: str
     memory = max((program.memory_analysis() for program in programs), key=lambda used: used.peak_hbm_bytes)
     first_s = request_s(timelines[-1].total_s, links, bytes_in=found.bytes_in, bytes_out=found.bytes_out)
     step_s = None
-    whole_s = first_s
     if found.step is not None:
         step_s = request_s(
             timelines[0].total_s, links, bytes_in=found.step_bytes_in, bytes_out=found.bytes_out
         )
-        whole_s += (found.tokens - 1) * step_s
-    per_s = replicas * batch * found.tokens / whole_s
     return {
-        "ttft_s": first_s,
-        "tpot_s": step_s,
-        "per_s": per_s,
+        **_rates(first_s, step_s, found.tokens, replicas * batch, spec.price_usd_per_hour),
         "hbm_bytes": memory.peak_hbm_bytes,
         "hbm_capacity_bytes": memory.hbm_capacity_bytes,
         "mfu": mfu(timelines[0]),
         "mbu": mbu(timelines[0]),
-        "usd_per_million": spec.price_usd_per_hour / _SECONDS_PER_HOUR / per_s * 1e6,
     }
 
 
 def best(rows: Sequence[Deployment], *, latency_limit_s: float | None = None) -> dict[str, Deployment]:
     """The cheapest, the fastest and the smallest of those that fit; with a limit, of those whose tokens come
-    that soon. The smallest is on the cheapest instance, then on the fewest cores, with the least batch."""
-    able = [
-        row for row in rows if row.fits and (latency_limit_s is None or _latency_s(row) <= latency_limit_s)
-    ]
+    that soon. The smallest is on the cheapest instance, then on the fewest cores, with the least batch.
+    Rooflines are not chosen."""
+    able = [row for row in rows if row.fits and not row.is_roofline]
+    able = [row for row in able if latency_limit_s is None or _latency_s(row) <= latency_limit_s]
     if not able:
         return {}
     return {

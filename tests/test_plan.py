@@ -9,6 +9,7 @@ import pytest
 from kernels.errors import CompileError
 from kernels.hardware import load_instance
 from neuronx.cli import main as cli
+from neuronx.comparing import model_work
 from neuronx.models.catalog import weight_bytes
 from neuronx.models.generation import DTYPES
 from neuronx.planning import Request, best, deployments
@@ -67,6 +68,33 @@ def test_the_ideal_era_is_not_slower(rows):
 def _call(*arguments):
     asked = "plan --model opt-125m --instance inf2.xlarge --tp 1 --batch 1 2 --prompt-len 16 --new-tokens 8"
     return cli.main(cli.parse_arguments(["neuronx", *asked.split(), *arguments]))
+
+
+def test_machines_to_compare_with_stand_at_their_roofline():
+    machines = {"instances": ["g4dn.xlarge", "g5.48xlarge"], "batches": [1], "dtypes": ["f16", "f32"]}
+    small = _rows("opt-6.7b", **machines)
+    assert [(row.instance, row.fits) for row in small] == [
+        ("g4dn.xlarge", True),
+        ("g4dn.xlarge", False),
+        ("g5.48xlarge", True),
+        ("g5.48xlarge", True),
+    ]
+    t4, _, half, single = small
+    # A token reads 6.7 billion parameters: 13.3 GB at 320 and at 8 x 600 GB/s.
+    for row, seconds in ((t4, 13.3e9 / 320e9), (half, 13.3e9 / 4800e9), (single, 26.6e9 / 4800e9)):
+        assert row.tpot_s == pytest.approx(seconds, rel=0.02) and row.mbu == pytest.approx(1)
+        assert row.is_roofline and 0 < row.mfu < 1 and row.hbm_bytes < row.hbm_capacity_bytes
+    assert best(small) == {}
+    [classifier] = _rows("resnet50", **machines | {"instances": ["p3.2xlarge"], "dtypes": ["f16"]})
+    # 4.09 billion multiply-adds at 125 TFLOPS, those with the padding of images left out.
+    assert classifier.tpot_s is None and classifier.ttft_s == pytest.approx(8.18e9 / 125e12, rel=0.05)
+
+
+def test_tables_that_are_looked_up_are_held_and_not_read():
+    [work] = model_work("bert-base-uncased", batch=1, dtype=DTYPES["f16"], prompt_len=128, new_tokens=0)
+    # 23.8 million of its 109.5 million parameters are tables.
+    assert work.held_bytes == pytest.approx(2 * 109.5e6, rel=0.01)
+    assert work.read_bytes == pytest.approx(2 * 85.6e6, rel=0.01)
 
 
 def test_three_formats_hold_the_same(capsys):

@@ -7,6 +7,7 @@ import json
 import sys
 from collections.abc import Sequence
 
+from kernels.comparators import COMPARATORS
 from kernels.eras import DEFAULT_ERA, ERAS
 from kernels.hardware import INSTANCES
 from neuronx.driver import AUTO_CASTS
@@ -20,6 +21,7 @@ NAME = "plan"
 HELP = "compare instances, cores, batches and types for a model: what fits, how fast, at what price"
 
 _GIB = 2**30
+_ROOFLINE = "(roofline)"
 # Two instances of one chip differ in the host only: the cheaper one stands for both.
 _DEFAULT_INSTANCES = tuple(name for name in INSTANCES if name != "inf2.8xlarge")
 
@@ -36,7 +38,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="TYPE",
         help="of each argument of your function, as f32[batch,128]: batch stands for each of --batch",
     )
-    parser.add_argument("--instance", nargs="+", default=list(_DEFAULT_INSTANCES), help="instance sizes")
+    parser.add_argument(
+        "--instance",
+        nargs="+",
+        default=list(_DEFAULT_INSTANCES),
+        help=f"instance sizes, or machines to compare with at their roofline: {', '.join(COMPARATORS)}",
+    )
     parser.add_argument("--tp", nargs="+", type=int, help="cores of one copy (default: all documented)")
     parser.add_argument("--batch", nargs="+", type=int, default=[1, 8], help="sequences at once")
     parser.add_argument("--dtype", nargs="+", choices=tuple(DTYPES), default=["bf16"])
@@ -94,9 +101,10 @@ def _print_table(rows: Sequence[Deployment], marks: Sequence[str]) -> None:
 
 
 def _cells(row: Deployment, mark: str) -> tuple[str, ...]:
+    mark = _ROOFLINE if row.is_roofline else mark
     start = (row.instance, str(row.tp), str(row.batch), row.dtype, str(row.replicas))
     if not row.fits:
-        return (*start, "no", *["-"] * 7, "")
+        return (*start, "no", *["-"] * 7, mark)
     return (
         *start,
         "yes",

@@ -28,6 +28,8 @@ __all__ = [
     "compile_step",
     "function_workload",
     "host_bytes",
+    "looked_up_bytes",
+    "programs",
     "weight_bytes",
     "workload",
 ]
@@ -36,6 +38,11 @@ DECODERS = (opt, gpt2, llama)
 # Models of images and their functions.
 _CLASSIFIERS: Mapping[ModuleType, Callable[..., jax.Array]] = {resnet: resnet.classify, vit: vit.classify}
 _IMAGE = (224, 224, 3)
+# Tables that are only looked up; OPT and GPT-2 choose the next token with theirs.
+_LOOKED_UP: Mapping[ModuleType, tuple[str, ...]] = {
+    bert: ("tokens", "positions", "types"),
+    llama: ("tokens",),
+}
 _BY_HEADS = PartitionSpec(None, "tp")
 # What an auto_cast_type is stored as; tf32 lies in memory as f32.
 _STORED = {"bf16": jnp.bfloat16, "fp16": jnp.float16, "tf32": jnp.float32, "fp8_e4m3": jnp.float8_e4m3}
@@ -84,24 +91,15 @@ def workload(
       OutOfDeviceMemoryError: it does not fit.
     """
     module, cfg = _config(name)
-    length = prompt_len + (new_tokens if module in DECODERS else 0)
-    if module not in _CLASSIFIERS and length > cfg.positions:
-        raise CompileError(
-            f"{length} tokens, but {name} has {cfg.positions} positions",
-            op="model",
-            fix="shorten the prompt or write fewer tokens",
-        )
-    if module in _CLASSIFIERS:
-        images = jax.ShapeDtypeStruct((batch, *_IMAGE), dtype)
-        return _whole(functools.partial(_CLASSIFIERS[module], cfg), module, cfg, [images], dtype, options)
-    tokens = jax.ShapeDtypeStruct((batch, prompt_len), jnp.int32)
-    if module is bert:
-        return _whole(functools.partial(bert.encode, cfg), module, cfg, [tokens] * 3, dtype, options)
+    length = _length(name, prompt_len, new_tokens)
+    if module not in DECODERS:
+        return _whole(*_only(module, cfg, batch, prompt_len, dtype), module, cfg, dtype, options)
     # The step first: it says sooner whether weights and cache fit.
     step = compile_step(name, batch=batch, length=length, dtype=dtype, **options)
     first = compile_prompt(name, batch=batch, prompt_len=prompt_len, length=length, dtype=dtype, **options)
     cores = options.get("tp_degree", 1)
-    bytes_in, bytes_out = host_bytes(name, tokens=tokens.size, batch=batch, dtype=dtype, cores=cores)
+    read = batch * prompt_len
+    bytes_in, bytes_out = host_bytes(name, tokens=read, batch=batch, dtype=dtype, cores=cores)
     step_bytes_in, _ = host_bytes(name, tokens=batch, batch=batch, dtype=dtype, cores=cores)
     return Workload(
         first=first,
@@ -111,6 +109,44 @@ def workload(
         bytes_out=bytes_out,
         step_bytes_in=step_bytes_in,
     )
+
+
+def programs(
+    name: str, *, batch: int, dtype: Any, prompt_len: int, new_tokens: int
+) -> tuple[tuple[Callable[..., Any], Sequence[Any]], ...]:
+    """The functions behind ``workload`` and their arguments' types, for one core: of a decoder step, prompt.
+
+    Raises:
+      CompileError: an unknown model, or more positions than it has.
+    """
+    module, cfg = _config(name)
+    length = _length(name, prompt_len, new_tokens)
+    params = module.parameter_shapes(cfg, dtype)
+    if module not in DECODERS:
+        function, sent = _only(module, cfg, batch, prompt_len, dtype)
+        return ((function, (params, *sent)),)
+    step = _step(module, cfg, params, batch, length, dtype)
+    return step, _prompt(module, cfg, params, batch, prompt_len, length)
+
+
+def looked_up_bytes(name: str, dtype: Any) -> int:
+    """Bytes of the tables of which a run reads the rows of its tokens only."""
+    module, cfg = _config(name)
+    params = module.parameter_shapes(cfg, dtype)
+    return _bytes([params[table] for table in _LOOKED_UP.get(module, ()) if table in params])
+
+
+def _length(name: str, prompt_len: int, new_tokens: int) -> int:
+    """Positions that a request takes; raises CompileError where the model has fewer."""
+    module, cfg = _config(name)
+    length = prompt_len + (new_tokens if module in DECODERS else 0)
+    if module not in _CLASSIFIERS and length > cfg.positions:
+        raise CompileError(
+            f"{length} tokens, but {name} has {cfg.positions} positions",
+            op="model",
+            fix="shorten the prompt or write fewer tokens",
+        )
+    return length
 
 
 def host_bytes(name: str, *, tokens: int, batch: int, dtype: Any, cores: int) -> tuple[int, int]:
@@ -123,11 +159,20 @@ def host_bytes(name: str, *, tokens: int, batch: int, dtype: Any, cores: int) ->
     return cores * tokens * cfg.hidden * jnp.dtype(dtype).itemsize, 4 * batch * cfg.vocab
 
 
+def _only(
+    module: ModuleType, cfg: Any, batch: int, length: int, dtype: Any
+) -> tuple[Callable[..., Any], Sequence[jax.ShapeDtypeStruct]]:
+    """The function of a model that is one program, and its arguments behind the parameters."""
+    if module in _CLASSIFIERS:
+        return functools.partial(_CLASSIFIERS[module], cfg), [jax.ShapeDtypeStruct((batch, *_IMAGE), dtype)]
+    return functools.partial(bert.encode, cfg), [jax.ShapeDtypeStruct((batch, length), jnp.int32)] * 3
+
+
 def _whole(
     function: Callable[..., Any],
+    arguments: Sequence[jax.ShapeDtypeStruct],
     module: ModuleType,
     cfg: Any,
-    arguments: Sequence[jax.ShapeDtypeStruct],
     dtype: Any,
     options: Mapping[str, Any],
 ) -> Workload:
@@ -146,12 +191,10 @@ def compile_step(name: str, *, batch: int, length: int, dtype: Any, **options: A
     It is cut as transformers-neuronx cuts it: padded, heads and features over the cores.
     """
     module, cfg, params, cut = _decoder(name, dtype, options)
-    cache = module.cache_shapes(cfg, batch, length, dtype)
-    token, position = jax.ShapeDtypeStruct((batch,), jnp.int32), jax.ShapeDtypeStruct((), jnp.int32)
+    function, arguments = _step(module, cfg, params, batch, length, dtype)
     shards = (cut, _BY_HEADS, PartitionSpec(), PartitionSpec())
-    function = functools.partial(module.decode, cfg)
     step = compile_function(function, donate_argnums=1, in_shardings=shards, **options)
-    return step.lower(params, cache, token, position).compile()
+    return step.lower(*arguments).compile()
 
 
 def compile_prompt(
@@ -159,10 +202,25 @@ def compile_prompt(
 ) -> Compiled:
     """The program that reads a decoder's prompt into a cache of ``length`` positions; cut as the step."""
     module, cfg, params, cut = _decoder(name, dtype, options)
-    function = functools.partial(module.prefill, cfg, length)
+    function, arguments = _prompt(module, cfg, params, batch, prompt_len, length)
     results = (PartitionSpec(), PartitionSpec(), _BY_HEADS)
     first = compile_function(function, in_shardings=(cut, PartitionSpec()), out_shardings=results, **options)
-    return first.lower(params, jax.ShapeDtypeStruct((batch, prompt_len), jnp.int32)).compile()
+    return first.lower(*arguments).compile()
+
+
+def _step(
+    module: ModuleType, cfg: Any, params: Any, batch: int, length: int, dtype: Any
+) -> tuple[Callable[..., Any], tuple[Any, ...]]:
+    cache = module.cache_shapes(cfg, batch, length, dtype)
+    token, position = jax.ShapeDtypeStruct((batch,), jnp.int32), jax.ShapeDtypeStruct((), jnp.int32)
+    return functools.partial(module.decode, cfg), (params, cache, token, position)
+
+
+def _prompt(
+    module: ModuleType, cfg: Any, params: Any, batch: int, prompt_len: int, length: int
+) -> tuple[Callable[..., Any], tuple[Any, ...]]:
+    tokens = jax.ShapeDtypeStruct((batch, prompt_len), jnp.int32)
+    return functools.partial(module.prefill, cfg, length), (params, tokens)
 
 
 def _decoder(name: str, dtype: Any, options: Mapping[str, Any]) -> tuple[ModuleType, Any, Any, Any]:
