@@ -15,8 +15,9 @@ from distributed.sums import add_up, is_added_up
 
 __all__ = ["RankMissingError", "Runtime"]
 
-# A core that reads so much works for some 50 us, longer than another thread takes to wake up.
-_SIDE_BY_SIDE_BYTES = 1 << 20
+# A core that makes so much leaves a thread idle: XLA's loops over one array do not share it out. A core that
+# reads much and makes little is busy with kernels of the host, each of which keeps all threads at work.
+_SIDE_BY_SIDE_BYTES = 1 << 18
 
 # These need every rank in a group; in the others a rank outside simply receives zeros.
 _NEED_ALL_RANKS = frozenset({"all_reduce", "all_gather", "reduce_scatter", "all_to_all"})
@@ -222,7 +223,9 @@ class _Walk:
             columns.insert(0, self.ranks[:count])
         executable = self.executables[step.segment]
         rows = list(zip(*columns, strict=True)) if columns else [()] * count
-        if sum(self.size_bytes[number] for number in step.operands) >= _SIDE_BY_SIDE_BYTES:
+        updated = {result for _, result in step.donated}
+        made = [number for place, number in enumerate(step.results) if place not in updated]
+        if sum(self.size_bytes[number] for number in made) >= _SIDE_BY_SIDE_BYTES:
             outputs = self.executor.run_side_by_side(executable, rows)
         else:
             outputs = [executable(arguments) for arguments in rows]

@@ -143,6 +143,30 @@ def test_large_launches_run_side_by_side_and_each_result_stays_with_its_core(exe
     assert len(calls) == 5
 
 
+def test_cores_that_make_little_run_one_after_the_other(executor, rng, monkeypatch):
+    """Of a mebibyte each they make one number, and they update a mebibyte where it lies."""
+    rows, ranks = 1 << 18, 3
+    b = Builder(ranks)
+    x = b.global_buffer((rows * ranks,), dim_axes=(("tp",),))
+    doubled = b.global_buffer((rows * ranks,), dim_axes=(("tp",),))
+    most = b.global_buffer((ranks,), dim_axes=(("tp",),))
+    text = f"""module {{ func.func @main(%x: tensor<{rows}xf32> {{tf.aliasing_output = 0 : i32}})
+        -> (tensor<{rows}xf32>, tensor<1xf32>) {{
+      %twice = stablehlo.add %x, %x : tensor<{rows}xf32>
+      %least = stablehlo.constant dense<0xFF800000> : tensor<f32>
+      %most = stablehlo.reduce(%x init: %least) applies stablehlo.maximum across dimensions = [0]
+        : (tensor<{rows}xf32>, tensor<f32>) -> tensor<f32>
+      %one = stablehlo.reshape %most : (tensor<f32>) -> tensor<1xf32>
+      return %twice, %one : tensor<{rows}xf32>, tensor<1xf32> }} }}"""
+    step = b.launch(b.segment("most", text), [x], [doubled, most], varying=True, donated=((0, 0),))
+    program = b.program([x], [step], [doubled, most], aliases=((0, 0),))
+    monkeypatch.setattr(executor, "run_side_by_side", None)
+    array = rng.normal(size=rows * ranks).astype(np.float32)
+    twice, found = run(program, executor, array)
+    np.testing.assert_array_equal(twice, 2 * array)
+    np.testing.assert_array_equal(found, array.reshape(ranks, rows).max(1))
+
+
 def test_an_error_in_any_thread_reaches_the_caller(executor):
     one, two = executor.to_device(np.int32(1)), executor.to_device(np.ones(2, np.int32))
     for wrong in range(4):
