@@ -22,7 +22,9 @@ __all__ = [
     "matmul_target",
     "matmul_targets",
     "reads_filled",
+    "sum_cost",
     "sum_plan",
+    "sum_reference",
     "sum_target",
     "sum_targets",
     "update_cost",
@@ -231,3 +233,26 @@ def sum_plan(
     for start, end, order in stretches:
         words += [start, end, *order]
     return words
+
+
+def sum_cost(dtype: str, *, count: int, size: int) -> Cost:
+    """Of ``count`` arrays of ``size`` elements: each is read once, and the result written once."""
+    moved_bytes = (count + 1) * size * element_type(dtype).bits // 8
+    return Cost(moved_bytes=moved_bytes, flops=(count - 1) * size)
+
+
+def sum_reference(plan: Sequence[int], arrays: Sequence[np.ndarray]) -> np.ndarray:
+    """The sum of flat arrays of one type by a plan of ``sum_plan``, to the bit."""
+    count, first_way, rounds, stretches = plan[:4]
+    dtype, result = arrays[0].dtype, np.empty_like(arrays[0])
+    for words in np.reshape(plan[4:], (stretches, 2 + count)):
+        at, order = slice(*words[:2]), words[2:]
+        total = np.float32(0)
+        for numbers in filter(len, (order[first_way:], order[:first_way])):
+            one_way = arrays[numbers[0]][at].astype(np.float32)
+            for number in numbers[1:]:
+                one_way = one_way + arrays[number][at].astype(np.float32)
+                one_way = one_way.astype(dtype).astype(np.float32) if rounds else one_way
+            total = one_way + total
+        result[at] = total.astype(dtype)
+    return result
