@@ -37,16 +37,17 @@ def _wave(x):
         lambda y: _place(y, None, "tp"),
         lambda y: _place(y),
         lambda y: y[2:] - y[:-2].sum(0),
+        lambda y: jnp.roll(y, 5, 0),
         lambda y: jnp.sort(y, 0),
         lambda y: lax.fori_loop(0, 3, lambda i, z: z + _place(y, None, "tp") * i, _place(y, None, "tp")),
     ],
-    ids=["columns", "whole", "rows", "sort", "loop"],
+    ids=["columns", "whole", "rows", "roll", "sort", "loop"],
 )
 def test_cheap_ops_on_a_whole_argument_are_done_again(read, rng):
     """Whoever reads the rows otherwise makes them of the argument; a sum of them is still all-reduced."""
     x = rng.standard_normal((12, 8)).astype(np.float32)
     counts = _counts(lambda x: read(_wave(x)), x, P())
-    assert counts.get("all_gather", 0) == counts.get("all_to_all", 0) == 0
+    assert counts.keys() <= {"all_reduce"}
 
 
 @pytest.mark.parametrize(

@@ -116,7 +116,8 @@ def _cut(part: Partitioner, op: ir.Operation, window: Window, axes: tuple[str, .
     size, rows = shape_of(op.operands[0])[window.operand_dim], shape_of(op.results[0])[window.result_dim]
     extent = (rows - 1) * window.stride + 1
     if op.name == "stablehlo.slice" and held and rows < shards and 2 * extent <= size:
-        return replace(_dropped(op, window), summed=axes)
+        is_there = not part.lying(op.operands[0]).axes[window.operand_dim]
+        return _dropped(op, window) if is_there else replace(_dropped(op, window), summed=axes)
     is_wanted = axes == wanted.axes[window.result_dim]
     local = wanted.local[window.result_dim] if is_wanted else math.ceil(rows / shards)
     return _Cut(window=window, axes=axes, local=local, need=_need(window, rows, local, shards))
@@ -179,7 +180,7 @@ def _operand(
     fill: ir.Value | None,
 ) -> ir.Value:  # fmt: skip
     """The rows of ``value`` that the cuts need; its other dims lie as in ``sharding``."""
-    have, size = part.env[value][1], shape_of(value)
+    have, size = part.lying(value), shape_of(value)
     # A cut dim that is sharded otherwise is first resharded as the result is, so that only edges are fetched.
     kept = {c.window.operand_dim: c.summed or c.axes for c in cuts}
     kept = {

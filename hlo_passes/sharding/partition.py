@@ -107,6 +107,11 @@ class Partitioner:
                 )
         return [self._known(v)[s] for v, s in zip(values, shardings, strict=True)]
 
+    def lying(self, value: ir.Value) -> Sharding:
+        """How a value lies whose rows are to move: whole where every core soon computes all of it."""
+        have, whole = self.env[value][1], Sharding.whole(shape_of(value))
+        return whole if whole in self._known(value) or self._make_again(value, 0) else have
+
     def _make_again(self, value: ir.Value, moved_elements: float) -> bool:
         """Has every core compute all of ``value``, where that is done sooner than so much is moved."""
         ops = ops_to_repeat(value, self._is_there, moved_elements)
