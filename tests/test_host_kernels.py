@@ -187,6 +187,20 @@ def force(text: str):
         return lower_text(text)
 
 
+@pytest.mark.parametrize("offset", [1, 4, 62])
+def test_weights_from_any_address_are_placed_on_a_boundary(offset, rng):
+    """XLA's own code assumes it of a buffer; the kernel meets odd addresses in rows after the first."""
+    k, n = 127, 129
+    memory = np.zeros(2 * k * n + offset, np.uint8)
+    w = np.ndarray((1, k, n), dtype("bf16").numpy, memory, offset)
+    w[:] = randoms(rng, (1, k, n), w.dtype)
+    assert Executor().to_device(w).unsafe_buffer_pointer() % 64 == 0
+    x = randoms(rng, (1, 3, k), np.dtype(np.float32))
+    expected, magnitude = exact(x, w, COLUMNS)
+    got = run(product(1, 3, k, n, "bf16", COLUMNS), x, w)
+    assert np.all(np.abs(got - expected) <= k * 2.0**-24 * magnitude)
+
+
 @pytest.mark.parametrize("contracting", LAYOUTS)
 @pytest.mark.parametrize("weights", ["bf16", pytest.param("f16", marks=pytest.mark.slow)])
 @pytest.mark.parametrize("m", [1, 5, 20])
