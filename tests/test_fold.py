@@ -328,7 +328,7 @@ _PARTS = {
 
 
 def _check_stack(stack):
-    """The program is that of all layers, or one by another plan that costs as much: none is much slower."""
+    """The program is that of all layers under the same plan, which is about as good as the best for all."""
     parts, layers, tp = stack
 
     def network(weights, x):
@@ -343,13 +343,13 @@ def _check_stack(stack):
     module = lowered(network, (weights, shape(8, 64)), tp).exported.module
     options = CompileOptions(tp_degree=tp)
     artifacts = compile_module(module, options)
-    program, whole = (
-        artifacts.program,
-        run_pipeline(copy_module(module), pipeline_for(options, artifacts.plan)),
-    )
-    if program != whole:
-        assert tp > 1, "only plans have ties"
-        assert time_program(program, INSTANCE).total_s <= 1.05 * time_program(whole, INSTANCE).total_s
+
+    def of_all_layers(plan):
+        return run_pipeline(copy_module(module), pipeline_for(options, plan))
+
+    program, best = artifacts.program, of_all_layers(artifacts.plan)
+    assert program == (of_all_layers(artifacts.cut) if artifacts.cut else best)
+    assert time_program(program, INSTANCE).total_s <= 1.05 * time_program(best, INSTANCE).total_s
 
 
 @settings(max_examples=15, deadline=None, suppress_health_check=list(HealthCheck))
