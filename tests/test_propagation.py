@@ -1,5 +1,9 @@
 """The user's uneven shardings: kept as they are given, and followed by all that corresponds to them."""
 
+import dataclasses
+import functools
+
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -7,6 +11,8 @@ from jax.sharding import AbstractMesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 import neuronx
+from neuronx.models import opt
+from neuronx.models.layers import tensor_parallel
 
 WIDTH, HEAD = 16, 5
 
@@ -45,3 +51,22 @@ def test_a_dim_left_open_takes_what_the_propagation_brings(rng):
     compiled = neuronx.compile(jnp.add, tp_degree=4, in_shardings=asked).lower(x, y).compile()
     assert compiled.input_layouts[0][0].local_shape == (4, 4)
     np.testing.assert_array_equal(compiled(x, y), x + y)
+
+
+@pytest.mark.slow
+def test_opt_30b_on_24_cores_is_as_fast_by_hand_as_planned():
+    """56 heads over 24 cores: the classic plan, given with the cache and without."""
+    cfg = dataclasses.replace(opt.config("opt-30b"), layers=2)
+    weights = opt.parameter_shapes(cfg, jnp.bfloat16)
+    numbers = [jax.ShapeDtypeStruct(shape, jnp.int32) for shape in ((1,), ())]
+    arguments = (weights, opt.cache_shapes(cfg, 1, 2048, jnp.bfloat16), *numbers)
+    step = functools.partial(opt.decode, cfg)
+
+    def seconds(asked):
+        function = neuronx.compile(step, tp_degree=24, donate_argnums=1, in_shardings=asked)
+        return function.lower(*arguments).compile().profile().timeline.total_s
+
+    by_hand = tensor_parallel(weights)
+    planned = seconds(None)
+    assert seconds((by_hand, None, None, None)) == planned
+    assert seconds((by_hand, P(None, "tp"), None, None)) == planned
