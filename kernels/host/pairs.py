@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from llvmlite import binding, ir
-from numba import literally, njit, types
+from numba import config, literally, njit, types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
@@ -30,8 +30,10 @@ from kernels.host.vectors import transposed
 
 __all__ = ["add_pairs"]
 
-_HAS_INSTRUCTION = bool(binding.get_host_cpu_features().get("avx512bf16"))
-"""Whether the processor multiplies and adds a pair at once; else it takes two steps to the same bits.
+_HAS_INSTRUCTION = bool(
+    not (config.CPU_NAME or config.CPU_FEATURES) and binding.get_host_cpu_features().get("avx512bf16")
+)
+"""Whether Numba compiles for a processor that adds up a pair at once; else two steps have the same bits.
 
 The instruction takes denormals for zero, as XLA:CPU tells its threads to do in every other.
 """
