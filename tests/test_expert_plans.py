@@ -51,12 +51,10 @@ def _experts():
 
 
 def _convolutions():
-    cfg = resnet.ResNetConfig(
-        name="small", depths=(1, 1), widths=(32, 64), stem=32, expansion=4, classes=1000
-    )
+    cfg = resnet.config("resnet50")
     params = resnet.parameter_shapes(cfg, jnp.bfloat16)
     by_channel = jax.tree.map(lambda w: P(*[None] * (len(w.shape) - 1), "tp"), params)
-    return functools.partial(resnet.classify, cfg), (params, shape(BATCH, 32, 32, 3)), by_channel
+    return functools.partial(resnet.classify, cfg), (params, shape(BATCH, 224, 224, 3)), by_channel
 
 
 PROGRAMS = {
