@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 from llvmlite import binding, ir
-from numba.core import cgutils
+from numba.core import cgutils, config
 
 from kernels.dtypes import dtype
 
@@ -166,8 +166,11 @@ def load_masked(b: ir.IRBuilder, address: ir.Value, element: ir.Type, mask: ir.V
 
 
 _LOOKED_UP = 64
-_LOOKS_UP = binding.get_host_cpu_features().get("avx512vbmi", False)
-"""So many 8-bit floats are widened together where the processor looks up bytes in tables of 128."""
+_LOOKS_UP = bool(
+    not (config.CPU_NAME or config.CPU_FEATURES) and binding.get_host_cpu_features().get("avx512vbmi")
+)
+"""So many 8-bit floats are widened together where the processor, if it is the one that Numba compiles for,
+looks up bytes in tables of 128."""
 
 
 def _look_up(b: ir.IRBuilder, name: str, raw: ir.Value) -> list[ir.Value]:
