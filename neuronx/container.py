@@ -22,7 +22,7 @@ __all__ = [
     "write_sections",
 ]
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 
 # Magic, format version, length and SHA-256 of all that follows.
 _MAGIC = b"\x93NEURONX"
@@ -119,15 +119,16 @@ def _check_header(path: Path, head: bytes, size: int) -> tuple[int, bytes]:
     _, version, length, digest = _HEADER.unpack(head)
     if version > FORMAT_VERSION:
         raise NewerFileError(
-            f"{path} has format version {version}, this package reads up to {FORMAT_VERSION}",
+            f"{path} has format version {version}, this package reads {FORMAT_VERSION}",
             op="load",
             fix="upgrade the package, or save the program with this version",
         )
     if size < _HEADER.size + length:
         raise _truncated(path, size, _HEADER.size + length)
-    if version < 1 or size > _HEADER.size + length:
+    if version < FORMAT_VERSION or size > _HEADER.size + length:
         raise CorruptFileError(
-            f"{path} is damaged: it is {size} bytes long, format version {version}",
+            f"{path} is damaged, or older than this package, which reads format version {FORMAT_VERSION}: "
+            f"it is {size} bytes long, format version {version}",
             op="load",
             fix="copy it again, or save the program again",
         )

@@ -180,11 +180,15 @@ def test_every_flipped_bit_is_found(file, rng):
         neuronx.load(file)
 
 
-def test_a_newer_version_and_foreign_files(file, tmp_path):
+def test_other_versions_and_foreign_files(file, tmp_path):
     content = bytearray(file.read_bytes())
     content[8:12] = struct.pack("<I", container.FORMAT_VERSION + 1)
     file.write_bytes(content)
-    with pytest.raises(container.NewerFileError, match=r"format version 2, this package reads up to 1"):
+    with pytest.raises(container.NewerFileError, match=r"format version 3, this package reads 2"):
+        neuronx.load(file)
+    content[8:12] = struct.pack("<I", container.FORMAT_VERSION - 1)
+    file.write_bytes(content)
+    with pytest.raises(container.CorruptFileError, match="or older than this package"):
         neuronx.load(file)
     for foreign in (b"PK\x03\x04" * 30, b"\x80\x04pickle", b"{}", os.urandom(1000)):
         file.write_bytes(foreign)
