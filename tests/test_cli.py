@@ -2,6 +2,7 @@
 
 import io
 import os
+import re
 import subprocess
 import sys
 import warnings
@@ -159,11 +160,17 @@ def test_opt_prints_the_program(tmp_path: Path, capsys: pytest.CaptureFixture[st
 
 
 def test_opt_explains(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    text = "func.func @main(%a: tensor<4xf32>) -> tensor<4xf32> { return %a : tensor<4xf32> }"
+    text = """func.func @main(%x: tensor<4x64xf32>, %w: tensor<64x128xf32>) -> tensor<4x128xf32> {
+      %0 = stablehlo.dot_general %x, %w, contracting_dims = [1] x [0]
+        : (tensor<4x64xf32>, tensor<64x128xf32>) -> tensor<4x128xf32>
+      return %0 : tensor<4x128xf32>
+    }"""
     (file,) = _write(tmp_path, f=text)
     assert _call("opt", "--explain", "-p", "canonicalize,shard{tp=2},fuse,plan_memory,schedule", file) == 0
     out = capsys.readouterr().out
     assert "prices of plans" in out and "collectives" in out and "program @" not in out
+    clocked = {name: float(ms) for ms, name in re.findall(r"([\d.]+) ms  ([a-z_ ]+)\n", out)}
+    assert clocked["whole"] <= clocked["weights"] == clocked["the plan that was kept"]
     assert _call("opt", "--explain", "-p", "canonicalize", file) == 2
     assert "let schedule be the last pass" in capsys.readouterr().err
 

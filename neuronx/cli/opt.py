@@ -2,17 +2,21 @@
 
 import argparse
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 from distributed.program import Program
 from distributed.program_text import program_text
 from distributed.timeline import time_program
-from hlo_passes.ir import ir, parse
+from hlo_passes.ir import ir, module_bytes, parse
 from hlo_passes.pipeline import FOLDING, PASSES, Debug, Stage, parse_pipeline, run_pipeline
+from hlo_passes.shard import is_annotated, plan_of
+from kernels.eras import DEFAULT_ERA
 from kernels.errors import CompileError
 from kernels.hardware import load_instance
 from neuronx.environment import environment
 from neuronx.explain import explain
+from neuronx.fastest import clock_named
 
 __all__ = ["HELP", "NAME", "add_arguments", "main"]
 
@@ -39,19 +43,25 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def main(args: argparse.Namespace) -> int:
     stages = parse_pipeline(args.passes)
     module = _read(args.file)
+    source = module_bytes(module)
     asked = environment()
     program = run_pipeline(module, stages, debug=Debug(check_levels=asked.debug > 0, dump_dir=asked.dump))
     if args.explain:
-        print(_explained(module, program, stages[-1]))
+        print(_explained(source, module, program, stages))
     else:
         print(module if program is None else program_text(program))
     return 0
 
 
-def _explained(module: ir.Module, program: Program | None, last: Stage) -> str:
+def _explained(source: bytes, module: ir.Module, program: Program | None, stages: Sequence[Stage]) -> str:
     if program is None:
         raise CompileError("--explain needs the program", fix="let schedule be the last pass")
-    return explain(module, program, time_program(program, load_instance(last.options.instance)))
+    cut, _ = plan_of(module)
+    is_folded = any(stage.name == row.name for stage in stages for row in FOLDING)
+    is_free = cut and not is_folded and not is_annotated(parse(source))
+    tried = clock_named(source, stages, DEFAULT_ERA) if is_free else None
+    instance = load_instance(stages[-1].options.instance)
+    return explain(module, program, time_program(program, instance, era=DEFAULT_ERA), tried)
 
 
 def _read(name: str) -> ir.Module:
