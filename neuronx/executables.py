@@ -11,6 +11,7 @@ import jax
 
 from distributed.executor import OPTIONS
 from neuronx.cache import Cache, open_cache
+from neuronx.container import FORMAT_VERSION
 from neuronx.environment import environment
 
 __all__ = ["Executables"]
@@ -22,8 +23,8 @@ _CPU_LINES = ("model name", "flags", "Features", "CPU implementer", "CPU part")
 class Executables:
     """Where an executor keeps what it compiled; nowhere if the cache is off, or the CPU has no name.
 
-    A file is found under the segment's text as XLA gets it, XLA's options and flags, the version of JAX,
-    and the CPU, for a home directory may be shared by several.
+    A file is found under the segment's text as XLA gets it, XLA's options and flags, the versions of
+    JAX and of the file, and the CPU, for a home directory may be shared by several.
     """
 
     def __init__(self) -> None:
@@ -50,7 +51,8 @@ def _place(text: str) -> tuple[Cache, Path] | None:
     cache, cpu = open_cache(), _cpu()
     if cache is None or cpu is None:
         return None
-    made_of = [text, OPTIONS, environment().xla_flags, jax.__version__, jax.lib.__version__, cpu]
+    versions = [FORMAT_VERSION, jax.__version__, jax.lib.__version__]
+    made_of = [text, OPTIONS, environment().xla_flags, versions, cpu]
     key = hashlib.sha256(json.dumps(made_of).encode()).hexdigest()[:32]
     return cache, cache.path("segment", key)
 
