@@ -38,6 +38,7 @@ __all__ = ["PLAN", "PLANS", "Options", "is_annotated", "plan_of", "planner", "ru
 AXIS = "tp"
 PLAN = "neuron.plan"
 """Module attribute: the plan written out, its prices, and whether "weights_still" may prove to be faster."""
+_GLOBAL_ATTRIBUTES = ("sdy.sharding", RULE, "channel_handle", "use_global_device_ids")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -272,7 +273,7 @@ def _clean(module: ir.Module, plan: Plan, ranks: int) -> None:
             op.operation.erase()
 
     def strip(op: ir.Operation) -> None:
-        for name in ("sdy.sharding", RULE):
+        for name in _GLOBAL_ATTRIBUTES:
             if name in op.attributes:
                 del op.attributes[name]
 

@@ -38,7 +38,7 @@ def _concatenate(part: Partitioner, op: ir.Operation) -> None:
     made = replaced(choice.sharding(shape_of(result), rule.results[0], rule), {dim: (axes, local)})
     parts, fetches, pieces = _parts(part, op, dim, axes), {}, {}
     for number, one in enumerate(parts):
-        rows, have = shape_of(one.source)[dim], part.lying(one.source)
+        rows, have = shape_of(one.source)[dim], part.forms.lying(one.source)
         sharded = have.axes[dim] == axes
         sharding = replaced(made, {dim: (axes, have.local[dim]) if sharded else ((), rows)})
         value, need = part.use(one.source, sharding), _need(one, size, local, shards)

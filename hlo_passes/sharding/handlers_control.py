@@ -4,8 +4,8 @@ import math
 
 from hlo_passes.ir import ir, sdy, source_line
 from hlo_passes.sharding.agree import AGREE
-from hlo_passes.sharding.partition import Handlers, Partitioner, local_type
-from hlo_passes.sharding.spec import Sharding, shape_of
+from hlo_passes.sharding.partition import Handlers, Partitioner
+from hlo_passes.sharding.spec import Sharding, local_type, shape_of
 from kernels.errors import CompileError
 
 __all__ = ["HANDLERS"]
@@ -50,7 +50,7 @@ def _like(
 
 
 def _fill_block(part: Partitioner, old: ir.Block, new: ir.Block, wanted: list[Sharding]) -> None:
-    with part.inside(new):
+    with part.forms.inside(new):
         values = part.operations(old)
         results = [part.use(v, s) for v, s in zip(values, wanted, strict=True)]
         ir.Operation.create("stablehlo.return", operands=results, loc=part.emit.location, ip=part.emit.point)

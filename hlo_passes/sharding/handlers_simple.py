@@ -1,8 +1,8 @@
 """Sources of values and ops that hand values through: constants, iota, constraints, barriers, ranks."""
 
 from hlo_passes.ir import ir
-from hlo_passes.sharding.partition import Handlers, Partitioner, local_type
-from hlo_passes.sharding.spec import Sharding, shape_of
+from hlo_passes.sharding.partition import Handlers, Partitioner
+from hlo_passes.sharding.spec import Sharding, local_type, shape_of
 
 __all__ = ["HANDLERS"]
 

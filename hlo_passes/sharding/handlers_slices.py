@@ -2,10 +2,11 @@
 
 import functools
 
+from hlo_passes.collective_ops import size_bytes
 from hlo_passes.ir import ir
 from hlo_passes.sharding.emit import Emitter
 from hlo_passes.sharding.handlers_window import replaced
-from hlo_passes.sharding.partition import Handlers, Partitioner, local_bytes
+from hlo_passes.sharding.partition import Handlers, Partitioner
 from hlo_passes.sharding.rows import owned_rows
 from hlo_passes.sharding.spec import shape_of
 
@@ -34,7 +35,7 @@ def _slice(part: Partitioner, op: ir.Operation) -> None:
             gathered += [] if small else [dim]
     if gathered:
         part.note_gather(
-            op, local_bytes(part.env[value][0]) * part.targets.mesh.num_ranks,
+            op, size_bytes([part.env[value][0]]) * part.targets.mesh.num_ranks,
             f"it takes most of sharded dim {gathered[0]} from a place known at run time only",
             f"do not shard dim {gathered[0]}",
         )  # fmt: skip

@@ -2,9 +2,10 @@
 
 from collections.abc import Sequence
 
+from hlo_passes.collective_ops import size_bytes
 from hlo_passes.ir import ir
 from hlo_passes.sharding.emit import Emitter
-from hlo_passes.sharding.partition import Handlers, Partitioner, local_bytes
+from hlo_passes.sharding.partition import Handlers, Partitioner
 from hlo_passes.sharding.spec import Sharding, shape_of
 
 __all__ = ["HANDLERS"]
@@ -45,7 +46,7 @@ def _sort_whole(part: Partitioner, op: ir.Operation, axes: tuple[str, ...], shar
     rule = part.targets.rules[op]
     choice = part.choose(op, rule)
     if not {axis for names in choice.axes.values() for axis in names} & set(axes):
-        moved = sum(local_bytes(part.env[v][0]) for v in op.operands) * (shards - 1)
+        moved = size_bytes([part.env[v][0] for v in op.operands]) * (shards - 1)
         why = f"all of sharded dim {_dim(op)} is sorted, not its first few rows"
         part.note_gather(op, moved, why, f"do not shard dim {_dim(op)}")
     part.by_rule(op, rule, choice)

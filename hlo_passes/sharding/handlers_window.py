@@ -6,11 +6,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 from distributed.mesh import Mesh
+from hlo_passes.collective_ops import size_bytes
 from hlo_passes.ir import ir
 from hlo_passes.sharding.choice import Choice
 from hlo_passes.sharding.cumulative import is_cumulative, scan_blocks
 from hlo_passes.sharding.exchange import fetch, moved_rows
-from hlo_passes.sharding.partition import Handlers, Partitioner, local_bytes
+from hlo_passes.sharding.partition import Handlers, Partitioner
 from hlo_passes.sharding.rows import Need, fill_outside, own_rows, owned_rows, result_need
 from hlo_passes.sharding.spec import Sharding, shape_of
 from hlo_passes.sharding.windows import WINDOWS, Window, convolution_dims
@@ -116,7 +117,7 @@ def _cut(part: Partitioner, op: ir.Operation, window: Window, axes: tuple[str, .
     size, rows = shape_of(op.operands[0])[window.operand_dim], shape_of(op.results[0])[window.result_dim]
     extent = (rows - 1) * window.stride + 1
     if op.name == "stablehlo.slice" and held and rows < shards and 2 * extent <= size:
-        is_there = not part.lying(op.operands[0]).axes[window.operand_dim]
+        is_there = not part.forms.lying(op.operands[0]).axes[window.operand_dim]
         return _dropped(op, window) if is_there else replace(_dropped(op, window), summed=axes)
     is_wanted = axes == wanted.axes[window.result_dim]
     local = wanted.local[window.result_dim] if is_wanted else math.ceil(rows / shards)
@@ -180,7 +181,7 @@ def _operand(
     fill: ir.Value | None,
 ) -> ir.Value:  # fmt: skip
     """The rows of ``value`` that the cuts need; its other dims lie as in ``sharding``."""
-    have, size = part.lying(value), shape_of(value)
+    have, size = part.forms.lying(value), shape_of(value)
     # A cut dim that is sharded otherwise is first resharded as the result is, so that only edges are fetched.
     kept = {c.window.operand_dim: c.summed or c.axes for c in cuts}
     kept = {
@@ -239,7 +240,7 @@ def rows_of(
         return own_rows(part.emit, local, dim, axes, need, [0] * len(need.starts))
     permuted, gathered = moved_rows(need, local.type.shape[dim], range(size))
     if permuted > gathered:
-        moved = local_bytes(local) * (len(need.starts) - 1)
+        moved = size_bytes([local]) * (len(need.starts) - 1)
         part.note_gather(
             op, moved, f"its windows along dim {dim} reach beyond the neighbours' blocks",
             f"shard another dim than {dim}, or over fewer cores",

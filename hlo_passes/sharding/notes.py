@@ -4,19 +4,14 @@ import math
 
 from hlo_passes.ir import ir, source_line
 from hlo_passes.sharding.spec import Sharding
+from kernels.work import Tensor
 
 __all__ = ["element_bytes", "gather_note", "reshard_note", "whole_note"]
 
 
 def element_bytes(type_: ir.Type, count: int) -> int:
-    """The size of ``count`` elements of a tensor type; an element takes a byte at least."""
-    return count * _bits(type_.element_type) // 8
-
-
-def _bits(element: ir.Type) -> int:
-    if isinstance(element, ir.ComplexType):
-        return 2 * _bits(element.element_type)
-    return max(8, element.width) if isinstance(element, ir.IntegerType | ir.FloatType) else 8
+    """The size of ``count`` elements of a tensor type."""
+    return Tensor(shape=(count,), dtype=str(type_.element_type)).size_bytes
 
 
 def gather_note(op: ir.Operation, moved_bytes: int, why: str, fix: str) -> str:

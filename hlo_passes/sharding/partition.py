@@ -1,28 +1,22 @@
 """Rewrites a global program as the program of one core: one algorithm over factors for every op."""
 
-import contextlib
-import math
-from collections import ChainMap
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 from hlo_passes.ir import func, ir
 from hlo_passes.local import donations
 from hlo_passes.sharding.choice import Choice, Targets, choose
 from hlo_passes.sharding.emit import Emitter
+from hlo_passes.sharding.forms import Env, Forms
 from hlo_passes.sharding.local_sizes import LOCAL_SIZES
-from hlo_passes.sharding.notes import element_bytes, gather_note, reshard_note, whole_note
+from hlo_passes.sharding.notes import gather_note, reshard_note, whole_note
 from hlo_passes.sharding.padding import finite_argument, padding_fill
-from hlo_passes.sharding.recompute import ops_to_repeat
 from hlo_passes.sharding.reductions import all_reducer, combine_parts
-from hlo_passes.sharding.reshard import Mover, reshard
-from hlo_passes.sharding.rules import RULE, OpRule
-from hlo_passes.sharding.spec import Sharding, layout_attributes, mesh_attribute, shape_of
-from hlo_passes.sharding.traffic import received_elements
+from hlo_passes.sharding.rules import OpRule
+from hlo_passes.sharding.spec import Sharding, layout_attributes, local_type, mesh_attribute, shape_of
 
-__all__ = ["Handlers", "Partitioner", "local_bytes", "local_type"]
+__all__ = ["Handlers", "Partitioner"]
 
 _KEPT_ARGUMENT_ATTRIBUTES = ("tf.aliasing_output", "jax.buffer_donor")
-_DROPPED = ("sdy.sharding", RULE, "channel_handle", "use_global_device_ids")
 
 
 class Partitioner:
@@ -36,7 +30,7 @@ class Partitioner:
         self, module: ir.Module, function: func.FuncOp, targets: Targets, handlers: "Handlers"
     ) -> None:
         self.module, self.function, self.targets = module, function, targets
-        self.env: dict[ir.Value, tuple[ir.Value, Sharding]] = {}
+        self.env: Env = {}
         self.notes: list[str] = []
         self.manual_depth = 0
         self._donated = frozenset(argument for _, argument in donations(function))
@@ -44,7 +38,6 @@ class Partitioner:
         self._reader: ir.Operation | None = None
         self._reader_is_noted = False
         self._handlers = handlers
-        self._forms: ChainMap[tuple[ir.Value, tuple[int, ...]], dict[Sharding, ir.Value]] = ChainMap()
         self.done: set[ir.Operation] = set()
 
     def run(self) -> None:
@@ -57,6 +50,7 @@ class Partitioner:
             self.env[value] = (argument, sharding)
         self.emit = Emitter(self.targets.mesh, entry)
         self.emit.point = ir.InsertionPoint(entry)
+        self.forms = Forms(self.env, self.emit)
         returned = self.operations(old)
         self._finish(local, old, self._results(shardings, returned))
 
@@ -74,72 +68,19 @@ class Partitioner:
         self._reader, self._reader_is_noted, self.emit.location = None, False, operations[-1].location
         return list(operations[-1].operands)
 
-    @contextlib.contextmanager
-    def inside(self, block: ir.Block) -> Iterator[None]:
-        """Emits into ``block``; what is moved there is not known outside."""
-        outer, self.emit.point = self.emit.point, ir.InsertionPoint(block)
-        self._forms = self._forms.new_child()
-        yield
-        self.emit.point, self._forms = outer, self._forms.parents
-
     def use(self, value: ir.Value, sharding: Sharding) -> ir.Value:
         """The local form of a global value under ``sharding``."""
         return self.use_all([value], [sharding])[0]
 
     def use_all(self, values: Sequence[ir.Value], shardings: Sequence[Sharding]) -> list[ir.Value]:
-        """The local forms of what one op reads, each made of the nearest form there is."""
-        movers: dict[tuple[ir.Value, tuple[int, ...], Sharding], tuple[ir.Value, Mover]] = {}
-        for value, sharding in zip(values, shardings, strict=True):
-            forms, shape = self._known(value), shape_of(value)
-            if sharding not in forms:
-                have = min(forms, key=lambda form: self._distance(shape, form, sharding))
-                moved, _ = self._distance(shape, have, sharding)
-                if moved and self._make_again(value, moved):
-                    forms, have = self._known(value), Sharding.whole(shape)
-                mover = Mover(self.emit, forms[have], shape, have, sharding)
-                movers[self.env[value][0], shape, sharding] = value, mover
-        reshard([mover for _, mover in movers.values()])
-        for value, mover in movers.values():
-            self._remember(value, mover.new, mover.value)
+        """The local forms of what one op reads; a gathered one is noted, once for each op."""
+        forms, moved = self.forms.take(values, shardings)
+        for value, mover in moved:
             if mover.gathered_elements and not self._reader_is_noted:
                 self.notes.append(
                     reshard_note(self._reader, value, mover.gathered_elements, mover.old, mover.new)
                 )
-        return [self._known(v)[s] for v, s in zip(values, shardings, strict=True)]
-
-    def lying(self, value: ir.Value) -> Sharding:
-        """How a value lies whose rows are to move: whole where every core soon computes all of it."""
-        have, whole = self.env[value][1], Sharding.whole(shape_of(value))
-        return whole if whole in self._known(value) or self._make_again(value, 0) else have
-
-    def _make_again(self, value: ir.Value, moved_elements: float) -> bool:
-        """Has every core compute all of ``value``, where that is done sooner than so much is moved."""
-        ops = ops_to_repeat(value, self._is_there, moved_elements)
-        for op in ops or ():
-            new = op.clone(ip=self.emit.point).operation
-            for number, operand in enumerate(op.operands):
-                new.operands[number] = self.whole(operand)
-            for name in _DROPPED:
-                if name in new.attributes:
-                    del new.attributes[name]
-            self._remember(op.results[0], Sharding.whole(shape_of(op.results[0])), new.results[0])
-        return ops is not None
-
-    def _is_there(self, value: ir.Value) -> bool:
-        return value in self.env and Sharding.whole(shape_of(value)) in self._known(value)
-
-    def _remember(self, value: ir.Value, sharding: Sharding, local: ir.Value) -> None:
-        forms = self._known(value) | {sharding: local}
-        self._forms |= {(form, shape_of(value)): forms for form in forms.values()}
-
-    def _known(self, value: ir.Value) -> Mapping[Sharding, ir.Value]:
-        """The local forms there are of a global value."""
-        local, have = self.env[value]
-        return {**self._forms.get((local, shape_of(value)), {}), have: local}
-
-    def _distance(self, shape: tuple[int, ...], have: Sharding, want: Sharding) -> tuple[float, bool]:
-        """How far a form is from another; to cut a whole one needs no look at how blocks lie."""
-        return received_elements(self.targets.mesh, have, want, shape), not have.is_whole
+        return forms
 
     def whole(self, value: ir.Value) -> ir.Value:
         return self.use(value, Sharding.whole(shape_of(value)))
@@ -227,16 +168,10 @@ class Partitioner:
     ) -> ir.Operation:
         """Copies ``op`` with local operands and result types and records its results."""
         new = op.clone(ip=self.emit.point).operation
-        for name in _DROPPED:
-            if name in new.attributes:
-                del new.attributes[name]
         for number, value in enumerate(operands):
             new.operands[number] = value
         for old, result, sharding in zip(op.results, new.results, shardings, strict=True):
-            if isinstance(old.type, ir.RankedTensorType):
-                result.set_type(
-                    ir.RankedTensorType.get(sharding.local, old.type.element_type, old.type.encoding)
-                )
+            result.set_type(local_type(old, sharding))
             self.env[old] = (result, sharding)
         if len(new.regions):
             self._remap_captures(new)
@@ -320,14 +255,3 @@ class Partitioner:
 
 
 Handlers = Mapping[str, Callable[[Partitioner, ir.Operation], None]]
-
-
-def local_bytes(value: ir.Value) -> int:
-    """The size of a local tensor."""
-    return element_bytes(value.type, math.prod(value.type.shape))
-
-
-def local_type(value: ir.Value, sharding: Sharding) -> ir.Type:
-    if not isinstance(value.type, ir.RankedTensorType):
-        return value.type
-    return ir.RankedTensorType.get(sharding.local, value.type.element_type, value.type.encoding)

@@ -2,11 +2,9 @@
 
 from hlo_passes.ir import ir
 from hlo_passes.sharding.emit import Emitter
-from hlo_passes.sharding.spec import Sharding
+from hlo_passes.sharding.forms import Env
 
 __all__ = ["all_reducer", "combine_parts", "simple_reducer", "splat"]
-
-Env = dict[ir.Value, tuple[ir.Value, Sharding]]
 
 _ADD = "stablehlo.add"
 # Reducers a collective knows, with the test that a scalar constant is their identity.

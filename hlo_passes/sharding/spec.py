@@ -15,6 +15,7 @@ __all__ = [
     "annotations",
     "blocks",
     "layout_attributes",
+    "local_type",
     "mesh_attribute",
     "result_annotations",
     "shape_of",
@@ -133,6 +134,13 @@ def mesh_attribute(mesh: Mesh) -> ir.Attribute:
     axes = ", ".join(f'["{name}", {size} : i64]' for name, size in mesh.axes)
     ids = f": {', '.join(map(str, mesh.device_ids))}" if mesh.device_ids else ""
     return ir.Attribute.parse(f"{{axes = [{axes}], device_ids = array<i64{ids}>}}")
+
+
+def local_type(value: ir.Value, sharding: Sharding) -> ir.Type:
+    """The type of one core's block of ``value``; tokens and the like keep theirs."""
+    if not isinstance(value.type, ir.RankedTensorType):
+        return value.type
+    return ir.RankedTensorType.get(sharding.local, value.type.element_type, value.type.encoding)
 
 
 def layout_attributes(global_type: ir.Type, sharding: Sharding) -> dict[str, ir.Attribute]:
