@@ -1,6 +1,7 @@
 """What users name in text: functions as ``module:function``, argument types as ``f32[8,128]``."""
 
 import importlib
+import operator
 import re
 import sys
 from collections.abc import Callable
@@ -17,7 +18,9 @@ _TYPE = re.compile(r"(\w+)\[([\w,\s]*)\]")
 
 
 def find_function(target: str) -> Callable[..., Any]:
-    """The function called ``module:function``, importable from the current directory as by ``python -m``.
+    """The function called ``module:function``, which may be ``module:object.function``.
+
+    The module is importable from the current directory as by ``python -m``.
 
     Raises:
       CompileError: there is no such module or name in it.
@@ -25,7 +28,7 @@ def find_function(target: str) -> Callable[..., Any]:
     module, _, name = target.partition(":")
     sys.path.insert(0, "")
     try:
-        return getattr(importlib.import_module(module), name)
+        return operator.attrgetter(name)(importlib.import_module(module))
     except (ImportError, AttributeError) as error:
         raise CompileError(
             f"{target} cannot be imported: {error}", fix="give module:function, importable from here"

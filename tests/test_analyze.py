@@ -367,6 +367,7 @@ def test_the_verb(tmp_path, capsys, monkeypatch):
     )
     monkeypatch.chdir(tmp_path)
     assert run("good.mlir") == 0
+    assert run("jax.numpy:linalg.norm", "f32[8]") == 0
     assert run("their_model:forward", "f32[8]", "i32[2]") == 1
     printed = capsys.readouterr().out
     assert "NCC_EVRF001" in printed and "their_model.py:3" in printed

@@ -3,6 +3,7 @@
 import io
 import os
 import re
+import signal
 import subprocess
 import sys
 import warnings
@@ -211,6 +212,14 @@ def test_the_script_itself(tmp_path: Path) -> None:
     assert "malformed" in done.stderr
     helped = subprocess.run([*command, "--help"], cwd=root, capture_output=True, text=True)
     assert all(verb.NAME in helped.stdout + helped.stderr for verb in cli.VERBS)
+
+
+def test_an_interrupted_verb_says_nothing(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("neuronx.cli.hw.main", lambda args: signal.raise_signal(signal.SIGINT))
+    assert _call("hw") == 130
+    assert capfd.readouterr() == ("", "")
 
 
 def test_a_reader_that_goes_away_is_no_crash() -> None:

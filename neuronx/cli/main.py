@@ -13,8 +13,8 @@ from neuronx.cli import run as run_verb
 
 __all__ = ["VERBS", "main", "parse_arguments", "run"]
 
-# What a shell reports of a program that its reader's end stopped: 128 + SIGPIPE.
-_BROKEN_PIPE = 141
+# What a shell reports of programs that SIGINT ended, and SIGPIPE of a reader's end: 128 + its number.
+_INTERRUPTED, _BROKEN_PIPE = 130, 141
 # Each a module with NAME, HELP, add_arguments(parser) and main(args) -> exit status.
 VERBS = (opt, run_verb, analyze, generate, plan, hw, cache)
 
@@ -35,7 +35,7 @@ def parse_arguments(argv: list[str]) -> argparse.Namespace:
 def main(args: argparse.Namespace) -> int:
     """Runs the verb; returns its exit status, or 2 with a message on stderr where the input is at fault.
 
-    Where the reader of the output went away before its end, 141 and no message.
+    Without a message 130 where the user interrupted it, and 141 where the reader of its output went away.
     """
     try:
         status = args.verb_main(args)
@@ -45,6 +45,8 @@ def main(args: argparse.Namespace) -> int:
         # Whoever read it has closed it (`neuronx hw | head`): what is left must not be written at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return _BROKEN_PIPE
+    except KeyboardInterrupt:
+        return _INTERRUPTED
     except CompileError as error:
         print(f"neuronx {args.verb}: {error}", file=sys.stderr)
         return 2
