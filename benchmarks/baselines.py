@@ -6,7 +6,7 @@ import numpy as np
 from scipy.optimize import least_squares
 
 from benchmarks.rows import Measured
-from kernels.hardware import load_core
+from kernels.hardware import load_core, load_instance
 
 __all__ = ["datasheet_s", "fit_two_constants"]
 
@@ -29,7 +29,11 @@ def fit_two_constants(rows: Sequence[Measured]) -> Callable[[Measured], float]:
 
 
 def _roofline_s(row: Measured, flops_fraction: float, memory_fraction: float) -> float:
-    core = load_core()
-    compute_s = row.flops / row.cores / (core.pe.peak_flop_per_s * flops_fraction)
-    memory_s = row.bytes / row.cores / (core.hbm.bandwidth_bytes_per_s * memory_fraction)
-    return max(compute_s, memory_s)
+    core = load_core(load_instance(row.instance).family)
+    total_s = 0.0
+    for run in row.runs:
+        work = run.work()
+        compute_s = work.flops / row.cores / (core.pe.peak_flop_per_s * flops_fraction)
+        memory_s = work.read_bytes / row.cores / (core.hbm.bandwidth_bytes_per_s * memory_fraction)
+        total_s += run.times * max(compute_s, memory_s)
+    return row.queue * total_s

@@ -71,7 +71,7 @@ def _era(values: Iterable[float]) -> Era:
 
 def errors(rows: Sequence[Measured], predicted: Sequence[float]) -> list[float]:
     """Signed relative errors."""
-    return [got / row.seconds - 1 for row, got in zip(rows, predicted, strict=True)]
+    return [row.error(got) for row, got in zip(rows, predicted, strict=True)]
 
 
 def statistics(found: Sequence[float]) -> str:
@@ -131,23 +131,22 @@ def _print_rows(rows: Sequence[Measured], era: Era, left_out: Sequence[float]) -
     fitted = [row for row in rows if row.is_fitted]
     out = dict(zip((row.name for row in fitted), left_out, strict=False))
     simple = fit_two_constants(fitted)
-    print(f"{'row':<32} {'SDK':<8} {'published':>12} {'fitted':>20} {'model left out':>20}")
+    print(f"{'row':<34} {'SDK':<8} {'published':>10} {'fitted':>20} {'model left out':>20}")
     for row, got in zip(rows, predicted, strict=True):
-        other = (
-            f"{out[row.name] * 1e3:>10.3f} ({out[row.name] / row.seconds - 1:>+7.1%})"
-            if row.name in out
-            else ""
-        )
+        other = _beside(row, out[row.name]) if row.name in out else ""
         print(
-            f"{row.name:<32} {row.sdk:<8} {row.seconds * 1e3:>9.3f} ms "
-            f"{got * 1e3:>10.3f} ({got / row.seconds - 1:>+7.1%}) {other}"
+            f"{row.name:<34} {row.sdk:<8} {row.figure(row.seconds):>10} {_beside(row, got):>20} {other:>20}"
         )
     pairs = [(row, got) for row, got in zip(rows, predicted, strict=True) if row.is_fitted]
-    print("fitted:                ", statistics([got / row.seconds - 1 for row, got in pairs]))
+    print("fitted:                ", statistics([row.error(got) for row, got in pairs]))
     if left_out:
         print("model left out:        ", statistics(errors(fitted, left_out)))
     print("two-constant roofline: ", statistics(errors(fitted, [simple(row) for row in fitted])))
     print("datasheet roofline:    ", statistics(errors(fitted, [datasheet_s(row) for row in fitted])))
+
+
+def _beside(row: Measured, seconds: float) -> str:
+    return f"{row.figure(seconds)} ({row.error(seconds):+.1%})"
 
 
 if __name__ == "__main__":

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from benchmarks.baselines import datasheet_s, fit_two_constants
 from benchmarks.calibrate import PRIORS, errors, leave_one_model_out, statistics
-from benchmarks.rows import calibration_rows, decode_program, predict_s, whole_program
+from benchmarks.rows import Measured, calibration_rows, decode_program, predict_s, whole
 from distributed.analysis import exposed_collective_s, mbu
 from distributed.host_link import request_s
 from distributed.timeline import Timeline, time_program
@@ -69,28 +69,33 @@ def _calibration() -> list[str]:
     lines = [
         "## Calibration rows",
         "",
-        "`fitted`: with the shipped constants. `left out`: with constants fitted to the other models only.",
+        "`fitted`: with the shipped constants. `left out`: with constants fitted to the other models only. "
+        "Times in milliseconds, throughputs a second (there a positive error is too fast).",
         "",
         *_table(
-            ("row", "SDK", "published ms", "fitted ms", "error", "left out ms", "error"),
+            ("row", "SDK", "published", "fitted", "error", "left out", "error"),
             [
                 (
                     row.name,
                     row.sdk,
-                    _ms(row.seconds),
-                    *_against(predict_s(row, DEFAULT_ERA), row.seconds),
-                    *(_against(left_out[row.name], row.seconds) if row.name in left_out else ("", "")),
+                    row.figure(row.seconds),
+                    *_figure(row, predict_s(row, DEFAULT_ERA)),
+                    *(_figure(row, left_out[row.name]) if row.name in left_out else ("", "")),
                 )
                 for row in rows
             ],
         ),
         "",
-        "Rows without a figure left out are not fitted. Decoders ran under transformers-neuronx, whose host "
-        "looks tokens up and chooses the next ones: a copy of the tokens' vectors for each core is charged, "
-        "one after the other over the documented 16 GB/s, and f32 logits on the way back. That was put in "
-        "with the times to first token in view. They also hold work of the host in Python that is not "
-        "published and not predicted. The OPT rows come from an older release, 2.14, and are predicted with "
-        "the constants of the newer one.",
+        "Rows without a figure left out are not fitted. An encoder's throughput says again what its latency "
+        "says, with the batches that were in flight. A decoder's is that of a request: the prompt, then "
+        "every token with the smallest of the programs for 128, 256, 512, ... positions that holds the "
+        "cache; the time of a token is that of the one in the middle. The OPT rows come from an older "
+        "release, 2.14, which shows no such programs, and are predicted with the constants of the newer one.",
+        "",
+        "Decoders ran under transformers-neuronx, whose host looks tokens up and chooses the next ones: a "
+        "copy of the tokens' vectors for each core is charged, one after the other over the documented "
+        "16 GB/s, and f32 logits on the way back. That was put in with the times to first token in view. "
+        "They also hold work of the host in Python that is not published and not predicted.",
         "",
     ]
     sets: tuple[tuple[str, Iterable[float]], ...] = (
@@ -188,9 +193,10 @@ def _flops(cfg: bert.BertConfig, length: int) -> float:
 @functools.cache
 def _encoder_s(model: str, length: int, batch: int, instance: str, busy: int) -> float:
     family = load_instance(instance).family
-    program = whole_program(model, batch, length, instance)
-    timeline = time_program(program, instance, sharers=busy)
-    return request_s(timeline.total_s, links_of(DEFAULT_ERA, family), bytes_in=12 * batch * length)
+    found = whole(model, batch, length, instance)
+    device_s = time_program(found.first.program, instance, sharers=busy).total_s
+    links = links_of(DEFAULT_ERA, family)
+    return request_s(device_s, links, bytes_in=found.bytes_in, bytes_out=found.bytes_out)
 
 
 def _decoders() -> list[str]:
@@ -308,6 +314,10 @@ def _unknown() -> list[str]:
 
 def _ms(seconds: float) -> str:
     return f"{seconds * 1e3:.3f}"
+
+
+def _figure(row: Measured, seconds: float) -> tuple[str, str]:
+    return row.figure(seconds), f"{row.error(seconds):+.1%}"
 
 
 def _against(seconds: float, published_s: float) -> tuple[str, str]:

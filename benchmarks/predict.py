@@ -1,7 +1,7 @@
 """``python -m benchmarks.predict FILE.csv``: predicts published rows that no constant was fitted to.
 
 The file has the columns of benchmarks/data/published_calibration.csv: any model of the catalog, batch, length
-and degree.
+and degree. Every time and throughput that a row states is predicted; benchmarks/rows.py says what each means.
 """
 
 import argparse
@@ -9,6 +9,7 @@ import csv
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from benchmarks.baselines import datasheet_s
 from benchmarks.calibrate import errors, statistics
@@ -18,7 +19,9 @@ from kernels.errors import CompileError, OutOfDeviceMemoryError
 
 __all__ = ["main"]
 
-_LINE = "{:<44} {:>8} {:>13} {:>13} {:>8} {:>14}"
+_LINE = "{:<44} {:<13} {:>3} {:>6} {:<8} {:>12} {:>12} {:>8} {:>12}"
+_HEAD = ("figure", "instance", "tp", "length", "SDK", "published", "predicted", "error", "datasheet")
+_FIGURES = ("latency", "tpot", "ttft", "throughput")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -26,41 +29,61 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("file", type=Path, help="CSV of published rows")
     parser.add_argument("--era", choices=ERAS, default=DEFAULT_ERA, help="whose constants predict")
     asked = parser.parse_args(arguments)
-    records = list(csv.DictReader(asked.file.read_text(encoding="utf-8").splitlines()))
-    rows, unknown = _read(records)
-    print(_LINE.format("row", "SDK", "published ms", "predicted ms", "error", "datasheet ms"))
+    try:
+        records = list(csv.DictReader(asked.file.read_text(encoding="utf-8-sig").splitlines()))
+    except (OSError, UnicodeError, csv.Error) as error:
+        parser.error(f"{asked.file}: {error}")
+    print(_LINE.format(*_HEAD))
     done: list[tuple[Measured, float]] = []
-    for row in rows:
-        try:
-            found = predict_s(row, asked.era)
-        except OutOfDeviceMemoryError:
-            print(_LINE.format(row.name, row.sdk, f"{row.seconds * 1e3:.3f}", "does not fit", "", ""))
-            continue
-        done.append((row, found))
-        times = (f"{seconds * 1e3:.3f}" for seconds in (row.seconds, found, datasheet_s(row)))
-        published, predicted, datasheet = times
-        error = f"{found / row.seconds - 1:+.1%}"
-        print(_LINE.format(row.name, row.sdk, published, predicted, error, datasheet))
-    for name in unknown:
-        print(f"{name}: not in the catalog")
-    if done:
-        known, predicted = zip(*done, strict=True)
-        print(f"predicted: {statistics(errors(known, predicted))}")
-        print(f"datasheet roofline: {statistics(errors(known, [datasheet_s(row) for row in known]))}")
-    print(f"{len(done)} of {len(rows)} times, {len(records) - len(unknown)} of {len(records)} rows")
+    figures = read = 0
+    for number, record in enumerate(records, 1):
+        rows = _stated(number, record)
+        read, figures = read + bool(rows), figures + len(rows)
+        done += [(row, found) for row in rows if (found := _predicted(row, asked.era)) is not None]
+    for what in _FIGURES:
+        _print_statistics(what, [(row, found) for row, found in done if row.what == what])
+    _print_statistics("all", done)
+    print(
+        f"{len(done)} of {figures} figures, {read} of {len(records)} rows; times in ms, throughputs a second"
+    )
     return 0
 
 
-def _read(records: Sequence[dict[str, str]]) -> tuple[list[Measured], list[str]]:
-    """The times that the rows state, and the models that the catalog does not have."""
-    rows: list[Measured] = []
-    unknown = []
-    for record in records:
-        try:
-            rows += measured(record)
-        except CompileError:
-            unknown.append(record["model"])
-    return rows, unknown
+def _stated(number: int, record: dict[str | None, Any]) -> list[Measured]:
+    """The figures of one record; says so where it has none or cannot be read."""
+    try:
+        rows = measured(record)
+    except CompileError as error:
+        print(f"row {number} ({record.get('model')}): {error.message}")
+        return []
+    if not rows:
+        print(f"row {number} ({record.get('model')}): neither a time nor a throughput")
+    return rows
+
+
+def _predicted(row: Measured, era: str) -> float | None:
+    """The seconds of one figure, printed; None where it cannot be."""
+    label = (row.name, row.instance, row.cores, row.length or "", row.sdk)
+    try:
+        found = predict_s(row, era)
+    except OutOfDeviceMemoryError:
+        print(_LINE.format(*label, row.figure(row.seconds), "does not fit", "", ""))
+        return None
+    except CompileError as error:
+        print(_LINE.format(*label, row.figure(row.seconds), error.message, "", ""))
+        return None
+    figures = (row.figure(seconds) for seconds in (row.seconds, found, datasheet_s(row)))
+    published, predicted, datasheet = figures
+    print(_LINE.format(*label, published, predicted, f"{row.error(found):+.1%}", datasheet), flush=True)
+    return found
+
+
+def _print_statistics(what: str, done: Sequence[tuple[Measured, float]]) -> None:
+    if not done:
+        return
+    rows, predicted = zip(*done, strict=True)
+    datasheet = statistics(errors(rows, [datasheet_s(row) for row in rows]))
+    print(f"{what}: {statistics(errors(rows, predicted))}; datasheet roofline: {datasheet}")
 
 
 if __name__ == "__main__":

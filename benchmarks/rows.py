@@ -2,263 +2,310 @@
 
 import csv
 import functools
-import math
-from collections.abc import Callable, Mapping
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from importlib.resources import files
 from typing import Any
 
 import jax.numpy as jnp
 
+from benchmarks.published import Published, read
 from distributed.host_link import request_s
 from distributed.program import Program
 from distributed.timeline import time_program
 from kernels.eras import Era, links_of
+from kernels.errors import CompileError
 from kernels.hardware import load_instance
-from neuronx.models import bert
-from neuronx.models.catalog import (
-    DECODERS,
-    MODELS,
-    compile_prompt,
-    compile_step,
-    host_bytes,
-    weight_bytes,
-    workload,
-)
-from neuronx.models.sizes import find
+from neuronx.comparing import Work, model_work
+from neuronx.models.catalog import MODELS, Workload, compile_prompt, compile_step, host_bytes, workload
 
-__all__ = [
-    "Measured",
-    "calibration_rows",
-    "catalog_name",
-    "decode_program",
-    "measured",
-    "predict_s",
-    "prefill_program",
-    "whole_program",
-]
+__all__ = ["Measured", "Run", "calibration_rows", "decode_program", "measured", "predict_s", "whole"]
 
-_TOKEN_BYTES, _LOGIT_BYTES, _PIXEL_BYTES = 4, 4, 4
-_IMAGE = (224, 224, 3)
-_TYPE = jnp.float16
+_MATMULT = (("auto_cast", "matmult"), ("auto_cast_type", "bf16"))
+# transformers-neuronx has a program for each power of two from these on: src/transformers_neuronx/bucket.py.
+_TOKEN_BUCKET, _PROMPT_BUCKET = 128, 64
+
+
+@dataclass(frozen=True, kw_only=True)
+class Run:
+    """A program that a figure takes ``times`` times.
+
+    ``exchanged``: bytes to and from the host each time; ``work``: of the plain model, for the baselines.
+    """
+
+    program: Callable[[], Program]
+    exchanged: Callable[[], tuple[int, int]]
+    work: Callable[[], Work]
+    times: int = 1
 
 
 @dataclass(frozen=True, kw_only=True)
 class Measured:
-    """One published time and what is run for it.
+    """One published figure and what is run for it.
 
     Attributes:
-      model: as AWS names it; ``what``: the figure, e.g. "tpot" (time per output token).
-      seconds: published. ``sdk``: the release it was measured with.
-      is_fitted: whether constants are fitted to it.
-      build: makes the program; it takes seconds and is cached.
-      bytes_in, bytes_out: between host and device for each run.
-      is_pipelined: requests overlap, so that launch and transfers hide behind the device.
-      flops, bytes: of the plain model, for the baselines: whole model, one run; ``cores`` that share them.
+      model: as AWS names it.
+      what: "latency" (of a batch), "tpot" (time per output token), "ttft" (time to first token) or
+        "throughput".
+      seconds: published; of a throughput what ``amount`` results take by it.
+      amount: tokens or inferences that one repetition of ``runs`` makes where a throughput is published;
+        None where a time is.
+      length: positions of the cache or tokens of the sequence, 0 where the model has none.
+      sdk: the release it was measured with. ``is_fitted``: whether constants are fitted to it.
+      queue: batches on their way to each copy of the model: above one, launch and transfers hide behind the
+        device, and each waits for the others.
+      cores: that share one copy.
     """
 
     model: str
     what: str
     batch: int
+    length: int
     seconds: float
+    amount: int | None = None
     sdk: str
     instance: str
-    is_fitted: bool
-    build: Callable[[], Program]
+    is_fitted: bool = False
+    runs: tuple[Run, ...]
+    queue: float = 1.0
     cores: int
-    flops: float
-    bytes: float
-    bytes_in: int = 0
-    bytes_out: int = 0
-    is_pipelined: bool = False
 
     @property
     def name(self) -> str:
         return f"{self.model} {self.what} b{self.batch}"
 
+    def figure(self, seconds: float) -> str:
+        """``seconds`` as the row states its figure: milliseconds, or results a second."""
+        return f"{seconds * 1e3:.3f}" if self.amount is None else f"{self.amount / seconds:.1f}/s"
+
+    def error(self, seconds: float) -> float:
+        """Relative error of the figure that these predicted seconds give; above zero a throughput is high."""
+        return (seconds / self.seconds if self.amount is None else self.seconds / seconds) - 1
+
 
 def predict_s(row: Measured, era: str | Era) -> float:
     """The row's time by the simulator."""
-    device_s = time_program(row.build(), row.instance, era=era).total_s
-    if row.is_pipelined:
-        return device_s
-    return request_s(device_s, links_of(era), bytes_in=row.bytes_in, bytes_out=row.bytes_out)
+    links = links_of(era, load_instance(row.instance).family)
+    total_s = 0.0
+    for run in row.runs:
+        device_s = time_program(run.program(), row.instance, era=era).total_s
+        bytes_in, bytes_out = run.exchanged()
+        alone_s = request_s(device_s, links, bytes_in=bytes_in, bytes_out=bytes_out)
+        total_s += run.times * max(alone_s, row.queue * device_s)
+    return total_s
 
 
 def calibration_rows() -> list[Measured]:
-    """The rows of data/published_calibration.csv, in its order; a Llama row gives two times."""
+    """The figures of data/published_calibration.csv, in its order."""
     text = files("benchmarks").joinpath("data", "published_calibration.csv").read_text(encoding="utf-8")
-    return [one for row in csv.DictReader(text.splitlines()) for one in measured(row)]
+    return [one for record in csv.DictReader(text.splitlines()) for one in measured(record)]
 
 
-def measured(row: Mapping[str, str]) -> list[Measured]:
-    """What one row with the columns of data/published_calibration.csv states.
-
-    Of a decoder the time of a token and, where there is one, that to the first token; nothing of a row that
-    states a throughput only.
+def measured(record: Mapping[str | None, Any]) -> list[Measured]:
+    """What one record with the columns of data/published_calibration.csv states: each time and throughput.
 
     Raises:
-      CompileError: a model that is not in the catalog.
+      CompileError: a model or instance that is not known, a field that cannot be read, or one that is needed.
     """
-    name = catalog_name(row["model"])
-    if not (row["tpot_p50_ms"] or row["p50_ms"]):
-        return []
-    return (_decoder if MODELS[name] in DECODERS else _whole)(name, row)
+    row = read(record)
+    return list((_decoder if row.is_decoder else _whole)(row))
 
 
-def catalog_name(published: str) -> str:
-    """The catalog's name of a model that AWS names ``published``: any case, with its owner, a variant's name
-    behind it ("Meta-Llama-3-8B-Instruct").
-
-    Raises:
-      CompileError: none is meant.
-    """
-    name = published.lower().rpartition("/")[2].removeprefix("meta-")
-    meant = [known for known in MODELS if f"{name}-".startswith(f"{known}-")]
-    return max(meant, key=len) if meant else find(MODELS, name)
+def _is_of_the_era(sdk: str) -> bool:
+    """Whether a release is one that the constants are to stand for: 2.17 or newer."""
+    return tuple(int(part) for part in sdk.split(".") if part.isdigit()) >= (2, 17)
 
 
-def _whole(name: str, row: Mapping[str, str]) -> list[Measured]:
-    """An encoder or classifier: one core takes a batch."""
-    module, batch, instance = MODELS[name], int(row["batch"]), row["instance"].lower()
-    cfg = module.config(name)
-    length = int(row["seq_len"] or 0)
-    # Two workers on each core where the concurrency is 4: a core's time for a batch is half of the p50.
-    workers = max(1, round(float(row["little_concurrency"] or 1) / load_instance(instance).cores))
-    if module is bert:
-        bytes_in = 3 * batch * length * _TOKEN_BYTES
-        bytes_out = batch * cfg.hidden * (length + cfg.has_pooler) * 4
-    else:
-        bytes_in, bytes_out = batch * math.prod(_IMAGE) * _PIXEL_BYTES, batch * cfg.classes * _LOGIT_BYTES
-    return [
-        Measured(
-            model=row["model"],
-            what="latency" if workers == 1 else "interval",
-            batch=batch,
-            seconds=float(row["p50_ms"]) / 1e3 / workers,
-            sdk=row["neuron_version"],
-            instance=instance,
-            is_fitted=_is_of_the_era(row),
-            build=functools.partial(whole_program, name, batch, length, instance),
-            bytes_in=bytes_in,
-            bytes_out=bytes_out,
-            is_pipelined=workers > 1,
-            cores=1,
-            **_whole_work(name, batch, length),
-        )
-    ]
-
-
-def _is_of_the_era(row: Mapping[str, str]) -> bool:
-    """Whether the row was measured with a release that the constants are to stand for: 2.17 or newer."""
-    return tuple(map(int, row["neuron_version"].split("."))) >= (2, 17)
-
-
-# Multiply-adds an image: torchvision's table of weights.
-_MULTIPLY_ADDS = {
-    "resnet18": 1.81e9,
-    "resnet34": 3.66e9,
-    "resnet50": 4.09e9,
-    "resnet101": 7.80e9,
-    "resnet152": 11.51e9,
-}
-
-
-def _whole_work(name: str, batch: int, length: int) -> dict[str, float]:
-    if name in _MULTIPLY_ADDS:
-        return {"flops": 2 * _MULTIPLY_ADDS[name] * batch, "bytes": weight_bytes(name, jnp.bfloat16)}
-    cfg = MODELS[name].config(name)
-    tokens = length or cfg.patches + 1
-    matrices = cfg.layers * (4 * cfg.hidden**2 + 2 * cfg.hidden * cfg.ffn)
-    attention = 4 * cfg.layers * batch * tokens**2 * cfg.hidden
-    return {"flops": 2.0 * matrices * batch * tokens + attention, "bytes": 2.0 * matrices}
-
-
-def _decoder(name: str, row: Mapping[str, str]) -> list[Measured]:
-    cfg, batch, tp = MODELS[name].config(name), int(row["batch"]), int(row["tp"])
-    length, instance = int(row["seq_len"]), row["instance"].lower()
-    exchanged = functools.partial(host_bytes, name, batch=batch, dtype=_TYPE, cores=tp)
-    common: dict[str, Any] = {
-        "model": row["model"],
-        "batch": batch,
-        "sdk": row["neuron_version"],
-        "instance": instance,
-        "cores": tp,
-    }
-    bytes_in, bytes_out = exchanged(tokens=batch)
-    token = Measured(
-        what="tpot",
-        seconds=float(row["tpot_p50_ms"] or row["p50_ms"]) / 1e3,
-        is_fitted=_is_of_the_era(row),
-        build=functools.partial(decode_program, name, batch, length, tp, instance),
-        bytes_in=bytes_in,
-        bytes_out=bytes_out,
-        **common,
-        **_decoder_work(cfg, batch, 1, length),
-    )
-    if not row["ttft_p50_ms"]:
-        return [token]
-    prompt = int(row["in_len"])
-    bytes_in, bytes_out = exchanged(tokens=batch * prompt)
-    first = Measured(
-        what="ttft",
-        seconds=float(row["ttft_p50_ms"]) / 1e3,
-        # The host's own work (lookup, scheduling in Python) is in the published figure and unknown.
-        is_fitted=False,
-        build=functools.partial(prefill_program, name, batch, prompt, length, tp, instance),
-        bytes_in=bytes_in,
-        bytes_out=bytes_out,
-        **common,
-        **_decoder_work(cfg, batch, prompt, prompt),
-    )
-    return [token, first]
-
-
-def _decoder_work(cfg: Any, batch: int, tokens: int, cache: int) -> dict[str, float]:
-    """Flops and bytes of reading ``tokens`` tokens a sequence with ``cache`` positions to attend to."""
-    kv_width = getattr(cfg, "kv_heads", cfg.heads) * cfg.head_dim
-    products = 3 if hasattr(cfg, "kv_heads") else 2
-    layer = 2 * cfg.hidden**2 + 2 * cfg.hidden * kv_width + products * cfg.hidden * cfg.ffn
-    weights = cfg.layers * layer + cfg.hidden * cfg.vocab
-    attention = 4.0 * cfg.layers * batch * tokens * cache * cfg.hidden
+def _common(row: Published, length: int) -> dict[str, Any]:
     return {
-        "flops": 2.0 * cfg.layers * layer * batch * tokens + attention,
-        "bytes": 2.0 * weights + 4.0 * cfg.layers * batch * cache * kv_width,
+        "model": row.published,
+        "batch": row.batch,
+        "length": length,
+        "sdk": row.sdk,
+        "instance": row.instance,
+        "cores": row.tp,
     }
 
 
-@functools.cache
-def whole_program(name: str, batch: int, length: int, instance: str) -> Program:
-    """An encoder or classifier in f32 whose products run in bf16, its matrices cast when it was compiled."""
-    found = workload(
-        name,
-        batch=batch,
-        dtype=jnp.float32,
-        prompt_len=length,
-        new_tokens=0,
-        instance=instance,
-        auto_cast="matmult",
+def _whole(row: Published) -> Iterator[Measured]:
+    """An encoder or classifier: copies of it on the instance's cores, each takes batch after batch.
+
+    Where the row does not say how many batches were on their way, a throughput is that of one on each copy,
+    and a latency that of one alone.
+    """
+    positions = getattr(MODELS[row.name].config(row.name), "positions", 0)
+    if positions and not row.seq_len:
+        raise CompileError(f"{row.published} reads tokens, but there is no seq_len", op="row", fix="give it")
+    length = row.seq_len if positions else 0
+    copies = load_instance(row.instance).cores // row.tp
+    found = functools.partial(
+        whole,
+        row.name,
+        row.batch,
+        length,
+        row.instance,
+        tp=row.tp,
+        dtype=row.dtype,
+        options=tuple(row.options.items()),
     )
-    return found.first.program
-
-
-@functools.cache
-def decode_program(name: str, batch: int, length: int, tp: int, instance: str) -> Program:
-    """One token a sequence in f16, with a cache of ``length`` positions."""
-    options = {"tp_degree": tp, "instance": instance}
-    return compile_step(name, batch=batch, length=length, dtype=_TYPE, **options).program
-
-
-@functools.cache
-def prefill_program(name: str, batch: int, prompt: int, length: int, tp: int, instance: str) -> Program:
-    """The prompt in f16, into a cache of ``length`` positions."""
-    found = compile_prompt(
-        name,
-        batch=batch,
-        prompt_len=prompt,
-        length=length,
-        dtype=_TYPE,
-        tp_degree=tp,
-        instance=instance,
+    run = Run(
+        program=lambda: found().first.program,
+        exchanged=lambda: (found().bytes_in, found().bytes_out),
+        work=lambda: _work(row.name, row.batch, length, 0)[0],
     )
-    return found.program
+    in_flight = row.in_flight or copies
+    common = _common(row, length) | {"runs": (run,), "queue": max(1.0, in_flight / max(1, copies))}
+    if row.p50_s:
+        yield Measured(what="latency", seconds=row.p50_s, is_fitted=_is_of_the_era(row.sdk), **common)
+    if row.per_s:
+        amount = in_flight * row.batch
+        yield Measured(what="throughput", seconds=amount / row.per_s, amount=amount, **common)
+
+
+def _decoder(row: Published) -> Iterator[Measured]:
+    """A decoder on ``tp`` cores: ``in_len`` tokens read, ``out_len`` written by each sequence of the batch.
+
+    Rows that tell prompt and tokens apart are of releases with a program for each power of two of the cache:
+    a token is read with the smallest that holds it, p50 is that of the token in the middle, and throughput
+    that of the whole request. The older rows show none of that (their mean token is slower than their p50).
+    """
+    length = row.seq_len or (row.in_len or 0) + (row.out_len or 0)
+    positions = MODELS[row.name].config(row.name).positions
+    if not 0 < length <= positions:
+        raise CompileError(
+            f"seq_len is {length}, and {row.name} has {positions} positions", op="row", fix="give seq_len"
+        )
+    has_buckets = bool(row.ttft_s or row.tpot_s)
+    common, written = _common(row, length), row.out_len or 1
+
+    def cache(tokens: int) -> int:
+        return _bucket(tokens, _TOKEN_BUCKET, length) if has_buckets else length
+
+    start = row.in_len or length - written
+    if row.tpot_s or row.p50_s:
+        middle = _step(row, cache(start + written // 2))
+        is_fitted = _is_of_the_era(row.sdk)
+        seconds = row.tpot_s or row.p50_s
+        yield Measured(what="tpot", seconds=seconds, is_fitted=is_fitted, runs=(middle,), **common)
+    prompt = ()
+    if row.in_len:
+        size = _bucket(row.in_len, _PROMPT_BUCKET, length) if has_buckets else row.in_len
+        prompt = (_prompt(row, size, length),)
+    if row.ttft_s:
+        if not prompt:
+            raise CompileError("a time to first token, but no in_len", op="row", fix="give in_len")
+        # The host's own work (lookup, scheduling in Python) is in the published figure and unknown.
+        yield Measured(what="ttft", seconds=row.ttft_s, runs=prompt, **common)
+    if row.per_s:
+        # The prompt's program writes the first token.
+        caches = Counter(cache(start + number) for number in range(len(prompt), written))
+        steps = (_step(row, size, times) for size, times in caches.items())
+        amount = row.batch * written
+        seconds = amount / row.per_s
+        yield Measured(what="throughput", seconds=seconds, amount=amount, runs=(*prompt, *steps), **common)
+
+
+def _bucket(size: int, least: int, most: int) -> int:
+    return min(most, max(least, 1 << (size - 1).bit_length()))
+
+
+def _step(row: Published, length: int, times: int = 1) -> Run:
+    return Run(
+        program=functools.partial(
+            decode_program,
+            row.name,
+            row.batch,
+            length,
+            row.tp,
+            row.instance,
+            dtype=row.dtype,
+            weights=row.weights,
+            options=tuple(row.options.items()),
+        ),
+        exchanged=_exchanged(row, row.batch),
+        work=lambda: _work(row.name, row.batch, length - 1, 1)[0],
+        times=times,
+    )
+
+
+def _prompt(row: Published, tokens: int, length: int) -> Run:
+    return Run(
+        program=functools.partial(
+            prefill_program,
+            row.name,
+            row.batch,
+            tokens,
+            length,
+            row.tp,
+            row.instance,
+            dtype=row.dtype,
+            weights=row.weights,
+            options=tuple(row.options.items()),
+        ),
+        exchanged=_exchanged(row, row.batch * tokens),
+        work=lambda: _work(row.name, row.batch, tokens, length - tokens)[1],
+    )
+
+
+def _exchanged(row: Published, tokens: int) -> Callable[[], tuple[int, int]]:
+    return functools.partial(
+        host_bytes, row.name, tokens=tokens, batch=row.batch, dtype=row.dtype, cores=row.tp
+    )
+
+
+@functools.cache
+def _work(name: str, batch: int, prompt_len: int, new_tokens: int) -> tuple[Work, ...]:
+    return model_work(name, batch=batch, dtype=jnp.bfloat16, prompt_len=prompt_len, new_tokens=new_tokens)
+
+
+@functools.cache
+def whole(
+    name: str,
+    batch: int,
+    length: int,
+    instance: str,
+    *,
+    tp: int = 1,
+    dtype: Any = jnp.float32,
+    options: tuple[tuple[str, str], ...] = _MATMULT,
+) -> Workload:
+    """An encoder or classifier; as AWS ran them in f32 whose products run in bf16, its matrices cast when it
+    was compiled."""
+    shape = {"batch": batch, "dtype": dtype, "prompt_len": length, "new_tokens": 0}
+    return workload(name, **shape, instance=instance, tp_degree=tp, **dict(options))
+
+
+@functools.cache
+def decode_program(
+    name: str,
+    batch: int,
+    length: int,
+    tp: int,
+    instance: str,
+    *,
+    dtype: Any = jnp.float16,
+    weights: str | None = None,
+    options: tuple[tuple[str, str], ...] = (),
+) -> Program:
+    """One token a sequence, with a cache of ``length`` positions."""
+    shape = {"batch": batch, "length": length, "dtype": dtype, "weights": weights}
+    return compile_step(name, **shape, tp_degree=tp, instance=instance, **dict(options)).program
+
+
+@functools.cache
+def prefill_program(
+    name: str,
+    batch: int,
+    prompt: int,
+    length: int,
+    tp: int,
+    instance: str,
+    *,
+    dtype: Any,
+    weights: str | None,
+    options: tuple[tuple[str, str], ...],
+) -> Program:
+    """The prompt, into a cache of ``length`` positions."""
+    shape = {"batch": batch, "prompt_len": prompt, "length": length, "dtype": dtype, "weights": weights}
+    return compile_prompt(name, **shape, tp_degree=tp, instance=instance, **dict(options)).program

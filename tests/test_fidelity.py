@@ -8,13 +8,17 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from benchmarks import predict
 from benchmarks.baselines import datasheet_s, fit_two_constants
 from benchmarks.calibrate import errors
-from benchmarks.rows import calibration_rows, catalog_name, predict_s
+from benchmarks.rows import calibration_rows, measured, predict_s
 from distributed.timeline import time_program
 from kernels.eras import DEFAULT_ERA, ERAS, load_era
+from kernels.errors import CompileError
+from neuronx.models.catalog import resolve
 
 _ROOT = Path(__file__).parent.parent
 
@@ -26,11 +30,23 @@ def fitted():
 
 def test_rows_are_read_as_published() -> None:
     rows = {row.name: row for row in calibration_rows()}
-    assert len(rows) == 11
-    # Four requests in flight on two cores: a core's interval is half of the latency.
-    assert rows["resnet50 interval b8"].seconds == pytest.approx(7.283e-3 / 2)
+    assert len(rows) == 20
+    # Four batches in flight on two cores: each waits for another.
+    assert rows["resnet50 latency b8"].seconds == pytest.approx(7.283e-3)
+    assert rows["resnet50 latency b8"].queue == 2
+    assert rows["resnet50 throughput b8"].seconds == pytest.approx(7.283e-3, rel=1e-3)
     assert rows["Llama-2-13b tpot b8"].seconds == pytest.approx(14.89663e-3)
-    assert not any(row.is_fitted for row in rows.values() if row.model == "opt-13b" or row.what == "ttft")
+    fitted = [row for row in rows.values() if row.is_fitted]
+    assert {(row.model == "opt-13b", row.what) for row in fitted} == {(False, "latency"), (False, "tpot")}
+
+
+def test_a_decoders_throughput_is_that_of_its_buckets() -> None:
+    rows = {row.name: row for row in calibration_rows()}
+    # 128 tokens read, 3968 written: the first by the prompt's program, then as many as each cache holds.
+    times = [run.times for run in rows["Llama-2-13b throughput b1"].runs]
+    assert times == [1, 128, 256, 512, 1024, 2047]
+    # The older rows show no buckets: a prompt, then every token with all positions.
+    assert [run.times for run in rows["opt-13b throughput b1"].runs] == [1, 2038]
 
 
 def test_single_core_rows_are_met_and_beat_both_baselines(fitted) -> None:
@@ -49,7 +65,7 @@ def test_no_prediction_beats_the_datasheet(fitted) -> None:
 
 def test_no_faster_part_makes_a_model_slower(fitted) -> None:
     for row, name in itertools.product(fitted, ERAS):
-        era, program = load_era(name), row.build()
+        era, program = load_era(name), row.runs[0].program()
         base = time_program(program, row.instance, era=era).total_s
         for change in (
             {"engine_bytes_per_s": 2 * era.engine_bytes_per_s},
@@ -65,7 +81,7 @@ def test_no_faster_part_makes_a_model_slower(fitted) -> None:
 @pytest.mark.slow
 def test_no_faster_part_makes_a_step_of_24_cores_slower() -> None:
     [row] = [one for one in calibration_rows() if one.name == "Llama-2-13b tpot b8"]
-    program = row.build()
+    program = row.runs[0].program()
     for name in ERAS:
         era = load_era(name)
         base = time_program(program, row.instance, era=era).total_s
@@ -80,26 +96,85 @@ def test_no_faster_part_makes_a_step_of_24_cores_slower() -> None:
     ("published", "name"),
     [
         ("Meta-Llama-3-8B-Instruct", "llama-3-8b"),
+        ("meta-llama/Llama-2-13b-chat-hf", "llama-2-13b"),
         ("mistralai/Mistral-7B-Instruct-v0.2", "mistral-7b"),
         ("gpt2-xl", "gpt2-xl"),
+        ("microsoft/ResNet-50", "resnet50"),
         ("bert-large-cased-whole-word-masking", "bert-large-cased"),
     ],
 )
 def test_models_are_found_by_the_names_they_are_published_under(published, name) -> None:
-    assert catalog_name(published) == name
+    assert resolve(published) == name
 
 
-def test_rows_of_a_file_are_predicted_and_what_is_unknown_is_named(tmp_path, capsys) -> None:
+@pytest.mark.parametrize("name", ["", "bert", "bert-base", "llama-2-700b", "vit-base-patch16-38", "opt-13"])
+def test_what_is_near_a_name_only_is_not_taken_for_it(name) -> None:
+    with pytest.raises(CompileError, match="unknown model"):
+        resolve(name)
+
+
+_FIELDS = {
+    "model": ("resnet50", "BERT-base-uncased", "meta-llama/Llama-2-7b-hf", "opt-13b", "nothing", ""),
+    "instance": ("Inf2.xlarge", "inf2.48xlarge", "trn1.2xlarge", "inf1.xlarge", "c5.large", ""),
+    "autocast": ("Matmult-BF16", "matmult", "None", "All-FP16", "some", ""),
+    "model_dtype": ("FP32", "bf16", "int4", "", "N/A"),
+    "weight_dtype": ("INT8", "s8", "int3", ""),
+    "thr_unit": ("inf/s", "tok/s", "output tok/s", ""),
+    "neuron_version": ("2.18.0", "v2.x", ""),
+    "unknown": ("1",),
+}
+_TIMES = ("p50_ms", "p99_ms", "ttft_p50_ms", "tpot_p50_ms")
+_COUNTS = ("tp", "batch", "seq_len", "in_len", "out_len", "throughput", "little_concurrency")
+
+
+@settings(max_examples=500, deadline=None)
+@given(
+    st.fixed_dictionaries(
+        {},
+        optional={name: st.sampled_from(values) for name, values in _FIELDS.items()}
+        | {
+            name: st.sampled_from(("", "1", "8", "24", "128", "1,024.5", "4.0", "0", "-1", "inf", "x", None))
+            for name in (*_TIMES, *_COUNTS)
+        },
+    )
+)
+def test_any_row_is_read_or_refused_with_a_reason(record) -> None:
+    try:
+        rows = measured(record)
+    except CompileError:
+        return
+    for row in rows:
+        assert row.seconds > 0 and row.queue >= 1 and all(run.times > 0 for run in row.runs)
+        assert row.error(row.seconds) == 0
+
+
+_TWICE = pytest.approx(2, rel=0.05)
+
+
+def test_figures_of_a_file_are_predicted_and_what_is_unknown_is_named(tmp_path, capsys) -> None:
     shipped = (_ROOT / "benchmarks" / "data" / "published_calibration.csv").read_text().splitlines()
     [row] = [line for line in shipped if line.startswith("resnet50,") and ",,1," in line]
     given = tmp_path / "rows.csv"
-    others = (row.replace("resnet50", "albert-base-v2"), row.replace("0.83,", ","))
+    # A throughput alone; both it and a latency of batches in a queue; none; a model nobody knows; too large.
+    others = (
+        row.replace("0.83,0.846,,,1.01", ",,,,"),
+        row.replace("1.01", "8"),
+        row.replace("1218.9", "").replace("0.83", ""),
+        row.replace("resnet50", "resnet51"),
+        row.replace(",,1,,", ",,1000000,,"),
+    )
     given.write_text("\n".join([shipped[0], row, *others]))
     assert predict.main([str(given)]) == 0
     out = capsys.readouterr().out
+    assert "unknown model 'resnet51'" in out and "row 4 (resnet50): neither a time nor a throughput" in out
+    assert out.count("does not fit") == 2 and "5 of 7 figures, 4 of 6 rows" in out
+    figures = [line.split() for line in out.splitlines() if line.startswith("resnet50")]
+    latency, throughput, alone, queued, of_queue = (float(line[7].removesuffix("/s")) for line in figures[:5])
     [known] = [one for one in calibration_rows() if one.name == "resnet50 latency b1"]
-    assert f"{predict_s(known, DEFAULT_ERA) * 1e3:.3f}" in out
-    assert "albert-base-v2: not in the catalog" in out and "1 of 1 times, 2 of 3 rows" in out
+    assert latency == pytest.approx(predict_s(known, DEFAULT_ERA) * 1e3, abs=1e-3)
+    # One batch is on its way, then one on each of two cores, then four.
+    assert throughput == pytest.approx(1e3 / latency, rel=1e-3) and alone / throughput == _TWICE
+    assert queued > 2 * latency and of_queue == pytest.approx(8e3 / queued, rel=1e-3)
 
 
 @pytest.mark.slow

@@ -16,6 +16,7 @@ from neuronx.api import compile as compile_function
 from neuronx.driver import AUTO_CAST_TYPES, AUTO_CASTS
 from neuronx.models import bert, gpt2, llama, opt, resnet, vit
 from neuronx.models.layers import tensor_parallel
+from neuronx.models.quantised import quantised_shapes
 from neuronx.models.sizes import find
 from neuronx.named import argument_type
 from neuronx.stages import Compiled
@@ -30,6 +31,7 @@ __all__ = [
     "host_bytes",
     "looked_up_bytes",
     "programs",
+    "resolve",
     "weight_bytes",
     "workload",
 ]
@@ -70,9 +72,24 @@ class Workload:
     step_bytes_in: int = 0
 
 
+def resolve(name: str) -> str:
+    """The catalog's name of a model as others write it: any case, its owner before it, another variant of the
+    same shapes behind it ("meta-llama/Meta-Llama-3-8B-Instruct"), dashes left out or put in ("resnet-50").
+
+    Raises:
+      CompileError: none is meant.
+    """
+    words = re.split(r"[-_ ]+", name.lower().rpartition("/")[2].removeprefix("meta-"))
+    spelled = {known.replace("-", ""): known for known in MODELS}
+    starts = ("".join(words[:count]) for count in range(len(words), 0, -1))
+    meant = next((spelled[start] for start in starts if start in spelled), name)
+    find(MODELS, meant)
+    return meant
+
+
 def _config(name: str) -> tuple[ModuleType, Any]:
-    module = find(MODELS, name)
-    return module, module.config(name)
+    known = resolve(name)
+    return MODELS[known], MODELS[known].config(known)
 
 
 def weight_bytes(name: str, dtype: Any) -> int:
@@ -185,12 +202,15 @@ def _whole(
     return Workload(first=only, step=None, tokens=1, bytes_in=_bytes(arguments), bytes_out=_bytes(results))
 
 
-def compile_step(name: str, *, batch: int, length: int, dtype: Any, **options: Any) -> Compiled:
+def compile_step(
+    name: str, *, batch: int, length: int, dtype: Any, weights: str | None = None, **options: Any
+) -> Compiled:
     """A decoder's step of one token a sequence, with a cache of ``length`` positions.
 
-    It is cut as transformers-neuronx cuts it: padded, heads and features over the cores.
+    It is cut as transformers-neuronx cuts it: padded, heads and features over the cores. ``weights`` is one
+    of ``quantised.WEIGHTS`` for matrices of 8 bits.
     """
-    module, cfg, params, cut = _decoder(name, dtype, options)
+    module, cfg, params, cut = _decoder(name, dtype, weights, options)
     function, arguments = _step(module, cfg, params, batch, length, dtype)
     shards = (cut, _BY_HEADS, PartitionSpec(), PartitionSpec())
     step = compile_function(function, donate_argnums=1, in_shardings=shards, **options)
@@ -198,10 +218,17 @@ def compile_step(name: str, *, batch: int, length: int, dtype: Any, **options: A
 
 
 def compile_prompt(
-    name: str, *, batch: int, prompt_len: int, length: int, dtype: Any, **options: Any
+    name: str,
+    *,
+    batch: int,
+    prompt_len: int,
+    length: int,
+    dtype: Any,
+    weights: str | None = None,
+    **options: Any,
 ) -> Compiled:
-    """The program that reads a decoder's prompt into a cache of ``length`` positions; cut as the step."""
-    module, cfg, params, cut = _decoder(name, dtype, options)
+    """The program that reads a decoder's prompt into a cache of ``length`` positions; as the step."""
+    module, cfg, params, cut = _decoder(name, dtype, weights, options)
     function, arguments = _prompt(module, cfg, params, batch, prompt_len, length)
     results = (PartitionSpec(), PartitionSpec(), _BY_HEADS)
     first = compile_function(function, in_shardings=(cut, PartitionSpec()), out_shardings=results, **options)
@@ -223,11 +250,15 @@ def _prompt(
     return functools.partial(module.prefill, cfg, length), (params, tokens)
 
 
-def _decoder(name: str, dtype: Any, options: Mapping[str, Any]) -> tuple[ModuleType, Any, Any, Any]:
+def _decoder(
+    name: str, dtype: Any, weights: str | None, options: Mapping[str, Any]
+) -> tuple[ModuleType, Any, Any, Any]:
     """A decoder's module, the size padded for the cores, its parameters and how they are cut."""
     module, cfg = _config(name)
     cfg = module.padded(cfg, options.get("tp_degree", 1))
     params = module.parameter_shapes(cfg, dtype)
+    if weights:
+        params = quantised_shapes(params, weights)
     return module, cfg, params, tensor_parallel(params)
 
 
