@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from neuronx.models import bert, gpt2, llama, opt, resnet, vit
+from neuronx.models import bert, gpt2, llama, opt, resnet, vgg, vit
 from neuronx.models.layers import tensor_parallel
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -82,6 +82,41 @@ def test_bert_is_transformers_bert() -> None:
 
 
 @pytest.mark.slow
+def test_albert_is_transformers_albert() -> None:
+    cfg = bert.BertConfig(**_TINY, embed=16, shares_layers=True, activation="gelu_new")
+    theirs = transformers.FlaxAlbertModel(
+        transformers.AlbertConfig(**_THEIR_TINY, embedding_size=16, max_position_embeddings=32), seed=1
+    )
+    embeddings, encoder = theirs.params["embeddings"], theirs.params["encoder"]
+    one = encoder["albert_layer_groups"]["0"]["albert_layers"]["0"]
+    attention = one["attention"]
+    layer = {
+        **{name[0]: _linear(attention[name]) for name in ("query", "key", "value")},
+        "o": _linear(attention["dense"]),
+        "attention_norm": _norm(attention["LayerNorm"]),
+        "up": _linear(one["ffn"]),
+        "down": _linear(one["ffn_output"]),
+        "ffn_norm": _norm(one["full_layer_layer_norm"]),
+    }
+    params = {
+        "tokens": embeddings["word_embeddings"]["embedding"],
+        "positions": embeddings["position_embeddings"]["embedding"],
+        "types": embeddings["token_type_embeddings"]["embedding"],
+        "norm": _norm(embeddings["LayerNorm"]),
+        "widen": _linear(encoder["embedding_hidden_mapping_in"]),
+        "layers": [layer],
+        "pooler": _linear(theirs.params["pooler"]),
+    }
+    rng = np.random.default_rng()
+    tokens, types = rng.integers(0, 100, (3, 20)), rng.integers(0, 2, (3, 20))
+    mask = (np.arange(20) < rng.integers(5, 21, (3, 1))).astype(np.int32)
+    expected = theirs(tokens, attention_mask=mask, token_type_ids=types)
+    hidden, pooled = bert.encode(cfg, params, jnp.asarray(tokens), jnp.asarray(mask), jnp.asarray(types))
+    np.testing.assert_allclose(hidden, expected.last_hidden_state, atol=_TOLERANCE)
+    np.testing.assert_allclose(pooled, expected.pooler_output, atol=_TOLERANCE)
+
+
+@pytest.mark.slow
 def test_roberta_is_transformers_roberta() -> None:
     cfg = bert.BertConfig(**_TINY, types=1, position_offset=2, norm_epsilon=1e-5)
     theirs = transformers.FlaxRobertaModel(
@@ -133,11 +168,10 @@ def test_distilbert_is_transformers_distilbert() -> None:
     np.testing.assert_allclose(hidden, expected, atol=_TOLERANCE)
 
 
-@pytest.mark.parametrize("kv_heads", [4, 2])
-def test_llama_is_transformers_llama(kv_heads: int) -> None:
-    cfg = llama.LlamaConfig(
-        name="tiny", hidden=64, heads=4, kv_heads=kv_heads, layers=2, ffn=96, vocab=100, positions=64
-    )
+@pytest.mark.parametrize(("kv_heads", "is_tied"), [(4, False), (2, True)])
+def test_llama_is_transformers_llama(kv_heads: int, is_tied: bool) -> None:
+    sizes = {"hidden": 64, "heads": 4, "kv_heads": kv_heads, "layers": 2, "ffn": 96, "vocab": 100}
+    cfg = llama.LlamaConfig(name="tiny", **sizes, positions=64, is_tied=is_tied)
     theirs = transformers.FlaxLlamaForCausalLM(
         transformers.LlamaConfig(
             vocab_size=100,
@@ -167,8 +201,12 @@ def test_llama_is_transformers_llama(kv_heads: int) -> None:
         "tokens": given["embed_tokens"]["embedding"],
         "layers": layers,
         "final_norm": given["norm"]["weight"],
-        "head": _linear(theirs.params["lm_head"]),
     }
+    if is_tied:
+        # Theirs has a head of its own whatever is asked for.
+        theirs.params["lm_head"]["kernel"] = params["tokens"].T
+    else:
+        params["head"] = _linear(theirs.params["lm_head"])
     tokens = np.random.default_rng().integers(0, 100, (2, 12))
     expected = theirs(tokens).logits
     # The last two tokens one by one: the cache must give what the whole sequence gives.
@@ -185,7 +223,7 @@ def test_llama_is_transformers_llama(kv_heads: int) -> None:
 def test_gpt2_is_transformers_gpt2() -> None:
     cfg = opt.OPTConfig(
         name="tiny", hidden=64, heads=4, layers=2, ffn=256, embed=64, vocab=100, positions=32,
-        position_offset=0, activation="gelu",
+        position_offset=0, activation="gelu_new",
     )  # fmt: skip
     theirs = transformers.FlaxGPT2LMHeadModel(
         transformers.GPT2Config(vocab_size=100, n_embd=64, n_layer=2, n_head=4, n_positions=32), seed=4
@@ -305,14 +343,35 @@ def test_resnet_is_transformers_resnet_with_folded_norms(kind, expansion, names)
 
 @pytest.mark.parametrize(
     ("name", "billions"),
-    [("llama-2-7b", 6.74), ("llama-2-13b", 13.0), ("llama-3-8b", 8.03), ("mistral-7b", 7.24)],
+    [
+        ("llama-2-7b", 6.74),
+        ("llama-2-13b", 13.0),
+        ("llama-2-70b", 69.0),
+        ("llama-3-8b", 8.03),
+        ("llama-3.1-70b", 70.6),
+        ("llama-3.2-1b", 1.236),
+        ("llama-3.2-3b", 3.213),
+        ("codellama-34b", 33.74),
+        ("tinyllama-1.1b", 1.1),
+        ("mistral-7b", 7.24),
+    ],
 )
 def test_published_llamas_have_their_published_size(name: str, billions: float) -> None:
     shapes = jax.tree_util.tree_leaves(llama.parameter_shapes(llama.config(name), jnp.bfloat16))
     assert sum(shape.size for shape in shapes) == pytest.approx(billions * 1e9, rel=0.005)
 
 
-def test_published_encoders_and_resnet_have_their_published_size() -> None:
+def test_slow_waves_of_llama_3_are_stretched_and_fast_ones_are_not() -> None:
+    cfg = llama.config("llama-3.1-8b")
+    # Half a turn and five turns over the 8192 positions of its first training; two lie between.
+    turns = np.array([0.5, 5.0, 2.0])
+    found = llama._stretched(cfg, jnp.asarray(turns * 2 * np.pi / 8192)) * 8192 / (2 * np.pi)
+    np.testing.assert_allclose(found, [0.5 / 8, 5.0, (1 / 3 + 2 / 3 / 8) * 2.0], rtol=1e-5)
+    same = llama._stretched(llama.config("llama-3-8b"), jnp.asarray(turns))
+    np.testing.assert_allclose(same, turns, rtol=1e-6)
+
+
+def test_published_encoders_and_classifiers_have_their_published_size() -> None:
     sizes = {
         "bert-base-uncased": (bert, 109.5e6),
         "bert-large-uncased": (bert, 335.1e6),
@@ -325,6 +384,19 @@ def test_published_encoders_and_resnet_have_their_published_size() -> None:
         # Batch norms are folded: their scales and means are gone.
         "resnet18": (resnet, 11.69e6),
         "resnet50": (resnet, 25.5e6),
+        "vgg11": (vgg, 132_863_336),
+        "vgg13": (vgg, 133_047_848),
+        "vgg16": (vgg, 138_357_544),
+        "vgg19": (vgg, 143_667_240),
+        "albert-base-v2": (bert, 11.7e6),
+        "albert-large-v2": (bert, 17.7e6),
+        "albert-xlarge-v2": (bert, 58.7e6),
+        "albert-xxlarge-v2": (bert, 222.6e6),
+        "electra-small-discriminator": (bert, 13.5e6),
+        "all-minilm-l6-v2": (bert, 22.7e6),
+        "deit-tiny-patch16-224": (vit, 5.72e6),
+        "deit-small-patch16-224": (vit, 22.05e6),
+        "vit-base-patch32-384": (vit, 88.3e6),
     }
     for name, (module, count) in sizes.items():
         shapes = jax.tree_util.tree_leaves(module.parameter_shapes(module.config(name), jnp.float32))

@@ -1,7 +1,6 @@
-"""BERT and encoders built like it (RoBERTa, CamemBERT, DistilBERT, ELECTRA) in plain JAX: published sizes."""
+"""BERT and encoders like it (RoBERTa, DistilBERT, ELECTRA, ALBERT, ...) in plain JAX: published sizes."""
 
 import functools
-import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -9,6 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from neuronx.models.layers import (
+    ACTIVATIONS,
     Make,
     encoder_attention,
     layer_norm,
@@ -30,7 +30,9 @@ class BertConfig:
     """One published size. ``has_pooler`` is False where the model ends with its last layer.
 
     ``types`` is 0 for DistilBERT, which does not tell sentences apart. RoBERTa's position table starts at row
-    ``position_offset``.
+    ``position_offset``. Where the tables are narrower than ``hidden``, ``embed`` wide, a product widens what
+    is looked up. ``shares_layers``: ALBERT's layers are all the same one. ``activation``: gelu, or gelu_new,
+    its tanh form.
     """
 
     name: str
@@ -44,10 +46,14 @@ class BertConfig:
     types: int = 2
     has_pooler: bool = True
     norm_epsilon: float = 1e-12
+    embed: int | None = None
+    shares_layers: bool = False
+    activation: str = "gelu"
 
 
 _BASE = {"hidden": 768, "heads": 12, "layers": 12, "ffn": 3072}
 _LARGE = {"hidden": 1024, "heads": 16, "layers": 24, "ffn": 4096}
+_ALBERT = {"vocab": 30000, "embed": 128, "shares_layers": True, "activation": "gelu_new"}
 _DISTILBERT = _BASE | {"layers": 6, "types": 0, "has_pooler": False}
 _ROBERTA = {"vocab": 50265, "position_offset": 2, "types": 1, "norm_epsilon": 1e-5}
 
@@ -64,10 +70,27 @@ SIZES = {
         BertConfig(name="roberta-large", **_LARGE | _ROBERTA),
         BertConfig(name="distilroberta-base", **_BASE | _ROBERTA | {"layers": 6}),
         BertConfig(name="camembert-base", **_BASE | _ROBERTA | {"vocab": 32005}),
+        BertConfig(name="camembert-large", **_LARGE | _ROBERTA | {"vocab": 32005}),
         BertConfig(name="xlm-roberta-base", **_BASE | _ROBERTA | {"vocab": 250002}),
         BertConfig(name="xlm-roberta-large", **_LARGE | _ROBERTA | {"vocab": 250002}),
         BertConfig(name="distilbert-base-uncased", **_DISTILBERT),
         BertConfig(name="distilbert-base-cased", **_DISTILBERT, vocab=28996),
+        BertConfig(name="distilbert-base-multilingual-cased", **_DISTILBERT, vocab=119547),
+        BertConfig(name="all-minilm-l6-v2", hidden=384, heads=12, layers=6, ffn=1536),
+        BertConfig(name="all-minilm-l12-v2", hidden=384, heads=12, layers=12, ffn=1536),
+        BertConfig(name="albert-base-v2", **_BASE | _ALBERT),
+        BertConfig(name="albert-large-v2", **_LARGE | _ALBERT),
+        BertConfig(name="albert-xlarge-v2", hidden=2048, heads=16, layers=24, ffn=8192, **_ALBERT),
+        BertConfig(name="albert-xxlarge-v2", hidden=4096, heads=64, layers=12, ffn=16384, **_ALBERT),
+        BertConfig(
+            name="electra-small-discriminator",
+            hidden=256,
+            heads=4,
+            layers=12,
+            ffn=1024,
+            embed=128,
+            has_pooler=False,
+        ),
         BertConfig(name="electra-base-discriminator", **_BASE, has_pooler=False),
         BertConfig(name="electra-large-discriminator", **_LARGE, has_pooler=False),
     )
@@ -90,14 +113,17 @@ def parameters(cfg: BertConfig, dtype: Any, seed: int) -> dict[str, Any]:
 
 
 def _parameter_tree(cfg: BertConfig, make: Make) -> dict[str, Any]:
+    width, layers = cfg.embed or cfg.hidden, 1 if cfg.shares_layers else cfg.layers
     tree = {
-        "tokens": make((cfg.vocab, cfg.hidden), 0.0),
-        "positions": make((cfg.positions + cfg.position_offset, cfg.hidden), 0.0),
-        "norm": norm_parameters(make, cfg.hidden),
-        "layers": [layer_parameters(make, cfg.hidden, cfg.ffn) for _ in range(cfg.layers)],
+        "tokens": make((cfg.vocab, width), 0.0),
+        "positions": make((cfg.positions + cfg.position_offset, width), 0.0),
+        "norm": norm_parameters(make, width),
+        "layers": [layer_parameters(make, cfg.hidden, cfg.ffn) for _ in range(layers)],
     }
+    if cfg.embed:
+        tree["widen"] = linear_parameters(make, width, cfg.hidden)
     if cfg.types:
-        tree["types"] = make((cfg.types, cfg.hidden), 0.0)
+        tree["types"] = make((cfg.types, width), 0.0)
     if cfg.has_pooler:
         tree["pooler"] = linear_parameters(make, cfg.hidden, cfg.hidden)
     return tree
@@ -119,16 +145,15 @@ def encode(
         x = x + jnp.take(params["types"], types, axis=0, mode="clip")
     norm = functools.partial(layer_norm, epsilon=cfg.norm_epsilon)
     x = norm(params["norm"], x.astype(dtype))
+    if cfg.embed:
+        x = linear(params["widen"], x)
     visible = (mask > 0)[:, None, None, :]
 
     def layer(x: jax.Array, weights: dict[str, Any]) -> tuple[jax.Array, None]:
         x = norm(weights["attention_norm"], x + encoder_attention(weights, x, cfg.heads, visible))
-        up = _gelu(linear(weights["up"], x))
+        up = ACTIVATIONS[cfg.activation](linear(weights["up"], x))
         return norm(weights["ffn_norm"], x + linear(weights["down"], up)), None
 
-    x, _ = through_layers(layer, x, params["layers"])
+    layers = params["layers"] * cfg.layers if cfg.shares_layers else params["layers"]
+    x, _ = through_layers(layer, x, layers)
     return (x, jnp.tanh(linear(params["pooler"], x[:, 0]))) if cfg.has_pooler else (x,)
-
-
-def _gelu(x: jax.Array) -> jax.Array:
-    return 0.5 * x * (1.0 + jax.lax.erf(x * math.sqrt(0.5)))

@@ -14,7 +14,7 @@ from jax.sharding import PartitionSpec
 from kernels.errors import CompileError
 from neuronx.api import compile as compile_function
 from neuronx.driver import AUTO_CAST_TYPES, AUTO_CASTS
-from neuronx.models import bert, gpt2, llama, opt, resnet, vit
+from neuronx.models import bert, gpt2, llama, opt, resnet, vgg, vit
 from neuronx.models.layers import tensor_parallel
 from neuronx.models.quantised import quantised_shapes
 from neuronx.models.sizes import find
@@ -37,9 +37,24 @@ __all__ = [
 ]
 
 DECODERS = (opt, gpt2, llama)
-# Models of images and their functions.
-_CLASSIFIERS: Mapping[ModuleType, Callable[..., jax.Array]] = {resnet: resnet.classify, vit: vit.classify}
-_IMAGE = (224, 224, 3)
+
+
+def _sentences(cfg: Any, batch: int, length: int, dtype: Any) -> list[jax.ShapeDtypeStruct]:
+    """Tokens, mask and types."""
+    return [jax.ShapeDtypeStruct((batch, length), jnp.int32)] * 3
+
+
+def _images(cfg: Any, batch: int, length: int, dtype: Any) -> list[jax.ShapeDtypeStruct]:
+    return [jax.ShapeDtypeStruct((batch, cfg.image, cfg.image, 3), dtype)]
+
+
+# Models that are one program: its function, and what it takes from the host.
+_WHOLE: Mapping[ModuleType, tuple[Callable[..., Any], Callable[..., list[jax.ShapeDtypeStruct]]]] = {
+    bert: (bert.encode, _sentences),
+    resnet: (resnet.classify, _images),
+    vgg: (vgg.classify, _images),
+    vit: (vit.classify, _images),
+}
 # Tables that are only looked up; OPT and GPT-2 choose the next token with theirs.
 _LOOKED_UP: Mapping[ModuleType, tuple[str, ...]] = {
     bert: ("tokens", "positions", "types"),
@@ -49,7 +64,7 @@ _BY_HEADS = PartitionSpec(None, "tp")
 # What an auto_cast_type is stored as; tf32 lies in memory as f32.
 _STORED = {"bf16": jnp.bfloat16, "fp16": jnp.float16, "tf32": jnp.float32, "fp8_e4m3": jnp.float8_e4m3}
 _BATCH = re.compile(r"\bbatch\b")
-_MODULES: tuple[ModuleType, ...] = (*DECODERS, bert, *_CLASSIFIERS)
+_MODULES: tuple[ModuleType, ...] = (*DECODERS, *_WHOLE)
 # Every published size and the module it is written in.
 MODELS: Mapping[str, ModuleType] = {name: module for module in _MODULES for name in module.SIZES}
 
@@ -150,14 +165,15 @@ def looked_up_bytes(name: str, dtype: Any) -> int:
     """Bytes of the tables of which a run reads the rows of its tokens only."""
     module, cfg = _config(name)
     params = module.parameter_shapes(cfg, dtype)
-    return _bytes([params[table] for table in _LOOKED_UP.get(module, ()) if table in params])
+    tables = () if getattr(cfg, "is_tied", False) else _LOOKED_UP.get(module, ())
+    return _bytes([params[table] for table in tables if table in params])
 
 
 def _length(name: str, prompt_len: int, new_tokens: int) -> int:
     """Positions that a request takes; raises CompileError where the model has fewer."""
     module, cfg = _config(name)
     length = prompt_len + (new_tokens if module in DECODERS else 0)
-    if module not in _CLASSIFIERS and length > cfg.positions:
+    if length > getattr(cfg, "positions", length):
         raise CompileError(
             f"{length} tokens, but {name} has {cfg.positions} positions",
             op="model",
@@ -180,9 +196,8 @@ def _only(
     module: ModuleType, cfg: Any, batch: int, length: int, dtype: Any
 ) -> tuple[Callable[..., Any], Sequence[jax.ShapeDtypeStruct]]:
     """The function of a model that is one program, and its arguments behind the parameters."""
-    if module in _CLASSIFIERS:
-        return functools.partial(_CLASSIFIERS[module], cfg), [jax.ShapeDtypeStruct((batch, *_IMAGE), dtype)]
-    return functools.partial(bert.encode, cfg), [jax.ShapeDtypeStruct((batch, length), jnp.int32)] * 3
+    function, sent = _WHOLE[module]
+    return functools.partial(function, cfg), sent(cfg, batch, length, dtype)
 
 
 def _whole(

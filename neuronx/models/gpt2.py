@@ -14,7 +14,7 @@ def _size(name: str, hidden: int, heads: int, layers: int) -> OPTConfig:
         layers=layers,
         ffn=4 * hidden,
         embed=hidden,
-        activation="gelu",
+        activation="gelu_new",
         position_offset=0,
         vocab=50257,
         positions=1024,

@@ -1,7 +1,7 @@
 """Layers the models share, in plain JAX, and makers of their parameters: shapes only, or random numbers."""
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -10,10 +10,13 @@ import numpy as np
 from jax.sharding import PartitionSpec
 
 __all__ = [
+    "ACTIVATIONS",
     "Attend",
     "Cache",
     "Make",
     "attention",
+    "convolution",
+    "convolution_parameters",
     "encoder_attention",
     "layer_norm",
     "layer_parameters",
@@ -29,6 +32,14 @@ __all__ = [
     "tensor_parallel",
     "through_layers",
 ]
+
+ACTIVATIONS: Mapping[str, Callable[[jax.Array], jax.Array]] = {
+    "gelu": lambda x: 0.5 * x * (1.0 + jax.lax.erf(x * math.sqrt(0.5))),
+    "gelu_new": jax.nn.gelu,
+    "quick_gelu": lambda x: x * jax.nn.sigmoid(1.702 * x),
+    "relu": jax.nn.relu,
+}
+"""By the names of Hugging Face's configurations."""
 
 Make = Callable[[tuple[int, ...], float], Any]
 """Makes one parameter of a shape around a mean."""
@@ -69,6 +80,26 @@ def random(dtype: Any, seed: int) -> Make:
 def linear_parameters(make: Make, width_in: int, width_out: int) -> dict[str, Any]:
     """What ``linear`` reads."""
     return {"w": make((width_in, width_out), 0.0), "b": make((width_out,), 0.0)}
+
+
+def convolution_parameters(make: Make, features_in: int, features_out: int, size: int) -> dict[str, Any]:
+    """What ``convolution`` reads: a window of ``size`` by ``size``."""
+    return {"w": make((size, size, features_in, features_out), 0.0), "b": make((features_out,), 0.0)}
+
+
+def convolution(weights: dict[str, Any], x: jax.Array, stride: int) -> jax.Array:
+    """Of images [batch, height, width, features] padded with zeros, of odd windows; cast as by ``linear``."""
+    kernel = weights["w"]
+    around = (kernel.shape[0] - 1) // 2
+    y = jax.lax.conv_general_dilated(
+        x.astype(kernel.dtype),
+        kernel,
+        (stride, stride),
+        [(around, around)] * 2,
+        dimension_numbers=("NHWC", "HWIO", "NHWC"),
+        preferred_element_type=x.dtype,
+    )
+    return y + weights["b"]
 
 
 def norm_parameters(make: Make, width: int) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Llama 2 and 3, Code Llama and Mistral in plain JAX: published sizes, prefill and decode with a KV cache."""
+"""Llama, Code Llama, TinyLlama and Mistral in plain JAX: published sizes, prefill and decode with a cache."""
 
 import functools
 import math
@@ -43,6 +43,8 @@ class LlamaConfig:
 
     Where heads have to divide evenly over cores, shared keys and values are held ``kv_copies`` times, and
     ``extra_heads`` of zero weights are added to the queries (and to keys and values that are not shared).
+    Where ``is_tied`` the table of tokens is the head as well. ``rope_factor``: how far Llama 3.1 and later
+    stretch the rotation's slow waves, 1 for none.
     """
 
     name: str
@@ -54,6 +56,8 @@ class LlamaConfig:
     vocab: int = 32000
     positions: int = 4096
     rope_base: float = 1e4
+    rope_factor: float = 1.0
+    is_tied: bool = False
     norm_epsilon: float = 1e-5
     extra_heads: int = 0
     kv_copies: int = 1
@@ -80,6 +84,8 @@ def _size(name: str, hidden: int, heads: int, kv_heads: int, layers: int, ffn: i
 
 _CODE = {"vocab": 32016, "positions": 16384, "rope_base": 1e6}
 _LLAMA_3 = {"vocab": 128256, "positions": 8192, "rope_base": 5e5}
+_LLAMA_31 = _LLAMA_3 | {"positions": 131072, "rope_factor": 8.0}
+_LLAMA_32 = _LLAMA_31 | {"rope_factor": 32.0, "is_tied": True}
 
 # Source: config.json of each model on the Hugging Face hub.
 SIZES = {
@@ -90,8 +96,15 @@ SIZES = {
         _size("llama-2-70b", 8192, 64, 8, 80, 28672),
         _size("codellama-7b", 4096, 32, 32, 32, 11008, **_CODE),
         _size("codellama-13b", 5120, 40, 40, 40, 13824, **_CODE),
+        _size("codellama-34b", 8192, 64, 8, 48, 22016, **_CODE | {"vocab": 32000}),
+        _size("tinyllama-1.1b", 2048, 32, 4, 22, 5632, positions=2048),
         _size("llama-3-8b", 4096, 32, 8, 32, 14336, **_LLAMA_3),
         _size("llama-3-70b", 8192, 64, 8, 80, 28672, **_LLAMA_3),
+        _size("llama-3.1-8b", 4096, 32, 8, 32, 14336, **_LLAMA_31),
+        _size("llama-3.1-70b", 8192, 64, 8, 80, 28672, **_LLAMA_31),
+        _size("llama-3.2-1b", 2048, 32, 8, 16, 8192, **_LLAMA_32),
+        _size("llama-3.2-3b", 3072, 24, 8, 28, 8192, **_LLAMA_32),
+        _size("llama-3.3-70b", 8192, 64, 8, 80, 28672, **_LLAMA_31),
         _size("mistral-7b", 4096, 32, 8, 32, 14336, positions=32768),
     )
 }
@@ -141,12 +154,12 @@ def _parameter_tree(cfg: LlamaConfig, make: Make) -> dict[str, Any]:
             "down": linear_of(cfg.ffn, cfg.hidden),
         }
 
-    return {
+    tree = {
         "tokens": make((cfg.vocab, cfg.hidden), 0.0),
         "layers": [layer() for _ in range(cfg.layers)],
         "final_norm": make((cfg.hidden,), 1.0),
-        "head": linear_of(cfg.hidden, cfg.vocab),
     }
+    return tree if cfg.is_tied else {**tree, "head": linear_of(cfg.hidden, cfg.vocab)}
 
 
 def cache_shapes(cfg: LlamaConfig, batch: int, max_len: int, dtype: Any) -> list[dict[str, Any]]:
@@ -227,8 +240,20 @@ def _self_attention(
 def _rotation(cfg: LlamaConfig, positions: jax.Array) -> tuple[jax.Array, jax.Array]:
     """Cosine and sine of every position's angles, f32 [length, head_dim / 2]."""
     exponent = jnp.arange(0, cfg.head_dim, 2, dtype=jnp.float32) / cfg.head_dim
-    angles = positions.astype(jnp.float32)[:, None] / cfg.rope_base**exponent
+    angles = positions.astype(jnp.float32)[:, None] * _stretched(cfg, cfg.rope_base**-exponent)
     return jnp.cos(angles), jnp.sin(angles)
+
+
+# Llama 3.1's config.json: the positions it was first trained on, and how many turns over them make a wave
+# slow (stretched whole) or fast (left alone).
+_TRAINED, _SLOW_TURNS, _FAST_TURNS = 8192, 1.0, 4.0
+
+
+def _stretched(cfg: LlamaConfig, frequency: jax.Array) -> jax.Array:
+    """Slow waves ``rope_factor`` times slower, fast ones as they are, those between in proportion."""
+    turns = frequency * (_TRAINED / (2 * math.pi))
+    fast = jnp.clip((turns - _SLOW_TURNS) / (_FAST_TURNS - _SLOW_TURNS), 0.0, 1.0)
+    return frequency * (fast + (1 - fast) / cfg.rope_factor)
 
 
 def _rotate(x: jax.Array, turn: tuple[jax.Array, jax.Array]) -> jax.Array:
@@ -240,5 +265,6 @@ def _rotate(x: jax.Array, turn: tuple[jax.Array, jax.Array]) -> jax.Array:
 
 def _next_token(cfg: LlamaConfig, params: dict[str, Any], x: jax.Array) -> tuple[jax.Array, jax.Array]:
     """Greedy choice from the last hidden state, [batch, hidden]."""
-    logits = jnp.matmul(x, params["head"]["w"], preferred_element_type=jnp.float32)
+    head = params["tokens"].T if cfg.is_tied else params["head"]["w"]
+    logits = jnp.matmul(x, head, preferred_element_type=jnp.float32)
     return jnp.argmax(logits, axis=-1).astype(jnp.int32), logits

@@ -2,7 +2,7 @@
 
 import functools
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from neuronx.models.layers import (
+    ACTIVATIONS,
     Attend,
     Cache,
     Make,
@@ -47,7 +48,7 @@ class OPTConfig:
     ``norm_first`` is False for 350m, which normalises after each residual and has no final norm.
     ``extra_heads`` of zero weights are added where heads have to divide evenly over cores. OPT's position
     table starts at row ``position_offset`` (a padding convention of its training code).
-    ``activation``: relu, or gelu in its tanh form."""
+    ``activation``: one of ``layers.ACTIVATIONS``."""
 
     name: str
     hidden: int
@@ -213,11 +214,8 @@ def _self_attention(
     return linear(layer["o"], mixed.transpose(0, 2, 1, 3).reshape(*x.shape[:2], -1)), kept
 
 
-_ACTIVATIONS: Mapping[str, Callable[[jax.Array], jax.Array]] = {"relu": jax.nn.relu, "gelu": jax.nn.gelu}
-
-
 def _feed_forward(cfg: OPTConfig, layer: dict[str, Any], x: jax.Array) -> tuple[jax.Array, None]:
-    return linear(layer["down"], _ACTIVATIONS[cfg.activation](linear(layer["up"], x))), None
+    return linear(layer["down"], ACTIVATIONS[cfg.activation](linear(layer["up"], x))), None
 
 
 def _next_token(cfg: OPTConfig, params: dict[str, Any], x: jax.Array) -> tuple[jax.Array, jax.Array]:

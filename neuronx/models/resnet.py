@@ -1,12 +1,21 @@
 """ResNet in plain JAX for inference: batch norms folded into the convolutions, as compilers do."""
 
+import functools
 from dataclasses import dataclass
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
-from neuronx.models.layers import Make, linear, random, shapes
+from neuronx.models.layers import (
+    Make,
+    convolution,
+    convolution_parameters,
+    linear,
+    linear_parameters,
+    random,
+    shapes,
+)
 from neuronx.models.sizes import find
 
 __all__ = ["SIZES", "ResNetConfig", "classify", "config", "parameter_shapes", "parameters"]
@@ -16,7 +25,8 @@ __all__ = ["SIZES", "ResNetConfig", "classify", "config", "parameter_shapes", "p
 class ResNetConfig:
     """``depths`` blocks per stage, ``widths`` wide inside, ``expansion`` times that outside.
 
-    At an ``expansion`` of 4 they are bottlenecks, at 1 plain blocks of two 3 x 3 convolutions.
+    At an ``expansion`` of 4 they are bottlenecks, at 1 plain blocks of two 3 x 3 convolutions. Images are
+    ``image`` pixels high and wide.
     """
 
     name: str
@@ -25,6 +35,7 @@ class ResNetConfig:
     stem: int = 64
     classes: int = 1000
     expansion: int = 4
+    image: int = 224
 
 
 # Source: He et al., Deep Residual Learning for Image Recognition, table 1 (strides as in torchvision:
@@ -57,9 +68,7 @@ def parameters(cfg: ResNetConfig, dtype: Any, seed: int) -> dict[str, Any]:
 
 
 def _parameter_tree(cfg: ResNetConfig, make: Make) -> dict[str, Any]:
-    def conv(features_in: int, features_out: int, size: int) -> dict[str, Any]:
-        return {"w": make((size, size, features_in, features_out), 0.0), "b": make((features_out,), 0.0)}
-
+    conv = functools.partial(convolution_parameters, make)
     features, stages = cfg.stem, []
     for depth, width in zip(cfg.depths, cfg.widths, strict=True):
         blocks = []
@@ -76,35 +85,21 @@ def _parameter_tree(cfg: ResNetConfig, make: Make) -> dict[str, Any]:
             blocks.append(block if features == outside else {**block, "shortcut": conv(features, outside, 1)})
             features = outside
         stages.append(blocks)
-    head = {"w": make((features, cfg.classes), 0.0), "b": make((cfg.classes,), 0.0)}
+    head = linear_parameters(make, features, cfg.classes)
     return {"stem": conv(3, cfg.stem, 7), "stages": stages, "head": head}
 
 
 def classify(cfg: ResNetConfig, params: dict[str, Any], images: jax.Array) -> jax.Array:
     """Logits [batch, classes] of images [batch, height, width, 3]."""
-    x = jax.nn.relu(_conv(params["stem"], images, 2))
+    x = jax.nn.relu(convolution(params["stem"], images, 2))
     window, strides = (1, 3, 3, 1), (1, 2, 2, 1)
     padding = ((0, 0), (1, 1), (1, 1), (0, 0))
     x = jax.lax.reduce_window(x, -jnp.inf, jax.lax.max, window, strides, padding)
     for number, stage in enumerate(params["stages"]):
         for index, block in enumerate(stage):
             stride = 2 if number and not index else 1
-            y = jax.nn.relu(_conv(block["reduce"], x, 1)) if "reduce" in block else x
-            y = jax.nn.relu(_conv(block["mix"], y, stride))
-            shortcut = _conv(block["shortcut"], x, stride) if "shortcut" in block else x
-            x = jax.nn.relu(_conv(block["expand"], y, 1) + shortcut)
+            y = jax.nn.relu(convolution(block["reduce"], x, 1)) if "reduce" in block else x
+            y = jax.nn.relu(convolution(block["mix"], y, stride))
+            shortcut = convolution(block["shortcut"], x, stride) if "shortcut" in block else x
+            x = jax.nn.relu(convolution(block["expand"], y, 1) + shortcut)
     return linear(params["head"], x.mean(axis=(1, 2)))
-
-
-def _conv(weights: dict[str, Any], x: jax.Array, stride: int) -> jax.Array:
-    kernel = weights["w"]
-    around = (kernel.shape[0] - 1) // 2
-    y = jax.lax.conv_general_dilated(
-        x.astype(kernel.dtype),
-        kernel,
-        (stride, stride),
-        [(around, around)] * 2,
-        dimension_numbers=("NHWC", "HWIO", "NHWC"),
-        preferred_element_type=x.dtype,
-    )
-    return y + weights["b"]

@@ -1,4 +1,4 @@
-"""ViT in plain JAX: published sizes, random or shape-only weights, logits of images."""
+"""ViT and DeiT in plain JAX: published sizes, random or shape-only weights, logits of images."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -43,12 +43,27 @@ class ViTConfig:
         return (self.image // self.patch) ** 2
 
 
-# Source: config.json of google/<name> on the Hugging Face hub.
+_TINY = {"hidden": 192, "heads": 3, "layers": 12, "ffn": 768}
+_SMALL = {"hidden": 384, "heads": 6, "layers": 12, "ffn": 1536}
+_BASE = {"hidden": 768, "heads": 12, "layers": 12, "ffn": 3072}
+_LARGE = {"hidden": 1024, "heads": 16, "layers": 24, "ffn": 4096}
+
+# Source: config.json of google/vit-... and facebook/deit-... on the Hugging Face hub.
 SIZES = {
     size.name: size
     for size in (
-        ViTConfig(name="vit-base-patch16-224", hidden=768, heads=12, layers=12, ffn=3072),
-        ViTConfig(name="vit-large-patch16-224", hidden=1024, heads=16, layers=24, ffn=4096),
+        ViTConfig(name="vit-base-patch16-224", **_BASE),
+        ViTConfig(name="vit-base-patch16-384", **_BASE, image=384),
+        ViTConfig(name="vit-base-patch32-224", **_BASE, patch=32),
+        ViTConfig(name="vit-base-patch32-384", **_BASE, patch=32, image=384),
+        ViTConfig(name="vit-large-patch16-224", **_LARGE),
+        ViTConfig(name="vit-large-patch16-384", **_LARGE, image=384),
+        ViTConfig(name="vit-large-patch32-384", **_LARGE, patch=32, image=384),
+        ViTConfig(name="vit-huge-patch14-224", hidden=1280, heads=16, layers=32, ffn=5120, patch=14),
+        ViTConfig(name="deit-tiny-patch16-224", **_TINY),
+        ViTConfig(name="deit-small-patch16-224", **_SMALL),
+        ViTConfig(name="deit-base-patch16-224", **_BASE),
+        ViTConfig(name="deit-base-patch16-384", **_BASE, image=384),
     )
 }
 
