@@ -3,6 +3,7 @@
 import contextlib
 import functools
 import gc
+import math
 import warnings
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -172,8 +173,12 @@ def compile_module(module: ir.Module, options: CompileOptions, *, weights: Colle
 
 
 def _step_s(artifacts: Artifacts) -> float:
+    """Of a step; infinite where an op has no price, so that no plan is faster than the first."""
     options = artifacts.options
-    return time_program(artifacts.program, load_instance(options.instance), era=options.era).total_s
+    try:
+        return time_program(artifacts.program, load_instance(options.instance), era=options.era).total_s
+    except CompileError:
+        return math.inf
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -162,11 +162,17 @@ class Compiled:
 
     @functools.cached_property
     def _tried(self) -> Tried | None:
-        """The plans there were to choose from; where time was not the objective, they are clocked now."""
+        """The plans there were to choose from; where time was not the objective, they are clocked now.
+
+        None where nothing was planned, or an op has no price.
+        """
         artifacts, module, options = self._artifacts, self._exported.module, self._artifacts.options
         if artifacts.tried or not artifacts.cut or is_annotated(module):
             return artifacts.tried
-        return clock_named(module_bytes(module), pipeline_for(options), options.era)
+        try:
+            return clock_named(module_bytes(module), pipeline_for(options), options.era)
+        except CompileError:
+            return None
 
     def explain_host(self) -> str:
         """Which ops run in JIT'd kernels of the host, and why the others of their kind do not."""

@@ -102,3 +102,21 @@ def test_results_do_not_depend_on_the_objective():
 def test_an_unknown_objective_is_refused():
     with pytest.raises(CompileError, match="did you mean 'time'"):
         neuronx.compile(_mlp, objective="tme")
+
+
+def test_what_has_no_price_compiles_and_is_saved(tmp_path):
+    """Two plans cut the same arguments here, and no clock can tell which is faster."""
+
+    def parts(a, b):
+        gram = jnp.einsum("bij,bkj->bik", a, a) + 3 * jnp.eye(8)
+        repeated = jax.lax.fori_loop(0, 3, lambda _, x: x * 1.1, a)
+        return a @ b, repeated, jax.vmap(lambda x, row: x[row])(a, jnp.arange(5)), jnp.linalg.inv(gram)
+
+    rng = np.random.default_rng()
+    a, b = (rng.standard_normal(shape, np.float32) for shape in ((5, 8, 4), (5, 4, 6)))
+    want = jax.jit(parts)(a, b)
+    exe = neuronx.compile(parts, tp_degree=2).lower(a, b).compile()
+    exe.save(tmp_path / "parts")
+    for run in (exe, neuronx.load(tmp_path / "parts")):
+        for ours, theirs in zip(run(a, b), want, strict=True):
+            np.testing.assert_allclose(ours, theirs, rtol=1e-4, atol=1e-4)
