@@ -134,10 +134,11 @@ def _whole(row: Published) -> Iterator[Measured]:
     Where the row does not say how many batches were on their way, a throughput is that of one on each copy,
     and a latency that of one alone.
     """
-    positions = getattr(MODELS[row.name].config(row.name), "positions", 0)
-    if positions and not row.seq_len:
+    cfg = MODELS[row.name].config(row.name)
+    positions = getattr(cfg, "positions", 0)
+    if positions and not row.seq_len and not hasattr(cfg, "image"):
         raise CompileError(f"{row.published} reads tokens, but there is no seq_len", op="row", fix="give it")
-    length = row.seq_len if positions else 0
+    length = min(row.seq_len or positions, positions) if hasattr(cfg, "image") else row.seq_len
     copies = load_instance(row.instance).cores // row.tp
     found = functools.partial(
         whole,

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from neuronx.models import bert, gpt2, llama, opt, resnet, vgg, vit
+from neuronx.models import bert, clip, gpt2, llama, opt, resnet, vgg, vit
 from neuronx.models.layers import tensor_parallel
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -293,6 +293,58 @@ def test_vit_is_transformers_vit() -> None:
     np.testing.assert_allclose(vit.classify(cfg, params, jnp.asarray(images)), expected, atol=1e-4)
 
 
+def _clip_tower(given):
+    layers = []
+    for index in range(2):
+        one = given["encoder"]["layers"][str(index)]
+        layers.append(
+            {
+                **{name: _linear(one["self_attn"][f"{name}_proj"]) for name in "qkv"},
+                "o": _linear(one["self_attn"]["out_proj"]),
+                "attention_norm": _norm(one["layer_norm1"]),
+                "up": _linear(one["mlp"]["fc1"]),
+                "down": _linear(one["mlp"]["fc2"]),
+                "ffn_norm": _norm(one["layer_norm2"]),
+            }
+        )
+    return {"positions": given["embeddings"]["position_embedding"]["embedding"], "layers": layers}
+
+
+@pytest.mark.slow
+def test_clip_is_transformers_clip() -> None:
+    sizes = {"hidden": 64, "heads": 4, "layers": 2, "ffn": 96}
+    towers = {"vision": clip.Tower(**sizes), "text": clip.Tower(**sizes)}
+    cfg = clip.CLIPConfig(name="tiny", **towers, width=24, patch=4, image=16, vocab=100, positions=32)
+    their_text = {**_THEIR_TINY, "max_position_embeddings": 32, "eos_token_id": 2}
+    their_vision = {**_THEIR_TINY, "image_size": 16, "patch_size": 4}
+    theirs = transformers.FlaxCLIPModel(
+        transformers.CLIPConfig(text_config=their_text, vision_config=their_vision, projection_dim=24), seed=6
+    )
+    text, vision = theirs.params["text_model"], theirs.params["vision_model"]
+    params = {
+        "text": {
+            **_clip_tower(text),
+            "tokens": text["embeddings"]["token_embedding"]["embedding"],
+            "final_norm": _norm(text["final_layer_norm"]),
+            "project": _linear(theirs.params["text_projection"]),
+        },
+        "vision": {
+            **_clip_tower(vision),
+            "patches": {"w": vision["embeddings"]["patch_embedding"]["kernel"].reshape(-1, 64)},
+            "class_token": vision["embeddings"]["class_embedding"],
+            "norm": _norm(vision["pre_layrnorm"]),
+            "final_norm": _norm(vision["post_layernorm"]),
+            "project": _linear(theirs.params["visual_projection"]),
+        },
+        "temperature": theirs.params["logit_scale"],
+    }
+    rng = np.random.default_rng()
+    images, tokens = rng.standard_normal((3, 16, 16, 3), dtype=np.float32), rng.integers(0, 100, (3, 20))
+    expected = theirs(jnp.asarray(tokens), jnp.asarray(images.transpose(0, 3, 1, 2))).logits_per_image
+    found = clip.match(cfg, params, jnp.asarray(images), jnp.asarray(tokens))
+    np.testing.assert_allclose(found, expected, atol=1e-4)
+
+
 def _folded(conv, norm, stats):
     scale = norm["scale"] / np.sqrt(np.asarray(stats["var"]) + 1e-5)
     return {"w": conv["kernel"] * scale, "b": norm["bias"] - stats["mean"] * scale}
@@ -397,6 +449,8 @@ def test_published_encoders_and_classifiers_have_their_published_size() -> None:
         "deit-tiny-patch16-224": (vit, 5.72e6),
         "deit-small-patch16-224": (vit, 22.05e6),
         "vit-base-patch32-384": (vit, 88.3e6),
+        "clip-vit-base-patch32": (clip, 151.3e6),
+        "clip-vit-large-patch14": (clip, 427.6e6),
     }
     for name, (module, count) in sizes.items():
         shapes = jax.tree_util.tree_leaves(module.parameter_shapes(module.config(name), jnp.float32))

@@ -14,7 +14,7 @@ from jax.sharding import PartitionSpec
 from kernels.errors import CompileError
 from neuronx.api import compile as compile_function
 from neuronx.driver import AUTO_CAST_TYPES, AUTO_CASTS
-from neuronx.models import bert, gpt2, llama, opt, resnet, vgg, vit
+from neuronx.models import bert, clip, gpt2, llama, opt, resnet, vgg, vit
 from neuronx.models.layers import tensor_parallel
 from neuronx.models.quantised import quantised_shapes
 from neuronx.models.sizes import find
@@ -48,16 +48,23 @@ def _images(cfg: Any, batch: int, length: int, dtype: Any) -> list[jax.ShapeDtyp
     return [jax.ShapeDtypeStruct((batch, cfg.image, cfg.image, 3), dtype)]
 
 
+def _images_and_sentences(cfg: Any, batch: int, length: int, dtype: Any) -> list[jax.ShapeDtypeStruct]:
+    """As many sentences as images."""
+    return [*_images(cfg, batch, length, dtype), jax.ShapeDtypeStruct((batch, length), jnp.int32)]
+
+
 # Models that are one program: its function, and what it takes from the host.
 _WHOLE: Mapping[ModuleType, tuple[Callable[..., Any], Callable[..., list[jax.ShapeDtypeStruct]]]] = {
     bert: (bert.encode, _sentences),
     resnet: (resnet.classify, _images),
     vgg: (vgg.classify, _images),
     vit: (vit.classify, _images),
+    clip: (clip.match, _images_and_sentences),
 }
 # Tables that are only looked up; OPT and GPT-2 choose the next token with theirs.
 _LOOKED_UP: Mapping[ModuleType, tuple[str, ...]] = {
     bert: ("tokens", "positions", "types"),
+    clip: ("tokens", "positions"),
     llama: ("tokens",),
 }
 _BY_HEADS = PartitionSpec(None, "tp")
@@ -166,7 +173,8 @@ def looked_up_bytes(name: str, dtype: Any) -> int:
     module, cfg = _config(name)
     params = module.parameter_shapes(cfg, dtype)
     tables = () if getattr(cfg, "is_tied", False) else _LOOKED_UP.get(module, ())
-    return _bytes([params[table] for table in tables if table in params])
+    leaves = jax.tree_util.tree_leaves_with_path(params)
+    return _bytes([leaf for path, leaf in leaves if path[-1].key in tables])
 
 
 def _length(name: str, prompt_len: int, new_tokens: int) -> int:

@@ -23,6 +23,8 @@ __all__ = [
     "linear",
     "linear_parameters",
     "norm_parameters",
+    "norms_first",
+    "patches",
     "prompt_attention",
     "random",
     "rms_norm",
@@ -215,6 +217,34 @@ def encoder_attention(layer: dict[str, Any], x: jax.Array, heads: int, visible: 
     q, k, v = (split_heads(linear(layer[name], x), heads) for name in ("q", "k", "v"))
     mixed = attention(q * scale, k, v, visible)
     return linear(layer["o"], mixed.transpose(0, 2, 1, 3).reshape(x.shape))
+
+
+def norms_first(
+    layers: Sequence[dict[str, Any]],
+    x: jax.Array,
+    *,
+    heads: int,
+    visible: jax.Array,
+    activation: str,
+    epsilon: float,
+) -> jax.Array:
+    """``x`` [batch, length, hidden] through encoder layers that normalise before each half."""
+
+    def layer(x: jax.Array, weights: dict[str, Any]) -> tuple[jax.Array, None]:
+        normal = layer_norm(weights["attention_norm"], x, epsilon)
+        x = x + encoder_attention(weights, normal, heads, visible)
+        normal = layer_norm(weights["ffn_norm"], x, epsilon)
+        up = ACTIVATIONS[activation](linear(weights["up"], normal))
+        return x + linear(weights["down"], up), None
+
+    return through_layers(layer, x, layers)[0]
+
+
+def patches(images: jax.Array, size: int) -> jax.Array:
+    """[batch, patches, size * size * 3]: a convolution whose windows do not overlap is a product."""
+    across = images.shape[1] // size
+    cut = images.reshape(-1, across, size, across, size, 3).transpose(0, 1, 3, 2, 4, 5)
+    return cut.reshape(-1, across**2, 3 * size**2)
 
 
 # Which dim of a projection's weights is cut: what makes heads and features by columns, the rest by rows.

@@ -8,15 +8,15 @@ import jax.numpy as jnp
 
 from neuronx.models.layers import (
     Make,
-    encoder_attention,
     layer_norm,
     layer_parameters,
     linear,
     linear_parameters,
     norm_parameters,
+    norms_first,
+    patches,
     random,
     shapes,
-    through_layers,
 )
 from neuronx.models.sizes import find
 
@@ -96,23 +96,9 @@ def _parameter_tree(cfg: ViTConfig, make: Make) -> dict[str, Any]:
 
 def classify(cfg: ViTConfig, params: dict[str, Any], images: jax.Array) -> jax.Array:
     """Logits [batch, classes] of images [batch, height, width, 3]."""
-    x = linear(params["patches"], _patches(cfg, images))
+    x = linear(params["patches"], patches(images, cfg.patch))
     first = jnp.broadcast_to(params["class_token"].astype(x.dtype), (x.shape[0], 1, cfg.hidden))
     x = jnp.concatenate([first, x], axis=1) + params["positions"].astype(x.dtype)
-
-    def layer(x: jax.Array, weights: dict[str, Any]) -> tuple[jax.Array, None]:
-        normal = layer_norm(weights["attention_norm"], x, NORM_EPSILON)
-        x = x + encoder_attention(weights, normal, cfg.heads, jnp.ones((1, 1), bool))
-        normal = layer_norm(weights["ffn_norm"], x, NORM_EPSILON)
-        up = jax.nn.gelu(linear(weights["up"], normal), approximate=False)
-        return x + linear(weights["down"], up), None
-
-    x, _ = through_layers(layer, x, params["layers"])
+    how = {"visible": jnp.ones((1, 1), bool), "activation": "gelu", "epsilon": NORM_EPSILON}
+    x = norms_first(params["layers"], x, heads=cfg.heads, **how)
     return linear(params["head"], layer_norm(params["final_norm"], x, NORM_EPSILON)[:, 0])
-
-
-def _patches(cfg: ViTConfig, images: jax.Array) -> jax.Array:
-    """[batch, patches, patch * patch * 3]: a convolution whose windows do not overlap is a product."""
-    across = cfg.image // cfg.patch
-    cut = images.reshape(-1, across, cfg.patch, across, cfg.patch, 3).transpose(0, 1, 3, 2, 4, 5)
-    return cut.reshape(-1, cfg.patches, 3 * cfg.patch**2)
