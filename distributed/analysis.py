@@ -1,23 +1,34 @@
-"""What a timeline says: critical path, why engines stand still, kernels and layers, shares of the peaks."""
+"""What a timeline says: its critical path, its kernels, and shares of the peaks."""
 
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from distributed.events import Run, Timeline
-from kernels.ops import COMPUTE
 
 __all__ = [
     "KernelRow",
-    "LayerRow",
+    "PathStep",
     "critical_path",
     "exposed_collective_s",
     "kernel_rows",
-    "layer_rows",
     "mbu",
     "mfu",
-    "stalls",
+    "most_first",
+    "path_s",
 ]
+
+
+@dataclass(frozen=True, kw_only=True)
+class PathStep:
+    """A run of the critical path: seconds from its start to its end, or to that of the run that follows.
+
+    ``waited_s`` is how long it began after the run before.
+    """
+
+    run: Run
+    waited_s: float
+    seconds: float
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,18 +49,6 @@ class KernelRow:
     engine_s: Mapping[str, float]
 
 
-@dataclass(frozen=True, kw_only=True)
-class LayerRow:
-    """One of several equal stretches of a program; ``collective_s`` is the part that collectives fill."""
-
-    number: int
-    start_s: float
-    seconds: float
-    collective_s: float
-    flops: float
-    bytes: float
-
-
 def mfu(timeline: Timeline) -> float:
     """Flops over what the tensor engine could do in that time (documented bf16 peak)."""
     return _share(timeline.flops, timeline.total_s * timeline.peak_flop_per_s)
@@ -64,64 +63,51 @@ def _share(part: float, whole: float) -> float:
     return part / whole if whole else 0.0
 
 
-def critical_path(timeline: Timeline) -> list[Run]:
+def critical_path(timeline: Timeline) -> list[PathStep]:
     """The chain of runs, each waiting for the one before, that ends with the last one; first to last.
 
-    A run that waited for nothing but weights ends the chain.
+    Its steps follow upon one another without a gap: their seconds, times their iterations, are the total.
     """
     by_number = {run.number: run for run in timeline.runs}
     at = max(timeline.runs, key=lambda run: (run.end_s, run.number), default=None)
-    path: list[Run] = []
+    path: list[PathStep] = []
+    until = timeline.total_s
     while at is not None:
-        path.append(at)
         before = by_number.get(at.after)
-        # Runs of another iteration are not listed; a cause always ends before its effect begins.
-        at = before if before is not None and before.number < at.number else None
+        end_s = min(at.end_s, until)
+        # What follows a loop begins as its last iteration ends, and only the first is listed.
+        leaves = before is not None and before.iterations > at.iterations
+        waited_s = 0.0 if leaves else at.start_s - min(before.end_s if before else 0.0, at.start_s)
+        path.append(PathStep(run=at, waited_s=waited_s, seconds=end_s - at.start_s))
+        at, until = before, at.start_s
     return path[::-1]
 
 
 def exposed_collective_s(timeline: Timeline) -> float:
     """Seconds of the critical path that are collectives: what a free network would save at most."""
     return sum(
-        (run.end_s - run.start_s) * run.iterations
-        for run in critical_path(timeline)
-        if run.kind == "collective"
+        step.seconds * step.run.iterations
+        for step in critical_path(timeline)
+        if step.run.kind == "collective"
     )
 
 
-def stalls(timeline: Timeline) -> dict[str, dict[str, float]]:
-    """For each compute engine with work, the seconds it stands still, by what its next kernel waits for.
+def path_s(timeline: Timeline) -> dict[str, float]:
+    """The seconds of the critical path by what bounds them, most first: they add up to the total.
 
-    Reasons: "collective" or "kernel" (for the result of one), "memory" (for weights), "engine" (another
-    engine of the same kernel is busy) and "done" (nothing left, or a loop whose iterations are not listed).
+    Waiting for weights counts as "hbm", for signals and the first bytes of operands as "latency".
     """
-    numbers = {run.number: run for run in timeline.runs}
-    found: dict[str, dict[str, float]] = {}
-    for engine in COMPUTE:
-        busy_s = timeline.busy_s.get(engine, 0.0)
-        if not busy_s:
-            continue
-        reasons: defaultdict[str, float] = defaultdict(float)
-        last = 0.0
-        for run in timeline.runs:
-            if not run.engine_s.get(engine, 0.0):
-                continue
-            idle = run.end_s - run.engine_s[engine] - last
-            if idle > 0:
-                reasons[_reason(run, numbers)] += idle
-            last = max(last, run.end_s)
-        left = timeline.total_s - busy_s - sum(reasons.values())
-        if left > 0:
-            reasons["done"] += left
-        found[engine] = dict(sorted(reasons.items(), key=lambda item: -item[1]))
-    return found
+    found: defaultdict[str, float] = defaultdict(float)
+    for step in critical_path(timeline):
+        run = step.run
+        found[run.bound] += step.seconds * run.iterations
+        found["hbm" if run.waited_for == "memory" else "latency"] += step.waited_s * run.iterations
+    return most_first(found)
 
 
-def _reason(run: Run, numbers: Mapping[int, Run]) -> str:
-    if run.waited_for == "operands":
-        cause = numbers.get(run.after)
-        return "collective" if cause is not None and cause.kind == "collective" else "kernel"
-    return run.waited_for or "memory"
+def most_first(seconds: Mapping[str, float]) -> dict[str, float]:
+    """What takes any time, the longest first."""
+    return {name: s for name, s in sorted(seconds.items(), key=lambda item: -item[1]) if s > 0}
 
 
 def kernel_rows(timeline: Timeline) -> list[KernelRow]:
@@ -150,34 +136,4 @@ def _row(kind: str, name: str, location: str, runs: Sequence[Run]) -> KernelRow:
         flops=sum(run.flops * run.iterations for run in runs),
         bytes=sum(run.bytes * run.iterations for run in runs),
         engine_s={engine: seconds for engine, seconds in engine_s.items() if seconds},
-    )
-
-
-def layer_rows(timeline: Timeline) -> list[LayerRow]:
-    """The program cut at the first kernel that comes as often as most kernels do: unrolled equal layers.
-
-    Empty where nothing repeats. What stands before the first layer and behind the last is in neither.
-    """
-    kernels = [run for run in timeline.runs if run.kind == "kernel"]
-    counts = Counter((run.name, run.location, run.flops) for run in kernels)
-    repeated = Counter(count for count in counts.values() if count > 1)
-    if not repeated:
-        return []
-    layers = max(repeated, key=lambda count: (repeated[count] * count, count))
-    anchor = next(run for run in kernels if counts[run.name, run.location, run.flops] == layers)
-    key = (anchor.name, anchor.location, anchor.flops)
-    starts = [run.start_s for run in kernels if (run.name, run.location, run.flops) == key]
-    bounds = [*starts, starts[-1] + (starts[-1] - starts[-2])]
-    return [_layer(number, *bounds[number : number + 2], timeline.runs) for number in range(layers)]
-
-
-def _layer(number: int, start_s: float, end_s: float, runs: Sequence[Run]) -> LayerRow:
-    inside = [run for run in runs if start_s <= run.start_s < end_s]
-    return LayerRow(
-        number=number,
-        start_s=start_s,
-        seconds=end_s - start_s,
-        collective_s=sum(run.end_s - run.start_s for run in inside if run.kind == "collective"),
-        flops=sum(run.flops for run in inside),
-        bytes=sum(run.bytes for run in inside if run.kind == "kernel"),
     )

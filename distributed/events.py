@@ -14,6 +14,8 @@ class Event:
     ``engine`` is pe, vector, scalar, gpsimd, dma, collective, control, or the name of a link (then
     ``core`` is None). ``busy_s`` is less than ``end_s - start_s`` for a link, which waits between the steps
     of a collective, and where the event stands for ``iterations`` of a loop not listed one by one.
+    Traffic of the DMA queues says what it ``waited_for``: room in "sbuf" to read ahead into, the "control"
+    CPU before which nothing is read, the "kernel" it belongs to, or its "collective".
     """
 
     name: str
@@ -26,6 +28,7 @@ class Event:
     bytes: float = 0.0
     flops: float = 0.0
     iterations: int = 1
+    waited_for: str = ""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -59,6 +59,7 @@ class KernelClock:
     def restart(self, now: float) -> None:
         """All engines idle from ``now`` on, SBUF empty: the start of the program, or a decision."""
         self.origin = self.latest = now
+        self.released_by = self.last_run
         self.queues = {name: Queue(now) for name in _QUEUES}
         self.sbuf = Sbuf(self.core.sbuf.usable_bytes - self.core.sbuf.stream_bytes)
         self.ahead: deque[tuple[float, float]] = deque()
@@ -175,14 +176,20 @@ class KernelClock:
             waiting_s = self.core.issue.kernel_start_s + self.core.dma.latency_s + price.stall_s
             end = max(arrived + price.compute_s, pieces[-1][1]) + waiting_s
             first = max(start, arrived + waiting_s)
+        ahead = len(pieces)
         pieces += self.queues["dma"].fill(first, late_s)
         if late_s and pieces:
             end = max(end, first + price.stall_s + late_s, pieces[-1][1])
         seconds = traffic.early_s + traffic.late_s
         per_s = (traffic.early_bytes + traffic.late_bytes) / seconds if seconds else 0.0
-        for began, ended in pieces:
+        for index, (began, ended) in enumerate(pieces):
             size = (ended - began) * per_s
-            self.record(kernel.work.name, "dma", began, ended, kernel.location, size_bytes=size)
+            # Where SBUF cannot take all that could be read ahead, the rest comes while the kernel runs.
+            early = index < ahead or held < traffic.early_bytes
+            waited = ("sbuf" if self.room_s > self.origin else "control") if early else "kernel"
+            self.record(
+                kernel.work.name, "dma", began, ended, kernel.location, size_bytes=size, waited_for=waited
+            )
         if held:
             self.give_back(held, max(start, arrived), end)
         return arrived, end
@@ -210,9 +217,11 @@ class KernelClock:
         ]
 
     def latest_of(self, numbers: Sequence[int]) -> tuple[float, int]:
-        """When the last of these buffers is there, and the run that makes it."""
+        """When the last of these buffers is there, and the run that makes it, or lets all begin."""
         last = max(numbers, key=lambda number: self.ready[number], default=None)
-        return (self.origin, -1) if last is None else (self.ready[last], self.made_by.get(last, -1))
+        if last is None or self.ready[last] <= self.origin:
+            return self.origin, self.released_by
+        return self.ready[last], self.made_by.get(last, -1)
 
     def run(
         self, *, end_s: float, engines: Sequence[str] = (), results: Sequence[int] = (), **fields: object
@@ -237,6 +246,7 @@ class KernelClock:
         *,
         size_bytes: float = 0.0,
         flops: float = 0.0,
+        waited_for: str = "",
     ) -> None:
         self.books.record(
             Event(
@@ -249,6 +259,7 @@ class KernelClock:
                 location=location,
                 bytes=size_bytes,
                 flops=flops,
+                waited_for=waited_for,
             )
         )
 

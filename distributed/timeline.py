@@ -152,7 +152,9 @@ class _Clock(KernelClock):
         pieces = self.queues["dma"].fill(start, moved / self.dma_bytes_per_s)
         for began, ended in pieces:
             size = (ended - began) * self.dma_bytes_per_s
-            self.record(step.kind, "dma", began, ended, step.location, size_bytes=size)
+            self.record(
+                step.kind, "dma", began, ended, step.location, size_bytes=size, waited_for="collective"
+            )
         return pieces[-1][1] if pieces else start
 
     def loop(self, step: Loop) -> None:
@@ -186,18 +188,19 @@ class _Clock(KernelClock):
     def branch(self, step: Branch) -> None:
         self.restart(self.latest)
         self.control("branch index", step.location)
-        start = self.latest
+        start, decision = self.latest, self.last_run
         played = []
         for block in step.blocks:
+            self.last_run = decision
             self.restart(start)
-            played.append(self.apart(lambda block=block: self.steps(block)))
-        slowest = max(range(len(played)), key=lambda index: played[index][1])
+            played.append((*self.apart(lambda block=block: self.steps(block)), self.last_run))
+        books, seconds, self.last_run = max(played, key=lambda block: block[1])
         where = f" at {step.location}" if step.location else ""
         self.books.assumptions.append(
             f"branch{where}: which block runs is not known, timed as the slowest of {len(played)}"
         )
-        self.books.add(played[slowest][0])
-        self.restart(start + played[slowest][1])
+        self.books.add(books)
+        self.restart(start + seconds)
         self.hand_on(step.results)
 
     def apart(self, play: Callable[[], None]) -> tuple[Books, float]:

@@ -97,17 +97,22 @@ def walk(op: ir.Operation | ir.OpView, visit: Callable[[ir.Operation], None]) ->
 
 
 _FRAME = re.compile(r'"([^"]+)":(\d+)')
+# Libraries of layers: what calls them is the model.
+_LAYERS = re.compile(r"/(?:site|dist)-packages/(?:flax|haiku|equinox|optax|einops)/")
 
 
 def source_line(op: ir.Operation | ir.OpView) -> str:
-    """``file:line`` of the user's innermost frame that made this op, or "" where it is unknown."""
+    """``file:line`` of the user's innermost frame that made this op, or "" where it is unknown.
+
+    Frames of libraries of layers count only where there are no others.
+    """
     return _source_line(op.location.attr)
 
 
 @functools.lru_cache(maxsize=65536)
 def _source_line(location: ir.Attribute) -> str:
     frames = [f"{file}:{line}" for file, line in _frames(str(location))]
-    return frames[0] if frames else ""
+    return next((frame for frame in frames if not _LAYERS.search(frame)), frames[0] if frames else "")
 
 
 def _frames(location: str) -> Iterator[tuple[str, str]]:

@@ -1,23 +1,19 @@
 """The profile of a program: tables for people, JSON for scripts, a trace for Perfetto, a page to look at."""
 
 import dataclasses
+import itertools
 import json
 import re
-from collections.abc import Sequence
+import statistics
+from collections.abc import Mapping, Sequence
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-from distributed.analysis import (
-    critical_path,
-    exposed_collective_s,
-    kernel_rows,
-    layer_rows,
-    mbu,
-    mfu,
-    stalls,
-)
+from distributed.analysis import critical_path, exposed_collective_s, kernel_rows, mbu, mfu, path_s
 from distributed.events import Timeline
+from distributed.layers import LayerRow, layer_rows
+from distributed.stalls import stalls
 from distributed.trace import to_trace
 from distributed.xplane import to_xspace
 
@@ -43,7 +39,7 @@ class Profile:
         """Tables: total, engines and why they stand still, longest kernels, critical path, assumptions."""
         timeline = self.timeline
         lines = [
-            f"{self.name} on {timeline.num_cores} cores: {_time(timeline.total_s)} (era {timeline.era})",
+            f"{self.name} on {_cores(timeline.num_cores)}: {_time(timeline.total_s)} (era {timeline.era})",
             f"  {timeline.flops:.4g} flop, {timeline.bytes_accessed:.4g} bytes of HBM "
             f"({timeline.spill_bytes:.3g} spilled) and {timeline.collective_bytes:.4g} bytes into "
             "collectives, on each core",
@@ -89,15 +85,19 @@ class Profile:
             "layers": [dataclasses.asdict(row) for row in layer_rows(timeline)],
             "critical_path": [
                 {
-                    "name": run.name,
-                    "location": run.location,
-                    "start_s": run.start_s,
-                    "end_s": run.end_s,
-                    "bound": run.bound,
-                    "waited_for": run.waited_for,
+                    "name": step.run.name,
+                    "location": step.run.location,
+                    "start_s": step.run.start_s,
+                    "end_s": step.run.end_s,
+                    "seconds": step.seconds,
+                    "iterations": step.run.iterations,
+                    "bound": step.run.bound,
+                    "waited_s": step.waited_s,
+                    "waited_for": step.run.waited_for,
                 }
-                for run in critical_path(timeline)
+                for step in critical_path(timeline)
             ],
+            "critical_path_s": path_s(timeline),
             "assumptions": list(timeline.assumptions),
         }
 
@@ -151,7 +151,7 @@ class Profile:
             (
                 engine,
                 busy_s,
-                ", ".join(f"{why} {self._part(s):.1%}" for why, s in idle.get(engine, {}).items()),
+                self._parts(idle.get(engine, {})),
             )
             for engine, busy_s in self.timeline.busy_s.items()
             if engine not in links
@@ -175,25 +175,30 @@ class Profile:
         ]
 
     def _layers(self) -> list[str]:
-        rows = layer_rows(self.timeline)
-        if not rows:
-            return []
-        middle = rows[len(rows) // 2]
-        return [
-            f"layers: {len(rows)} alike, one takes {_time(middle.seconds)}, "
-            f"{_time(middle.collective_s)} of it in collectives",
-            "",
-        ]
+        groups = itertools.groupby(layer_rows(self.timeline), key=lambda row: row.group)
+        lines = [_group(list(rows)) for _, rows in groups]
+        return [*lines, ""] if lines else []
 
     def _path(self) -> list[str]:
-        by_bound: dict[str, float] = {}
-        for run in critical_path(self.timeline):
-            seconds = (run.end_s - run.start_s) * run.iterations
-            by_bound[run.bound] = by_bound.get(run.bound, 0.0) + seconds
-        if not by_bound:
-            return []
-        parts = sorted(by_bound.items(), key=lambda item: -item[1])
-        return ["critical path: " + ", ".join(f"{name} {self._part(s):.1%}" for name, s in parts)]
+        parts = self._parts(path_s(self.timeline))
+        return [f"critical path: {parts}"] if parts else []
+
+    def _parts(self, seconds: Mapping[str, float]) -> str:
+        """Shares of the total, those that round to nothing left out."""
+        shares = {name: f"{self._part(s):.1%}" for name, s in seconds.items()}
+        return ", ".join(f"{name} {share}" for name, share in shares.items() if share != "0.0%")
+
+
+def _group(rows: Sequence[LayerRow]) -> str:
+    """What is said of layers that do the same."""
+    least, most = (_time(choose(row.seconds for row in rows)) for choose in (min, max))
+    each = least if least == most else f"{least} to {most}"
+    collective_s = statistics.median(row.collective_s for row in rows)
+    return f"layers: {len(rows)} alike, each {each}, {_time(collective_s)} of it in collectives"
+
+
+def _cores(count: int) -> str:
+    return "1 core" if count == 1 else f"{count} cores"
 
 
 def _time(seconds: float) -> str:

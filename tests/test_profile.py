@@ -35,6 +35,19 @@ def test_the_summary_names_engines_kernels_and_lines(sharded):
         assert word in text, word
 
 
+def test_lines_are_the_models_not_its_librarys():
+    nn = pytest.importorskip("flax.linen", reason="needs the extra [models]")
+    model = nn.Dense(64)
+
+    def forward(params, x):
+        return model.apply(params, x)
+
+    x = jax.ShapeDtypeStruct((8, 128), jnp.float32)
+    params = jax.eval_shape(model.init, jax.random.key(0), x)
+    rows = neuronx.compile(forward).lower(params, x).compile().profile().to_json()["kernels"]
+    assert rows and all("test_profile.py:" in row["location"] for row in rows)
+
+
 def test_the_shares_are_of_the_total(sharded):
     shares = [float(share) for share in re.findall(r"(\d+\.\d)%", sharded.summary())]
     assert shares and all(0 <= share <= 100 for share in shares)
@@ -96,6 +109,8 @@ def test_json_agrees_with_the_timeline(sharded, tmp_path):
     assert found["total_s"] == sharded.timeline.total_s and found["era"] == "sdk-2.18"
     assert sum(row["flops"] for row in found["kernels"]) == pytest.approx(found["flops"])
     assert found["critical_path"][-1]["end_s"] == found["total_s"]
+    whole = sum((step["waited_s"] + step["seconds"]) * step["iterations"] for step in found["critical_path"])
+    assert whole == pytest.approx(found["total_s"])
     assert 0 <= found["exposed_collective_share"] <= found["collective_share"] * (1 + 1e-9)
 
 

@@ -9,8 +9,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from ring_programs import Builder, elementwise_work, matmul_work
 
+from distributed.analysis import critical_path, path_s
 from distributed.collective_cost import collective_cost
 from distributed.events import Queue
+from distributed.stalls import stalls
 from distributed.timeline import time_program
 from distributed.topology import topology
 from distributed.trace import to_trace
@@ -48,6 +50,21 @@ def assert_one_at_a_time(timeline):
             assert before.end_s <= after.start_s + 1e-15, (engine, before, after)
         assert sum(event.busy_s for event in events) == pytest.approx(timeline.busy_s[engine])
         assert timeline.busy_s[engine] <= timeline.total_s * (1 + 1e-9)
+
+
+def assert_times_sum(timeline):
+    """The critical path is one chain as long as the run; each engine works or waits for all of it."""
+    path = critical_path(timeline)
+    for before, after in itertools.pairwise(path):
+        assert after.run.after == before.run.number and after.waited_s >= 0 <= after.seconds
+    assert path[-1].run.end_s == pytest.approx(timeline.total_s)
+    whole = sum((step.waited_s + step.seconds) * step.run.iterations for step in path)
+    assert whole == pytest.approx(timeline.total_s)
+    assert sum(path_s(timeline).values()) == pytest.approx(timeline.total_s)
+    waits = stalls(timeline)
+    assert waits.keys() == {e.engine for e in timeline.events if e.core is not None} - {"control"}
+    for engine, reasons in waits.items():
+        assert timeline.busy_s[engine] + sum(reasons.values()) == pytest.approx(timeline.total_s)
 
 
 def test_one_kernel_takes_its_latency():
@@ -211,6 +228,7 @@ def test_loops_are_listed_once_and_counted_in_full():
     assert len(many.events) < 3 * len(one.events)
     assert not many.assumptions
     assert_one_at_a_time(many)
+    assert_times_sum(many)
 
 
 def test_loops_in_loops_multiply():
@@ -218,6 +236,7 @@ def test_loops_in_loops_multiply():
     base = time_program(looped(1, inner=0), RING)
     assert many.flops == pytest.approx(7 * (base.flops + 11 * (one.flops - base.flops)))
     assert_one_at_a_time(many)
+    assert_times_sum(many)
 
 
 def test_unknown_trip_counts_are_said():
@@ -239,6 +258,7 @@ def test_branches_take_the_slowest_block_and_say_so():
     assert "slowest of 3" in timeline.assumptions[0]
     assert {event.name for event in timeline.events} >= {"link3"}
     assert_one_at_a_time(timeline)
+    assert_times_sum(timeline)
 
 
 def test_more_cores_than_the_instance_has_is_refused():
@@ -374,6 +394,7 @@ def test_causes_come_before_effects(drawn, era):
     timeline = time_program(program, "inf2.24xlarge", era=era)
     core = core_of(era)
     assert_one_at_a_time(timeline)
+    assert_times_sum(timeline)
     ends, starts = {}, {}
     for event in timeline.events:
         ends[event.location] = max(ends.get(event.location, 0.0), event.end_s)
