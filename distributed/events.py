@@ -74,7 +74,7 @@ class Timeline:
         kernel in SBUF is not among them.
       spill_bytes: of those, what would have stayed in SBUF had there been room.
       collective_bytes: operand bytes one core brings to collectives.
-      num_cores: cores the program runs on.
+      num_cores: cores the program runs on, of one ``instance``.
       era: whose constants the times come from.
       runs: kernels, collectives and decisions in the order of their start.
       peak_flop_per_s, bandwidth_bytes_per_s: of one core, as documented: what times are measured against.
@@ -90,6 +90,7 @@ class Timeline:
     spill_bytes: float
     collective_bytes: float
     num_cores: int
+    instance: str
     era: str
     runs: Sequence[Run]
     peak_flop_per_s: float

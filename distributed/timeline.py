@@ -70,6 +70,7 @@ def time_program(
         spill_bytes=books.spill_bytes,
         collective_bytes=books.collective_bytes,
         num_cores=program.num_cores,
+        instance=spec.name,
         era=era if isinstance(era, str) else "custom",
         runs=tuple(sorted(books.runs, key=lambda run: (run.start_s, run.number))),
         peak_flop_per_s=clock.core.pe.peak_flop_per_s,

@@ -39,7 +39,8 @@ class Profile:
         """Tables: total, engines and why they stand still, longest kernels, critical path, assumptions."""
         timeline = self.timeline
         lines = [
-            f"{self.name} on {_cores(timeline.num_cores)}: {_time(timeline.total_s)} (era {timeline.era})",
+            f"{self.name} on {_cores(timeline.num_cores)} of {timeline.instance}: {_time(timeline.total_s)} "
+            f"(era {timeline.era})",
             f"  {timeline.flops:.4g} flop, {timeline.bytes_accessed:.4g} bytes of HBM "
             f"({timeline.spill_bytes:.3g} spilled) and {timeline.collective_bytes:.4g} bytes into "
             "collectives, on each core",
@@ -67,6 +68,7 @@ class Profile:
         return {
             "name": self.name,
             "era": timeline.era,
+            "instance": timeline.instance,
             "cores": timeline.num_cores,
             "total_s": timeline.total_s,
             "flops": timeline.flops,

@@ -30,7 +30,7 @@ def sharded():
 
 def test_the_summary_names_engines_kernels_and_lines(sharded):
     text = sharded.summary()
-    assert text.startswith("mlp on 4 cores: ")
+    assert text.startswith("mlp on 4 cores of inf2.48xlarge: ")
     for word in ("pe ", "dma ", "collective ", "matmul", "all_reduce", "test_profile.py:", "collectives: "):
         assert word in text, word
 
