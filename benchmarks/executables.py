@@ -13,6 +13,7 @@ from benchmarks.ring_overhead import decode
 from benchmarks.timing import arguments
 from distributed.executor import Executor
 from distributed.program import Program
+from distributed.runtime import Runtime
 from hlo_passes.host_lowering import lower_text
 from neuronx.executables import Executables
 from neuronx.models import opt
@@ -29,7 +30,7 @@ def measure(program: Program, repeats: int) -> dict[str, float]:
             for seconds in taken.values():
                 executor = Executor(lower_text, kept=Executables())
                 start = time.perf_counter()
-                executor.load_all(program.segments)
+                Runtime(program, executor).load()
                 seconds.append(time.perf_counter() - start)
     return {name: statistics.median(seconds) for name, seconds in taken.items()}
 
@@ -41,7 +42,7 @@ def main(given: list[str]) -> int:
     asked = parser.parse_args(given)
     # Before anything is measured: the kernels of the host are compiled or loaded once for a process.
     program = decode(opt.config(asked.model), jnp.bfloat16, asked.cores).program
-    Executor(lower_text).load_all(program.segments)
+    Runtime(program, Executor(lower_text)).load()
     found = measure(program, asked.repeats)
     if asked.json:
         print(

@@ -5,7 +5,7 @@ import os
 import threading
 import time
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -16,6 +16,7 @@ from jax._src import core
 from jax.sharding import SingleDeviceSharding
 from jaxlib import _jax, lapack, xla_client
 
+from distributed.joint import Joint
 from kernels.errors import CompileError
 from kernels.host.handlers import handler
 
@@ -103,30 +104,38 @@ class Executor:
     knows a kernel by name in the whole process, so that its registration alone outlives the object.)
 
     Args:
-      lower: puts kernels of the host into a text before XLA compiles it; without it XLA computes all.
+      lower: puts kernels of the host into a text before XLA compiles it, and makes it that of all cores if
+        it is told how; without it XLA computes all.
       kept: where executables are looked up that other processes compiled, and left for them.
     """
 
-    def __init__(self, lower: Callable[[str], HostText] | None = None, *, kept: Kept | None = None) -> None:
+    def __init__(
+        self, lower: Callable[[str, Joint | None], HostText] | None = None, *, kept: Kept | None = None
+    ) -> None:
         self._lower, self._kept = lower, kept
         self._device = _device()
         self._sharding = SingleDeviceSharding(self._device)
-        self._executables: dict[str, Executable] = {}
+        self._executables: dict[tuple[str, Joint | None], Executable] = {}
         self._calls: dict[str, Executable] = {}
         self._helpers = ThreadPoolExecutor(max(1, _THREADS - 1))
         lapack._lapack.initialize()  # JAX does so when it lowers linear algebra; without it XLA calls null
 
-    def load(self, text: str) -> Executable:
+    def calls_kernels(self, text: str) -> bool:
+        """Whether kernels of the host do a part of this text, and so can do it for all cores in one call."""
+        return self._lower is not None and bool(self._lower(text, None).targets)
+
+    def load(self, text: str, joint: Joint | None = None) -> Executable:
         """The executable of a StableHLO module's ``@main``, compiled on the first call with this text.
 
-        Composites run through their decomposition, parts of which kernels of the host may do.
+        Composites run through their decomposition, parts of which kernels of the host may do. With ``joint``
+        it is that of all cores, for a text that ``calls_kernels``.
 
         Raises CompileError where XLA:CPU refuses the text.
         """
-        found = self._executables.get(text)
+        found = self._executables.get((text, joint))
         if found is None:
-            host = Direct(text=text) if self._lower is None else self._lower(text)
-            found = self._executables[text] = Executable(self._compile(host))
+            host = Direct(text=text) if self._lower is None else self._lower(text, joint)
+            found = self._executables[text, joint] = Executable(self._compile(host))
         return found
 
     def load_host(self, host: HostText) -> Executable:
@@ -136,13 +145,14 @@ class Executor:
             found = self._calls[host.text] = Executable(self._compile(host))
         return found
 
-    def load_all(self, texts: Mapping[str, str]) -> dict[str, Executable]:
-        """The executables of several modules by name; as many are compiled at once as the host has cores."""
-        new = {text for text in texts.values() if text not in self._executables}
+    def load_all(self, wanted: Iterable[tuple[str, Joint | None]]) -> list[Executable]:
+        """The executables of several modules; as many are compiled at once as the host has cores."""
+        wanted = list(wanted)
+        new = set(wanted) - self._executables.keys()
         if len(new) > 1:
             with ThreadPoolExecutor(_THREADS) as pool:
-                list(pool.map(self.load, new))
-        return {name: self.load(text) for name, text in texts.items()}
+                list(pool.map(lambda one: self.load(*one), new))
+        return [self.load(*one) for one in wanted]
 
     def run_side_by_side(
         self, executable: Executable, rows: Sequence[Sequence[jax.Array]]

@@ -4,10 +4,13 @@ No pass of the pipeline: programs hold plain StableHLO, and only what this machi
 """
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
+from distributed.joint import Joint
 from hlo_passes.host_cache import mask_of_columns, softmax_results
+from hlo_passes.host_calls import kernel_call
+from hlo_passes.host_groups import flatten, group_calls
+from hlo_passes.host_joint import join_cores
 from hlo_passes.ir import ir, parse, stablehlo, walk
 from hlo_passes.ops import kind, tensor
 from kernels.host.targets import (
@@ -47,8 +50,11 @@ class Lowered:
     decisions: tuple[Decision, ...]
 
 
-def lower_text(text: str) -> Lowered:
-    """Replaces each op that a kernel takes by a call of the kernel; the rest stays as it is."""
+def lower_text(text: str, joint: Joint | None = None) -> Lowered:
+    """Replaces each op that a kernel takes by a call of the kernel; the rest stays as it is.
+
+    Calls that do not wait for each other are one; with ``joint`` those of all cores.
+    """
     if not any(f"stablehlo.{name}" in text for name in ("dot_general", "dynamic_update_slice")):
         return Lowered(text=text, targets=frozenset(), decisions=())
     module = parse(text)
@@ -63,7 +69,12 @@ def lower_text(text: str) -> Lowered:
 
     with module.context, ir.Location.unknown():
         walk(module.operation, visit)
-    targets = frozenset(decision.target for decision in decisions if decision.target)
+        targets = frozenset(decision.target for decision in decisions if decision.target)
+        if targets:
+            flatten(module)
+            group_calls(module, targets)
+        if joint is not None:
+            targets |= join_cores(module, joint, targets)
     lowered = module.operation.get_asm(enable_debug_info=False) if targets else text
     return Lowered(text=lowered, targets=targets, decisions=tuple(decisions))
 
@@ -114,7 +125,7 @@ def _lower_product(op: ir.Operation, softmax: frozenset[ir.Value]) -> Decision:
             filled = _filled(op, x, n, softmax, by_rows)
             if filled is not None:
                 target, operands = filled_target(types[1], by_rows=by_rows), [rows, weights, *filled]
-        result = _call(target, operands, _type([batch, m, n], "f32"))
+        [result] = kernel_call(target, operands, [_type([batch, m, n], "f32")])
         result = _in_the_order_of(op, result, x, w, swapped)
         op.results[0].replace_all_uses_with(result)
     op.erase()
@@ -215,36 +226,10 @@ def _lower_update(op: ir.Operation) -> Decision:
             for start in starts
         ]
         places = stablehlo.concatenate(words, 0)
-        alias = ir.Attribute.parse(
-            "#stablehlo.output_operand_alias<output_tuple_indices = [], operand_index = 0, "
-            "operand_tuple_indices = []>"
-        )
-        result = _call(target, [array, update, places], array.type, aliases=[alias])
+        [result] = kernel_call(target, [array, update, places], [array.type], in_place=True)
         op.results[0].replace_all_uses_with(result)
     op.erase()
     return Decision(op=name, target=target, cost=update_cost(found.dtype, tensor(update.type).shape))
-
-
-def _call(
-    target: str, operands: list[ir.Value], result: ir.Type, aliases: Sequence[ir.Attribute] = ()
-) -> ir.Value:
-    # Without layouts XLA may hand over operands in any order of their dims.
-    return stablehlo.custom_call(
-        [result],
-        operands,
-        target,
-        api_version=ir.IntegerAttr.get(ir.IntegerType.get_signless(32), 4),
-        backend_config=ir.DictAttr.get({}),
-        operand_layouts=ir.ArrayAttr.get([_in_order(value.type) for value in operands]),
-        result_layouts=ir.ArrayAttr.get([_in_order(result)]),
-        output_operand_aliases=ir.ArrayAttr.get(list(aliases)),
-    )
-
-
-def _in_order(value_type: ir.Type) -> ir.Attribute:
-    """The layout with the last dim along memory."""
-    rank = len(tensor(value_type).shape)
-    return ir.Attribute.parse(f"dense<{list(reversed(range(rank)))}> : tensor<{rank}xindex>")
 
 
 def _type(shape: list[int] | tuple[int, ...], dtype: str) -> ir.Type:

@@ -13,7 +13,7 @@ from jax.sharding import PartitionSpec as P
 from wrong_passes import make_wrong
 
 import neuronx
-from distributed import runtime
+from distributed import walk
 from hlo_passes import canonicalize, fuse, hoist, shard
 from hlo_passes.ir import stablehlo
 from hlo_passes.pipeline import PASSES
@@ -90,14 +90,14 @@ def test_the_plan_is_the_one_that_was_kept(arguments, monkeypatch):
 
 
 def test_the_runtime(arguments, monkeypatch):
-    right = runtime.add_up
+    right = walk.add_up
 
     def wrong(*given):
         # Ranks that share an array go on sharing it.
         doubled = {}
         return [doubled.setdefault(id(x), 2 * x) for x in right(*given)]
 
-    monkeypatch.setattr(runtime, "add_up", wrong)
+    monkeypatch.setattr(walk, "add_up", wrong)
     found = neuronx.bisect(mlp, *arguments, tp_degree=4, in_shardings=MEGATRON)
     assert (found.culprit, found.op, found.line) == ("schedule", "dot_general", here("down"))
 
@@ -105,8 +105,8 @@ def test_the_runtime(arguments, monkeypatch):
 def test_the_kernels_of_the_host(arguments, monkeypatch):
     right = bisection.lower_text
 
-    def wrong(text):
-        lowered = right(text)
+    def wrong(text, joint=None):
+        lowered = right(text, joint)
         return dataclasses.replace(lowered, text=lowered.text.replace("stablehlo.tanh", "stablehlo.sine"))
 
     monkeypatch.setattr(bisection, "lower_text", wrong)

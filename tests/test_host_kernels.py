@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from distributed.executor import Executor
+from distributed.joint import Joint
 from hlo_passes.host_lowering import lower_text
 from kernels.dtypes import dtype
 from kernels.host.targets import WEIGHTS, matmul_reference, matmul_target
@@ -176,13 +177,13 @@ def test_every_eight_bit_value_is_widened_exactly(weights, contracting, m):
     np.testing.assert_array_equal(got, np.broadcast_to(w.astype(np.float32), (1, m, 256)))
 
 
-def force(text: str):
+def force(text: str, joint: Joint | None = None):
     """``lower_text`` that leaves no product to XLA, however small."""
     import hlo_passes.host_lowering as lowering
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(lowering, "why_not_matmul", lambda *types, **sizes: "")
-        return lower_text(text)
+        return lower_text(text, joint)
 
 
 @pytest.mark.parametrize("offset", [1, 4, 62])

@@ -26,6 +26,7 @@ HOMES = {
         "distributed.replicas",
         "distributed.runtime",
         "distributed.sums",
+        "distributed.walk",
     ),
     "jax._src": (
         "neuronx.frontend",

@@ -12,7 +12,8 @@ from distributed.executor import Executor
 from distributed.layout import Layout
 from distributed.mesh import Mesh
 from distributed.placement import cut
-from distributed.runtime import RankMissingError, Runtime
+from distributed.runtime import Runtime
+from distributed.walk import RankMissingError
 from kernels.errors import CompileError
 
 
@@ -371,10 +372,10 @@ def test_executor_compiles_a_text_once_and_keeps_64_bit_types():
 
 def test_executor_compiles_several_texts_at_once(executor):
     fresh = Executor()
-    found = fresh.load_all({"a": NEXT, "b": DOUBLE, "c": NEXT})
-    assert found["a"] is found["c"] is fresh.load(NEXT) and fresh.num_compiled == 2
+    first, _, last = fresh.load_all([(NEXT, None), (DOUBLE, None), (NEXT, None)])
+    assert first is last is fresh.load(NEXT) and fresh.num_compiled == 2
     with pytest.raises(CompileError, match="nobody"):
-        fresh.load_all({"a": LESS, "b": NEXT.replace("stablehlo.add", "nobody.add")})
+        fresh.load_all([(LESS, None), (NEXT.replace("stablehlo.add", "nobody.add"), None)])
 
 
 def test_executor_names_what_the_host_cannot_compile(executor):

@@ -7,9 +7,11 @@ from numba import njit
 
 from kernels.host.memory import store_word, word
 
-__all__ = ["answer_query", "argument", "data", "dims", "rank", "result"]
+__all__ = ["answer_query", "argument", "data", "dims", "num_arguments", "num_results", "rank", "result"]
 
-_FRAME_EXTENSION, _FRAME_ARGUMENTS, _FRAME_RESULTS = 1, 9, 14
+_FRAME_EXTENSION = 1
+_FRAME_NUM_ARGUMENTS, _FRAME_ARGUMENTS = 7, 9
+_FRAME_NUM_RESULTS, _FRAME_RESULTS = 12, 14
 _BUFFER_DATA, _BUFFER_RANK, _BUFFER_DIMS = 3, 4, 5
 _EXTENSION_METADATA, _METADATA_VERSION = 3, 3
 _API_VERSION = 3 << 32
@@ -32,6 +34,16 @@ def argument(frame, number):
 @njit
 def result(frame, number):
     return word(word(frame, _FRAME_RESULTS), number)
+
+
+@njit
+def num_arguments(frame):
+    return word(frame, _FRAME_NUM_ARGUMENTS)
+
+
+@njit
+def num_results(frame):
+    return word(frame, _FRAME_NUM_RESULTS)
 
 
 @njit

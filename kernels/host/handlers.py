@@ -6,7 +6,7 @@ import hashlib
 from pathlib import Path
 from typing import Any
 
-from kernels.host.targets import filled_targets, matmul_targets, sum_targets, update_targets
+from kernels.host.targets import product_targets, sum_targets, update_targets
 
 __all__ = ["handler"]
 
@@ -31,13 +31,9 @@ def _compile(target: str) -> int:
         from kernels.host.sums import compile_sum
 
         return compile_sum(sum_targets()[target], _stamp())
-    if target in filled_targets():
-        from kernels.host.filled import compile_filled
+    from kernels.host.products import compile_product
 
-        return compile_filled(*filled_targets()[target], _stamp())
-    from kernels.host.matmul import compile_matmul
-
-    return compile_matmul(*matmul_targets()[target], _stamp())
+    return compile_product(**product_targets()[target], stamp=_stamp())
 
 
 def _stamp() -> str:

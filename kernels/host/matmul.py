@@ -1,29 +1,22 @@
-"""The product kernels: rows times weights of any stored type, in both layouts, as XLA custom calls."""
+"""The arithmetic of products: rows times weights of any stored type, in both layouts."""
 
 import numpy as np
-from llvmlite import binding
-from numba import carray, cfunc, literally, njit
+from numba import literally, njit
 
-from kernels.host.elements import KINDS, LANES, SIZES
-from kernels.host.frame import answer_query, argument, data, dims, result
-from kernels.host.memory import allocate, clear, function_address, pointer, release, store_word, word
-from kernels.host.pairs import add_pairs
-from kernels.host.pool import (
-    FIRST_OWN_WORD,
-    finish_tile,
-    new_job,
-    next_tile,
-    release_job,
-    share_job,
-    wait_for_job,
-)
+from kernels.host.elements import KINDS, LANES
+from kernels.host.memory import allocate, clear, release
 from kernels.host.targets import FEW_ROWS
 from kernels.host.vectors import column_tile, row_tile, stream_tile, transpose_tile, widen_tile
 
-__all__ = ["PARALLEL_FROM", "add_product", "compile_matmul", "stream_rows"]
-
-# Words of the job. x is [batch, m, k], w [batch, k, n] or (by rows) [batch, n, k], out [batch, m, n].
-_X, _W, _OUT, _M, _K, _N, _SIZE, _TILES = range(FIRST_OWN_WORD, FIRST_OWN_WORD + 8)
+__all__ = [
+    "add_product",
+    "add_stretches",
+    "multiply_columns",
+    "multiply_stretch",
+    "stream_rows",
+    "tile_height",
+    "tile_width",
+]
 
 _STREAM_DEPTH = 4
 _COLUMN_DEPTH = 8
@@ -47,9 +40,6 @@ _BLOCK_COLUMNS = 256
 _PANEL = 2 * LANES
 """Widened weights lie in panels of two vectors a row, 256 rows and 8 panels at a time, and meet 256 rows of x
 at a time: each is a quarter of the second-level cache."""
-
-PARALLEL_FROM = 1 << 17
-"""Multiplications that are worth waking another thread for."""
 
 _F32 = KINDS["f32"]
 _ALIGN = 64
@@ -103,10 +93,13 @@ def _distance(group_bytes):
 
 
 @njit
-def _stream_row(kind, x, w, size, out, k, n):
-    """One row, weights [k, n]: they pass by once, in one stretch if their sums fit the first-level cache."""
+def _stream_row(kind, x, w, size, out, k, n, behind):
+    """One row, weights [k, n]: they pass by once, in one stretch if their sums fit the first-level cache.
+
+    ``behind`` them lie so many bytes that will be read next.
+    """
     literally(kind)
-    distance, total = _distance(_STREAM_DEPTH * size * n), size * k * n
+    distance, total = _distance(_STREAM_DEPTH * size * n), size * k * n + behind
     for column in range(0, n, _NEAR_SUMS):
         columns = min(_NEAR_SUMS, n - column)
         place, sums = w + size * column, out + 4 * column
@@ -223,46 +216,11 @@ def _blocks(kind, by_rows, x, w, size, ldw, out, ldo, m, k, columns):
 
 
 @njit
-def _compute_pairs(by_rows, job, tile):
-    """As ``_compute_columns``, of bf16 rows and weights."""
-    m, k, n, width = word(job, _M), word(job, _K), word(job, _N), word(job, _SIZE)
-    batch, part = divmod(tile, word(job, _TILES))
-    first = part * width
-    columns = min(width, n - first)
-    x = word(job, _X) + 2 * batch * m * k
-    w = word(job, _W) + 2 * (batch * k * n + first * (k if by_rows else 1))
-    out, ldo = word(job, _OUT) + 4 * (batch * m * n + first), 4 * n
-    for row in range(m):
-        clear(out + row * ldo, 4 * columns)
-    add_pairs(by_rows, x, w, 2 * (k if by_rows else n), out, ldo, m, k, columns)
-
-
-@njit
-def _compute_stretch(kind, size, job, tile):
-    """One row times some rows of weights, added up by themselves."""
-    literally(kind)
-    k, n, height = word(job, _K), word(job, _N), word(job, _SIZE)
-    batch, part = divmod(tile, word(job, _TILES))
-    first = part * height
-    x = word(job, _X) + 4 * (batch * k + first)
-    w = word(job, _W) + size * n * (batch * k + first)
-    sums = word(job, _OUT) + 4 * n * tile
-    clear(sums, 4 * n)
-    _stream_row(kind, x, w, size, sums, min(height, k - first), n)
-
-
-@njit
-def _compute_columns(kind, size, by_rows, job, tile):
-    """All rows of one range of columns."""
+def multiply_columns(kind, size, by_rows, x, w, out, m, k, n, columns):
+    """``out[m, columns] = x[m, k] @ w[k, columns]``; rows of out, and of w unless ``by_rows``, are of n."""
     literally(kind)
     literally(by_rows)
-    m, k, n, width = word(job, _M), word(job, _K), word(job, _N), word(job, _SIZE)
-    batch, part = divmod(tile, word(job, _TILES))
-    first = part * width
-    columns = min(width, n - first)
-    x = word(job, _X) + 4 * batch * m * k
-    w = word(job, _W) + size * (batch * k * n + first * (k if by_rows else 1))
-    out, ldo = word(job, _OUT) + 4 * (batch * m * n + first), 4 * n
+    ldo = 4 * n
     if by_rows and m <= FEW_ROWS:
         stream_rows(kind, x, w, size, out, ldo, m, k, columns)
         return
@@ -275,18 +233,23 @@ def _compute_columns(kind, size, by_rows, job, tile):
 
 
 @njit
-def _compute_tile(kind, size, by_rows, job, tile):
-    """A part of the job, in one order of summation however the tiles are shared out."""
+def multiply_stretch(kind, size, x, w, sums, k, n, behind):
+    """``sums[n] = x[k] @ w[k, n]`` of one row; ``behind`` the weights so many bytes will be read next."""
     literally(kind)
-    literally(by_rows)
-    if word(job, _M) == 1 and not by_rows:
-        _compute_stretch(kind, size, job, tile)
-    else:
-        _compute_columns(kind, size, by_rows, job, tile)
+    clear(sums, 4 * n)
+    _stream_row(kind, x, w, size, sums, k, n, behind)
 
 
 @njit
-def _tile_width(m, n):
+def add_stretches(sums, out, stretches, n):
+    """``out[n]``: the sum of ``sums[stretches, n]``, added in order."""
+    ones = np.ones(_STRETCHES, np.float32)
+    clear(out, 4 * n)
+    _stream_row(_F32, ones.ctypes.data, sums, 4, out, stretches, n, 0)
+
+
+@njit
+def tile_width(m, n):
     """Columns of a tile: equal shares, some for each thread, and of few rows stretches that stream well."""
     tiles, highest = (max(2, min(8, n // 512)), 1024) if m <= FEW_ROWS else (8, _BLOCK_COLUMNS)
     wanted = (n + tiles - 1) // tiles
@@ -294,101 +257,8 @@ def _tile_width(m, n):
 
 
 @njit
-def _tile_height(k):
-    """Rows of weights of a tile, all of them whole groups."""
+def tile_height(k):
+    """Rows of weights of a stretch, all of them whole groups."""
     group = 8 * _STREAM_DEPTH
     wanted = (k + _STRETCHES - 1) // _STRETCHES
     return (wanted + group - 1) // group * group
-
-
-@njit
-def _multiply(frame, task, x, w, out, batch, m, k, n, size, tiles):
-    """Makes the job, of tiles of ``size`` columns or rows, and works on it, with others, until it is done."""
-    job = new_job(batch * tiles)
-    store_word(job, _X, x)
-    store_word(job, _W, w)
-    store_word(job, _OUT, out)
-    store_word(job, _M, m)
-    store_word(job, _K, k)
-    store_word(job, _N, n)
-    store_word(job, _SIZE, size)
-    store_word(job, _TILES, tiles)
-    share_job(frame, job, task, batch * m * k * n >= PARALLEL_FROM)
-    wait_for_job(job)
-    release_job(job)
-
-
-@njit
-def _multiply_row(frame, task, x, w, out, batch, k, n):
-    """One row times weights [k, n]: the sums of each stretch, and then the sum of these."""
-    height = _tile_height(k)
-    tiles = (k + height - 1) // height
-    if tiles <= 1:
-        _multiply(frame, task, x, w, out, batch, 1, k, n, height, tiles)
-        return
-    memory = allocate(4 * (tiles + batch * tiles * n))
-    ones, sums = carray(pointer(memory), tiles, np.float32), memory + 4 * tiles
-    ones[:] = 1
-    _multiply(frame, task, x, w, sums, batch, 1, k, n, height, tiles)
-    clear(out, 4 * batch * n)
-    for one in range(batch):
-        _stream_row(_F32, memory, sums + 4 * one * tiles * n, 4, out + 4 * one * n, tiles, n)
-    release(memory)
-
-
-@njit
-def _run(frame, by_rows, task):
-    """Reads the call frame and computes what it asks for."""
-    x, w, out = argument(frame, 0), argument(frame, 1), result(frame, 0)
-    x_dims, out_dims = dims(x), dims(out)
-    batch, m, k, n = word(out_dims, 0), word(out_dims, 1), word(x_dims, 2), word(out_dims, 2)
-    if m == 1 and not by_rows:
-        _multiply_row(frame, task, data(x), data(w), data(out), batch, k, n)
-    else:
-        width = _tile_width(m, n)
-        tiles = (n + width - 1) // width
-        _multiply(frame, task, data(x), data(w), data(out), batch, m, k, n, width, tiles)
-
-
-_COMPILED = []
-"""Keeps what XLA calls by address."""
-
-
-def compile_matmul(weights: str, by_rows: bool, pairs: bool, stamp: str) -> int:
-    """The address of the compiled XLA handler of the product with weights of one type and layout.
-
-    Operands: f32, or with ``pairs`` bf16, [batch, m, k] and weights [batch, k, n], or with ``by_rows``
-    [batch, n, k]; result f32 [batch, m, n]. Loaded from Numba's cache on disk where this machine compiled it
-    before.
-
-    Args:
-      weights: one of ``KINDS``; with ``pairs`` bf16.
-      stamp: of the sources; what was compiled of others is not found again.
-    """
-    kind, size = KINDS[weights], SIZES[KINDS[weights]]
-    task_name = f"neuronx_matmul_{weights}_{by_rows}_{pairs}_{stamp}"
-
-    @cfunc("intp(intp)", cache=True)
-    def task(job):
-        tile = next_tile(job)
-        while tile >= 0:
-            if pairs:
-                _compute_pairs(by_rows, job, tile)
-            else:
-                _compute_tile(kind, size, by_rows, job, tile)
-            finish_tile(job)
-            tile = next_tile(job)
-        release_job(job)
-        return len(stamp)  # nobody asks, but so the stamp is part of the cache's key
-
-    # The handler finds the task by its name: an address would be wrong once it is loaded from the cache.
-    binding.add_symbol(task_name, task.address)
-
-    @cfunc("intp(intp)", cache=True)
-    def handler(frame):
-        if not answer_query(frame):
-            _run(frame, by_rows, function_address(task_name))
-        return 0
-
-    _COMPILED.extend((task, handler))
-    return handler.address

@@ -25,10 +25,10 @@ from kernels.host.elements import (
     store,
     store_masked,
 )
-from kernels.host.memory import allocate, release
+from kernels.host.memory import allocate, clear, release
 from kernels.host.vectors import transposed
 
-__all__ = ["add_pairs"]
+__all__ = ["multiply_pairs"]
 
 _HAS_INSTRUCTION = bool(
     not (config.CPU_NAME or config.CPU_FEATURES) and binding.get_host_cpu_features().get("avx512bf16")
@@ -166,7 +166,7 @@ def _add_panel(x, ldx, panel, out, ldo, rows, pairs, columns):
 
 
 @njit
-def add_pairs(by_rows, x, w, ldw, out, ldo, m, k, columns):
+def _add_pairs(by_rows, x, w, ldw, out, ldo, m, k, columns):
     """``out[m, columns] += x[m, k] @ w[k, columns]``, or ``w[columns, k]`` by rows; k is even.
 
     x and w are bf16 and out is f32, as are the sums. Blocks of weights are arranged once, and stay in the
@@ -185,3 +185,12 @@ def add_pairs(by_rows, x, w, ldw, out, ldo, m, k, columns):
                 place = out + first * ldo + 4 * column
                 _add_panel(row, 2 * k, panel, place, ldo, rows, pairs, min(_PANEL, columns - column))
     release(memory)
+
+
+@njit
+def multiply_pairs(by_rows, x, w, out, m, k, n, columns):
+    """As ``matmul.multiply_columns``, of bf16 rows and weights."""
+    literally(by_rows)
+    for row in range(m):
+        clear(out + 4 * n * row, 4 * columns)
+    _add_pairs(by_rows, x, w, 2 * (k if by_rows else n), out, 4 * n, m, k, columns)

@@ -15,12 +15,11 @@ __all__ = [
     "Cost",
     "filled_reference",
     "filled_target",
-    "filled_targets",
     "in_pairs",
     "matmul_cost",
     "matmul_reference",
     "matmul_target",
-    "matmul_targets",
+    "product_targets",
     "reads_filled",
     "sum_cost",
     "sum_plan",
@@ -63,7 +62,7 @@ FEW_ROWS = 8
 _FLOATS = frozenset(WEIGHTS) - {"i8", "ui8"}
 _RESULTS = frozenset({"f32", "bf16", "f16"})
 
-_LEAST_MULTIPLICATIONS = 1 << 14
+_LEAST_MULTIPLICATIONS = 1 << 12
 """Below it a call through the FFI costs more than XLA's own loop."""
 
 _LAYOUTS = {False: "columns", True: "rows"}
@@ -121,16 +120,6 @@ def matmul_reference(x: np.ndarray, w: np.ndarray, *, by_rows: bool) -> np.ndarr
     return x.astype(np.float64) @ (wide.swapaxes(1, 2) if by_rows else wide)
 
 
-def matmul_targets() -> dict[str, tuple[str, bool, bool]]:
-    """Every target of the product kernels: type of weights, whether they lie by rows, whether in pairs."""
-    return {
-        matmul_target(weights, by_rows=by_rows, pairs=pairs): (weights, by_rows, pairs)
-        for weights in WEIGHTS
-        for by_rows in _LAYOUTS
-        for pairs in ((False, True) if weights == "bf16" else (False,))
-    }
-
-
 _CACHES = ("bf16", "f16", "f32")
 
 
@@ -139,11 +128,18 @@ def filled_target(cache: str, *, by_rows: bool) -> str:
     return f"neuronx_filled_{cache}_{_LAYOUTS[by_rows]}"
 
 
-def filled_targets() -> dict[str, tuple[str, bool]]:
-    """Every target of that kernel with the type of the cache and whether the product is along its rows."""
-    return {
-        filled_target(cache, by_rows=by_rows): (cache, by_rows) for cache in _CACHES for by_rows in _LAYOUTS
-    }
+def product_targets() -> dict[str, dict[str, str | bool]]:
+    """Every target of the product kernels with the arguments of ``products.compile_product``."""
+    ways: dict[str, dict[str, str | bool]] = {}
+    for weights in WEIGHTS:
+        for by_rows in _LAYOUTS:
+            way: dict[str, str | bool] = {"weights": weights, "by_rows": by_rows}
+            ways[matmul_target(weights, by_rows=by_rows)] = way
+            if weights == "bf16":
+                ways[matmul_target(weights, by_rows=by_rows, pairs=True)] = way | {"pairs": True}
+            if weights in _CACHES:
+                ways[filled_target(weights, by_rows=by_rows)] = way | {"filled": True}
+    return ways
 
 
 def reads_filled(cache: str, *, m: int) -> bool:

@@ -2,10 +2,12 @@
 
 from numba import cfunc, njit
 
-from kernels.host.frame import answer_query, argument, data, dims, rank, result
+from kernels.host.frame import answer_query, argument, data, dims, num_results, rank, result
 from kernels.host.memory import copy, word
 
 __all__ = ["compile_update"]
+
+_OPERANDS = 3
 
 
 @njit
@@ -26,9 +28,9 @@ def _place(outer, sizes, parts, starts, last):
 
 
 @njit
-def _update(frame, element_bytes):
-    update, out = argument(frame, 1), result(frame, 0)
-    sizes, parts, starts = dims(out), dims(update), data(argument(frame, 2))
+def _update(frame, number, element_bytes):
+    update, out = argument(frame, _OPERANDS * number + 1), result(frame, number)
+    sizes, parts, starts = dims(out), dims(update), data(argument(frame, _OPERANDS * number + 2))
     last = rank(out) - 1
     rows = 1
     for dim in range(last):
@@ -46,13 +48,15 @@ _COMPILED = []
 def compile_update(element_bytes: int, stamp: str) -> int:
     """The address of the compiled XLA handler for arrays with elements of so many bytes.
 
-    Operands: the array, which the result shares memory with, the slice, and i64 starts, one for each dim.
+    Operands, of one update after the other: the array, which the result shares memory with, the slice, and
+    i64 starts, one for each dim.
     """
 
     @cfunc("intp(intp)", cache=True)
     def handler(frame):
         if not answer_query(frame) and stamp != "":  # the stamp is part of the cache's key
-            _update(frame, element_bytes)
+            for number in range(num_results(frame)):
+                _update(frame, number, element_bytes)
         return 0
 
     _COMPILED.append(handler)

@@ -1,0 +1,63 @@
+"""Calls of the host's kernels as ops: made, recognised, and put together as one call of several."""
+
+from collections.abc import Sequence
+
+from hlo_passes.ir import ir, stablehlo
+from hlo_passes.ops import kind, tensor
+
+__all__ = ["call_together", "kernel_call", "target_of"]
+
+
+def kernel_call(
+    target: str, operands: Sequence[ir.Value], results: Sequence[ir.Type], *, in_place: bool = False
+) -> list[ir.Value]:
+    """Calls a kernel of the host on operands that lie in memory as their dims are written.
+
+    Args:
+      operands: of as many calls in one as there are ``results``, one call's after the other's.
+      in_place: whether each result shares its memory with the first operand of its call.
+    """
+    step = len(operands) // len(results)
+    aliases = [_alias(number, step * number, len(results)) for number in range(len(results) * in_place)]
+    # Without layouts XLA may hand over operands in any order of their dims.
+    call = stablehlo.CustomCallOp(
+        results,
+        operands,
+        target,
+        api_version=ir.IntegerAttr.get(ir.IntegerType.get_signless(32), 4),
+        backend_config=ir.DictAttr.get({}),
+        operand_layouts=ir.ArrayAttr.get([_in_order(value.type) for value in operands]),
+        result_layouts=ir.ArrayAttr.get([_in_order(result) for result in results]),
+        output_operand_aliases=ir.ArrayAttr.get(aliases),
+    )
+    return list(call.results)
+
+
+def target_of(op: ir.Operation, targets: frozenset[str]) -> str:
+    """Which of the kernels ``targets`` an op calls, or ""."""
+    found = op.attributes["call_target_name"].value if kind(op) == "custom_call" else ""
+    return found if found in targets else ""
+
+
+def call_together(call: ir.Operation, rows: Sequence[Sequence[ir.Value]]) -> list[ir.Value]:
+    """The results of calls like ``call`` with each of several rows of operands, as one call."""
+    return kernel_call(
+        call.attributes["call_target_name"].value,
+        [value for row in rows for value in row],
+        [call.results[0].type] * len(rows),
+        in_place=len(call.attributes["output_operand_aliases"]) > 0,
+    )
+
+
+def _in_order(value_type: ir.Type) -> ir.Attribute:
+    """The layout with the last dim along memory."""
+    rank = len(tensor(value_type).shape)
+    return ir.Attribute.parse(f"dense<{list(reversed(range(rank)))}> : tensor<{rank}xindex>")
+
+
+def _alias(result: int, operand: int, results: int) -> ir.Attribute:
+    place = [result] if results > 1 else []
+    return ir.Attribute.parse(
+        f"#stablehlo.output_operand_alias<output_tuple_indices = {place}, operand_index = {operand}, "
+        "operand_tuple_indices = []>"
+    )

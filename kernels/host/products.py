@@ -1,0 +1,274 @@
+"""Products as XLA custom calls: each call computes one or more of the same sizes, as one job of tiles."""
+
+import numpy as np
+from llvmlite import binding
+from numba import carray, cfunc, literally, njit
+
+from kernels.host.elements import KINDS, SIZES
+from kernels.host.filled import multiply_filled, up_to_last, weighted
+from kernels.host.frame import answer_query, argument, data, dims, num_arguments, num_results, result
+from kernels.host.matmul import add_stretches, multiply_columns, multiply_stretch, tile_height, tile_width
+from kernels.host.memory import (
+    add_atomically,
+    allocate,
+    clear,
+    copy,
+    function_address,
+    pointer,
+    release,
+    store_word,
+    word,
+)
+from kernels.host.pairs import multiply_pairs
+from kernels.host.pool import (
+    FIRST_OWN_WORD,
+    finish_tile,
+    new_job,
+    next_tile,
+    release_job,
+    share_job,
+    wait_for_job,
+)
+
+__all__ = ["compile_product"]
+
+# Words of the job. Of each product x is [batch, m, k], w [batch, k, n] or (by rows) [batch, n, k] and out
+# [batch, m, n]. What a product falls into are columns or, of one row, rows of weights, so many each.
+_FRAME, _OPERANDS, _PLACES, _BATCH, _M, _K, _N, _SIZE, _PARTS, _TURN, _DONE, _SUMS = range(
+    FIRST_OWN_WORD, FIRST_OWN_WORD + 12
+)
+
+# Words of a place: which of the call's products it is, and how much of its cache is filled.
+_NUMBER, _FILLED, _PLACE = range(3)
+_WORD_BYTES = 8
+
+_PARALLEL_FROM = 1 << 17
+"""Multiplications that are worth waking another thread for."""
+
+_TURNS = 16
+"""So many times, at least, threads come for stretches of weights: each takes several in a row if it can."""
+
+
+@njit
+def _operand(job, place, number):
+    """The address of the data of one of a product's operands."""
+    product = word(word(job, _PLACES), _PLACE * place + _NUMBER)
+    return data(argument(word(job, _FRAME), product * word(job, _OPERANDS) + number))
+
+
+@njit
+def _out(job, place):
+    product = word(word(job, _PLACES), _PLACE * place + _NUMBER)
+    return data(result(word(job, _FRAME), product))
+
+
+@njit
+def _compute_stretches(kind, size, job, tile):
+    """One row times some rows of weights after the other, each added up by itself.
+
+    Whoever ends the last of a product adds up these sums, in their order.
+    """
+    literally(kind)
+    k, n, height, parts, turn = (
+        word(job, _K), word(job, _N), word(job, _SIZE), word(job, _PARTS), word(job, _TURN)
+    )  # fmt: skip
+    one, begin = divmod(tile * turn, (parts + turn - 1) // turn * turn)
+    place, batch = divmod(one, word(job, _BATCH))
+    x, w = _operand(job, place, 0) + 4 * batch * k, _operand(job, place, 1) + size * batch * k * n
+    out, sums = _out(job, place) + 4 * batch * n, word(job, _SUMS) + 4 * n * parts * one
+    end = min(begin + turn, parts)
+    last = min(end * height, k)
+    for part in range(begin, end):
+        first, stop = part * height, min((part + 1) * height, k)
+        behind = size * n * (last - stop)
+        target = out if parts == 1 else sums + 4 * n * part
+        multiply_stretch(kind, size, x + 4 * first, w + size * n * first, target, stop - first, n, behind)
+    if parts > 1 and add_atomically(word(job, _DONE), one, end - begin) == parts - (end - begin):
+        add_stretches(sums, out, parts, n)
+
+
+@njit
+def _compute_columns(kind, size, by_rows, pairs, job, tile):
+    """All rows of one range of columns."""
+    literally(kind)
+    literally(by_rows)
+    literally(pairs)
+    m, k, n, width = word(job, _M), word(job, _K), word(job, _N), word(job, _SIZE)
+    one, part = divmod(tile, word(job, _PARTS))
+    place, batch = divmod(one, word(job, _BATCH))
+    first = part * width
+    x = _operand(job, place, 0) + (2 if pairs else 4) * batch * m * k
+    w = _operand(job, place, 1) + size * (batch * k * n + first * (k if by_rows else 1))
+    out, columns = _out(job, place) + 4 * (batch * m * n + first), min(width, n - first)
+    if pairs:
+        multiply_pairs(by_rows, x, w, out, m, k, n, columns)
+    else:
+        multiply_columns(kind, size, by_rows, x, w, out, m, k, n, columns)
+
+
+@njit
+def _compute_filled(kind, size, by_rows, job, tile):
+    literally(kind)
+    literally(by_rows)
+    m, k, n = word(job, _M), word(job, _K), word(job, _N)
+    place, batch = divmod(tile, word(job, _BATCH))
+    x = _operand(job, place, 0) + 4 * batch * m * k
+    w = _operand(job, place, 1) + size * batch * k * n
+    filled = word(word(job, _PLACES), _PLACE * place + _FILLED)
+    multiply_filled(kind, size, by_rows, x, w, _out(job, place) + 4 * batch * m * n, m, k, n, filled)
+
+
+@njit
+def _compute_tile(kind, size, by_rows, pairs, filled, job, tile):
+    """A part of the job, in one order of summation however the tiles are shared out."""
+    literally(kind)
+    literally(by_rows)
+    literally(pairs)
+    literally(filled)
+    if filled:
+        _compute_filled(kind, size, by_rows, job, tile)
+    elif word(job, _M) == 1 and not by_rows:
+        _compute_stretches(kind, size, job, tile)
+    else:
+        _compute_columns(kind, size, by_rows, pairs, job, tile)
+
+
+@njit
+def _is_as_before(frame, product, operands):
+    """Whether a product has the very operands of the one before it, as on cores that share all they hold."""
+    for number in range(product * operands, (product + 1) * operands):
+        if data(argument(frame, number)) != data(argument(frame, number - operands)):
+            return False
+    return True
+
+
+@njit
+def _find_places(frame, products, operands, places):
+    """The products that are not those before them; how many there are."""
+    count = 0
+    for product in range(products):
+        if product == 0 or not _is_as_before(frame, product, operands):
+            store_word(places, _PLACE * count + _NUMBER, product)
+            count += 1
+    return count
+
+
+@njit
+def _fill_in(job, places, count, by_rows):
+    """How much of each cache is filled; the multiplications that all take."""
+    batch, m, k, n = word(job, _BATCH), word(job, _M), word(job, _K), word(job, _N)
+    total = 0
+    for place in range(count):
+        if by_rows:
+            mask = _operand(job, place, 2)
+            if place and mask == _operand(job, place - 1, 2):
+                filled = word(places, _PLACE * (place - 1) + _FILLED)
+            else:
+                filled = up_to_last(carray(pointer(mask), n, np.uint8))
+        else:
+            filled = weighted(_operand(job, place, 0), k)  # of the first row: of more each finds out
+        store_word(places, _PLACE * place + _FILLED, filled)
+        total += batch * m * filled * (k if by_rows else n)
+    return total
+
+
+@njit
+def _cut(by_rows, filled, m, k, n):
+    """Into what a product falls: the rows or columns of weights of a part, and how many parts."""
+    if filled:
+        return n, 1
+    if m == 1 and not by_rows:
+        size, whole = tile_height(k), k
+    else:
+        size, whole = tile_width(m, n), n
+    return size, (whole + size - 1) // size
+
+
+@njit
+def _copy_repeated(frame, products, operands, size_bytes):
+    """The results of products that are those before them."""
+    for product in range(1, products):
+        if _is_as_before(frame, product, operands):
+            copy(data(result(frame, product)), data(result(frame, product - 1)), size_bytes)
+
+
+@njit
+def _run(frame, by_rows, filled, task):
+    """Reads the call frame, makes the job and works on it, with others, until it is done."""
+    products = num_results(frame)
+    operands = num_arguments(frame) // products
+    x_dims, out_dims = dims(argument(frame, 0)), dims(result(frame, 0))
+    batch, m, k, n = word(out_dims, 0), word(out_dims, 1), word(x_dims, 2), word(out_dims, 2)
+    in_stretches = m == 1 and not by_rows and not filled
+    size, parts = _cut(by_rows, filled, m, k, n)
+    turn = max(1, min(parts, products * batch * parts // _TURNS)) if in_stretches else 1
+    memory_bytes = _WORD_BYTES * (_PLACE * products + products * batch)
+    memory = allocate(memory_bytes + (4 * products * batch * parts * n if in_stretches and parts > 1 else 0))
+    count = _find_places(frame, products, operands, memory)
+    done = memory + _WORD_BYTES * _PLACE * products
+    clear(done, _WORD_BYTES * products * batch)
+    job = new_job(count * batch * ((parts + turn - 1) // turn))
+    store_word(job, _FRAME, frame)
+    store_word(job, _OPERANDS, operands)
+    store_word(job, _PLACES, memory)
+    store_word(job, _BATCH, batch)
+    store_word(job, _M, m)
+    store_word(job, _K, k)
+    store_word(job, _N, n)
+    store_word(job, _SIZE, size)
+    store_word(job, _PARTS, parts)
+    store_word(job, _TURN, turn)
+    store_word(job, _DONE, done)
+    store_word(job, _SUMS, memory + memory_bytes)
+    multiplications = _fill_in(job, memory, count, by_rows) if filled else count * batch * m * k * n
+    share_job(frame, job, task, multiplications >= _PARALLEL_FROM)
+    wait_for_job(job)
+    release_job(job)
+    release(memory)
+    if count < products:
+        _copy_repeated(frame, products, operands, 4 * batch * m * n)
+
+
+_COMPILED = []
+"""Keeps what XLA calls by address."""
+
+
+def compile_product(
+    weights: str, stamp: str, *, by_rows: bool, pairs: bool = False, filled: bool = False
+) -> int:
+    """The address of the compiled XLA handler of products with weights of one type and layout.
+
+    Operands, of one product after the other: f32, or with ``pairs`` bf16, [batch, m, k] and weights
+    [batch, k, n], or with ``by_rows`` [batch, n, k]; results f32 [batch, m, n]. With ``filled`` the weights
+    are a cache: ``by_rows`` a mask i1 [n] says which columns of the result somebody looks at, else what lies
+    behind the last of x that is not zero is not read. Loaded from Numba's cache on disk where this machine
+    compiled it before.
+
+    Args:
+      weights: one of ``KINDS``; with ``pairs`` bf16.
+      stamp: of the sources; what was compiled of others is not found again.
+    """
+    kind, size = KINDS[weights], SIZES[KINDS[weights]]
+    task_name = f"neuronx_product_{weights}_{by_rows}_{pairs}_{filled}_{stamp}"
+
+    @cfunc("intp(intp)", cache=True)
+    def task(job):
+        tile = next_tile(job)
+        while tile >= 0:
+            _compute_tile(kind, size, by_rows, pairs, filled, job, tile)
+            finish_tile(job)
+            tile = next_tile(job)
+        release_job(job)
+        return len(stamp)  # nobody asks, but so the stamp is part of the cache's key
+
+    # The handler finds the task by its name: an address would be wrong once it is loaded from the cache.
+    binding.add_symbol(task_name, task.address)
+
+    @cfunc("intp(intp)", cache=True)
+    def handler(frame):
+        if not answer_query(frame):
+            _run(frame, by_rows, filled, function_address(task_name))
+        return 0
+
+    _COMPILED.extend((task, handler))
+    return handler.address
