@@ -1,18 +1,16 @@
 """What fills the HBM of one core, and what to do where it does not fit."""
 
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from distributed.liveness import nested_blocks
 from distributed.program import Block, Buffer, Collective, Program
 from kernels.errors import OutOfDeviceMemoryError
-from kernels.hardware import INSTANCES, InstanceSpec, load_core, load_instance, load_links
+from kernels.hardware import ALL_INSTANCES, InstanceSpec, load_core, load_instance, load_links
 
-__all__ = ["DeviceMemory", "check_fits", "device_memory"]
+__all__ = ["DeviceMemory", "check_fits", "device_memory", "hbm_table", "smallest"]
 
 _GIB = 2**30
-# Degrees that keep to the ring: one core, chips, and the whole of each instance.
-_DEGREES = (1, 2, 4, 8, 12, 24)
 _REDUCING = frozenset({"all_reduce", "reduce_scatter"})
 
 
@@ -20,13 +18,15 @@ _REDUCING = frozenset({"all_reduce", "reduce_scatter"})
 class DeviceMemory:
     """Bytes in the HBM of each core.
 
-    ``temporaries`` is what the plan needs beyond inputs and outputs at its peak; ``collective_buffers``
-    two chunks of the largest reducing collective (one arrives while the other is added);
-    ``replicated_bytes`` the part of inputs, outputs and temporaries that every core holds whole (of the
-    temporaries an estimate: their share among all temporaries, whenever they live).
+    ``caches`` are donated arguments, whose memory results take; ``temporaries`` is what the plan needs beyond
+    inputs and outputs at its peak; ``collective_buffers`` two chunks of the largest reducing collective (one
+    arrives while the other is added); ``replicated_bytes`` the part of inputs, outputs and temporaries that
+    every core holds whole (of the temporaries an estimate: their share among all temporaries, whenever they
+    live).
     """
 
     weights_bytes: int
+    caches_bytes: int
     inputs_bytes: int
     outputs_bytes: int
     temporaries_bytes: int
@@ -37,35 +37,29 @@ class DeviceMemory:
     replicated_bytes: int
 
     @property
-    def planned_bytes(self) -> int:
-        return self.weights_bytes + self.inputs_bytes + self.outputs_bytes + self.temporaries_bytes
+    def uses(self) -> dict[str, int]:
+        """What the bytes are for."""
+        return {
+            "weights": self.weights_bytes,
+            "caches": self.caches_bytes,
+            "inputs": self.inputs_bytes,
+            "outputs": self.outputs_bytes,
+            "temporaries": self.temporaries_bytes,
+            "collective buffers": self.collective_buffers_bytes,
+            "micro-code": self.microcode_bytes,
+            "runtime, DMA rings": self.runtime_bytes,
+        }
 
     @property
     def total_bytes(self) -> int:
-        fixed = self.microcode_bytes + self.runtime_bytes
-        return self.planned_bytes + self.collective_buffers_bytes + fixed
-
-    def table(self) -> str:
-        """One line a category, in bytes and GiB."""
-        rows = [
-            ("weights", self.weights_bytes),
-            ("inputs", self.inputs_bytes),
-            ("outputs", self.outputs_bytes),
-            ("temporaries", self.temporaries_bytes),
-            ("collective buffers", self.collective_buffers_bytes),
-            ("micro-code", self.microcode_bytes),
-            ("runtime", self.runtime_bytes),
-            ("total", self.total_bytes),
-            ("capacity", self.capacity_bytes),
-        ]
-        return "\n".join(f"{name:<18} {size:>16,} B {size / _GIB:>9.3f} GiB" for name, size in rows)
+        return sum(self.uses.values())
 
     def runtime_table(self, cores: int) -> str:
         """The table that the Neuron runtime logs when it runs out of memory, for one chip of ``cores`` cores.
 
         Weights are among its Tensors, temporaries its Scratchpad; what it lists as DMA rings is in Runtime.
         """
-        tensors = self.weights_bytes + self.inputs_bytes + self.outputs_bytes
+        tensors = self.weights_bytes + self.caches_bytes + self.inputs_bytes + self.outputs_bytes
         columns = (
             ("", "TOTAL", self.total_bytes),
             ("Model", "Code", self.microcode_bytes),
@@ -81,6 +75,14 @@ class DeviceMemory:
         return "\n".join(f"{name:<13}|" + "".join(f"{c:^11}|" for c in cells) for name, *cells in lines)
 
 
+def hbm_table(uses: Mapping[str, int], capacity_bytes: int, cores: int) -> str:
+    """One line a use, in bytes and GiB a core and GiB a chip of which ``cores`` are busy."""
+    rows = [*uses.items(), ("total", sum(uses.values())), ("capacity", capacity_bytes)]
+    head = f"{'':18} {'bytes a core':>18} {'GiB':>9} {f'GiB, {cores} a chip':>15}"
+    lines = [f"{n:18} {size:18,} {size / _GIB:9.3f} {cores * size / _GIB:15.3f}" for n, size in rows]
+    return "\n".join([head, *lines])
+
+
 def device_memory(program: Program, *, weights: Collection[int] = (), family: str = "inf2") -> DeviceMemory:
     """Adds up a planned program's memory on one core (all cores hold as much).
 
@@ -93,7 +95,9 @@ def device_memory(program: Program, *, weights: Collection[int] = (), family: st
     buffers = {buffer.id: buffer for buffer in program.buffers}
     arguments = dict.fromkeys(program.main.arguments)
     sizes = [buffers[number].tensor.size_bytes for number in arguments]
+    donated = {index for _, index in program.aliases}
     weights_bytes = sum(size for index, size in enumerate(sizes) if index in weights)
+    caches_bytes = sum(size for index, size in enumerate(sizes) if index in donated - set(weights))
     aliased = {output for output, _ in program.aliases}
     own_outputs = {
         number
@@ -109,7 +113,8 @@ def device_memory(program: Program, *, weights: Collection[int] = (), family: st
     share = _size(passing, uniform=True) / max(_size(passing), 1)
     return DeviceMemory(
         weights_bytes=weights_bytes,
-        inputs_bytes=sum(sizes) - weights_bytes,
+        caches_bytes=caches_bytes,
+        inputs_bytes=sum(sizes) - weights_bytes - caches_bytes,
         outputs_bytes=outputs_bytes,
         temporaries_bytes=temporaries_bytes,
         collective_buffers_bytes=_staging_bytes(program),
@@ -147,8 +152,8 @@ def check_fits(
     if used.total_bytes <= used.capacity_bytes:
         return used
     cores = min(program.num_cores, load_links(spec.family).cores_per_chip)
-    text = f"{used.table()}\nas the Neuron runtime would log it:\n{used.runtime_table(cores)}"
-    table = "\n".join(f"    {line}" for line in text.splitlines())
+    text = f"{hbm_table(used.uses, used.capacity_bytes, cores)}\nas the Neuron runtime would log it:\n"
+    table = "\n".join(f"    {line}" for line in (text + used.runtime_table(cores)).splitlines())
     raise OutOfDeviceMemoryError(
         f"needs {used.total_bytes / _GIB:.2f} GiB of the {used.capacity_bytes / _GIB:.2f} GiB of HBM "
         f"on each of {program.num_cores} cores of {spec.name}\n{table}",
@@ -158,19 +163,34 @@ def check_fits(
 
 
 def _advice(used: DeviceMemory, num_cores: int, spec: InstanceSpec) -> str:
-    names = [spec.name, *(name for name in INSTANCES if load_instance(name).cores > spec.cores)]
-    for name in names:
-        for degree in _DEGREES:
-            if num_cores < degree <= load_instance(name).cores and _fits(used, num_cores, degree):
-                where = "" if name == spec.name else f" on {name}"
-                return f"tp_degree={degree}{where} should fit (an estimate); or use a smaller batch or type"
-    return "no Inf2 instance should hold it at any tp_degree: use a smaller batch, sequence or type"
+    larger = [name for name in ALL_INSTANCES if load_instance(name).cores > spec.cores]
+    found = smallest(used, num_cores, [spec.name, *larger], spec.family)
+    if found is None:
+        family = spec.family.capitalize()
+        return f"no {family} instance should hold it at any tp_degree: use a smaller batch, sequence or type"
+    where = "" if found[0] == spec.name else f" on {found[0]}"
+    return f"tp_degree={found[1]}{where} should fit (an estimate); or use a smaller batch or type"
+
+
+def smallest(
+    used: DeviceMemory, num_cores: int, instances: Sequence[str], family: str
+) -> tuple[str, int] | None:
+    """The first instance of the family, and the least documented degree there, that should hold a program.
+
+    An estimate from its memory ``used`` on ``num_cores``: what is sharded is divided anew, what is
+    replicated stays. None where no instance would do.
+    """
+    for spec in map(load_instance, instances):
+        for degree in load_links(family).documented_degrees:
+            if spec.family == family and degree <= spec.cores and _fits(used, num_cores, degree):
+                return spec.name, degree
+    return None
 
 
 def _fits(used: DeviceMemory, num_cores: int, degree: int) -> bool:
-    sharded = used.planned_bytes + used.collective_buffers_bytes - used.replicated_bytes
-    scaled = used.replicated_bytes + sharded * num_cores / degree
-    return scaled + used.microcode_bytes + used.runtime_bytes <= used.capacity_bytes
+    fixed = used.microcode_bytes + used.runtime_bytes + used.replicated_bytes
+    sharded = used.total_bytes - fixed
+    return fixed + sharded * num_cores / degree <= used.capacity_bytes
 
 
 def _staging_bytes(program: Program) -> int:

@@ -208,7 +208,8 @@ class Compiled:
 
     def memory_analysis(self) -> MemoryStats:
         """What fills the HBM of each core; needs no arrays."""
-        return memory_stats(self._artifacts.program, self._artifacts.memory)
+        artifacts = self._artifacts
+        return memory_stats(artifacts.program, artifacts.memory, artifacts.options.instance)
 
     def device_put(self, *args: Any, **kwargs: Any) -> Any:
         """Cuts the arguments over the ring ahead of a call.

@@ -3,9 +3,9 @@
 import pytest
 from ring_programs import Builder
 
-from distributed.device_memory import check_fits, device_memory
+from distributed.device_memory import check_fits, device_memory, hbm_table, smallest
 from kernels.errors import CompileError, OutOfDeviceMemoryError
-from kernels.hardware import load_core
+from kernels.hardware import ALL_INSTANCES, load_core
 
 HBM = load_core().hbm
 
@@ -29,9 +29,12 @@ def test_every_category_is_counted_once():
     assert used.collective_buffers_bytes == 2 * 16 * 1024 * 4 // 4
     assert used.microcode_bytes == 96 * 2**20
     assert used.capacity_bytes == 16 * 2**30
-    rows = [line.split() for line in used.table().splitlines()]
-    sizes = [int(row[-4].replace(",", "")) for row in rows]
-    assert sum(sizes[:-2]) == sizes[-2] == used.total_bytes
+    table = hbm_table(used.uses, used.capacity_bytes, 2).splitlines()
+    sizes, gib, chip_gib = zip(*(line.replace(",", "").split()[-3:] for line in table[1:]), strict=True)
+    assert sum(map(int, sizes[:-2])) == int(sizes[-2]) == used.total_bytes and sizes[-1] == str(16 * 2**30)
+    assert all(
+        float(two) == pytest.approx(2 * float(one), abs=2e-3) for one, two in zip(gib, chip_gib, strict=True)
+    )
 
 
 def test_memory_that_is_used_again_counts_once():
@@ -41,7 +44,7 @@ def test_memory_that_is_used_again_counts_once():
     b.place_at(out, b.buffers[first].offset_bytes)
     steps = [b.launch("s", [a], [r]) for a, r in ((x, first), (first, second), (second, out))]
     used = device_memory(b.program([x], steps, [out]))
-    assert used.planned_bytes == 3 * 256 * 256 * 4
+    assert used.total_bytes - used.microcode_bytes - used.runtime_bytes == 3 * 256 * 256 * 4
 
 
 def test_donated_and_passed_through_outputs_need_no_memory():
@@ -52,7 +55,7 @@ def test_donated_and_passed_through_outputs_need_no_memory():
     steps = [b.launch("s", [cache, x], [updated], donated=((0, 0),))]
     used = device_memory(b.program([cache, x], steps, [updated, x], aliases=((0, 0),)))
     assert (used.outputs_bytes, used.temporaries_bytes) == (0, 0)
-    assert used.inputs_bytes == 512 * 512 * 4 + 512 * 4
+    assert (used.caches_bytes, used.inputs_bytes) == (512 * 512 * 4, 512 * 4)
 
 
 def sharded(num_cores, whole_gib, replicated_gib=0):
@@ -112,6 +115,27 @@ def test_advice_is_true():
     with pytest.raises(OutOfDeviceMemoryError, match="tp_degree=8 should"):
         check_fits(sharded(4, 72), "inf2.48xlarge")
     check_fits(sharded(8, 72), "inf2.48xlarge")
+
+
+def test_advice_stays_in_the_family():
+    with pytest.raises(OutOfDeviceMemoryError, match=r"tp_degree=8 on trn1\.32xlarge should"):
+        check_fits(sharded(2, 96), "trn1.2xlarge")
+    with pytest.raises(OutOfDeviceMemoryError, match="no Inf1 instance"):
+        check_fits(sharded(1, 16), "inf1.24xlarge")
+
+
+@pytest.mark.parametrize(
+    ("cores", "gib", "replicated", "least"),
+    ((24, 24, 0, ("inf2.xlarge", 2)), (8, 8, 0, ("inf2.xlarge", 1)), (8, 100, 2, ("inf2.24xlarge", 8))),
+)
+def test_the_least_that_holds_a_program(cores, gib, replicated, least):
+    used = check_fits(sharded(cores, gib, replicated), "inf2.48xlarge")
+    assert smallest(used, cores, ALL_INSTANCES, "inf2") == least
+    check_fits(sharded(least[1], gib, replicated), least[0])
+    fewer = {2: 1, 8: 4}.get(least[1])
+    if fewer:
+        with pytest.raises(OutOfDeviceMemoryError):
+            check_fits(sharded(fewer, gib, replicated), "inf2.48xlarge")
 
 
 def test_unknown_instance_is_named():

@@ -184,7 +184,7 @@ def test_other_versions_and_foreign_files(file, tmp_path):
     content = bytearray(file.read_bytes())
     content[8:12] = struct.pack("<I", container.FORMAT_VERSION + 1)
     file.write_bytes(content)
-    with pytest.raises(container.NewerFileError, match=r"format version 3, this package reads 2"):
+    with pytest.raises(container.NewerFileError, match=r"format version 4, this package reads 3"):
         neuronx.load(file)
     content[8:12] = struct.pack("<I", container.FORMAT_VERSION - 1)
     file.write_bytes(content)

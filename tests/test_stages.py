@@ -133,6 +133,14 @@ def test_donated_arguments_are_aliased():
     exe = neuronx.compile(lambda c, x: c.at[0].set(x), donate_argnums=0)
     memory = exe.lower(cache, jax.ShapeDtypeStruct((WIDTH,), jnp.float32)).compile().memory_analysis()
     assert memory.alias_size_in_bytes == memory.output_size_in_bytes == ROWS * WIDTH * 4
+    assert memory.hbm_bytes_by_use["caches"] == ROWS * WIDTH * 4
+    assert memory.argument_size_in_bytes == (ROWS + 1) * WIDTH * 4
+
+
+def test_memory_is_told_in_words(exe):
+    lines = str(exe.memory_analysis()).splitlines()
+    assert lines[0].split() == ["bytes", "a", "core", "GiB", "GiB,", "2", "a", "chip"]
+    assert lines[-1] == "fits; the least that should hold it: tp_degree=1 on inf2.xlarge (an estimate)"
 
 
 def test_weights_larger_than_the_host_need_no_memory():
