@@ -286,3 +286,20 @@ print("all equal")
 def test_eight_bit_floats_are_widened_exactly_where_no_table_is_looked_up():
     asked = [sys.executable, "-W", "error", "-c", _WIDENED]
     assert subprocess.run(asked, cwd=ROOT, capture_output=True, text=True, check=True).stdout == "all equal\n"
+
+
+def test_kernels_compile_where_nothing_can_be_written(monkeypatch):
+    """Numba looks for a directory beside the source and in the user's home; here it may use neither."""
+    from numba import cfunc, config
+    from numba.core import caching
+
+    from kernels.host import handlers
+
+    def twice(x):
+        return 2 * x
+
+    monkeypatch.setattr(caching.CacheImpl, "_locator_classes", [caching.UserProvidedCacheLocator])
+    monkeypatch.setattr(config, "CACHE_DIR", "")
+    monkeypatch.setattr(handlers, "_compile", lambda target: cfunc("intp(intp)", cache=True)(twice).address)
+    handlers.handler("twice")
+    assert list(Path(config.CACHE_DIR).rglob("*twice*"))

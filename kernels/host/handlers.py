@@ -1,8 +1,11 @@
 """Handlers of the host kernels, compiled when they are asked for: Numba is imported here, and only then."""
 
+import atexit
 import ctypes
 import functools
 import hashlib
+import shutil
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -15,11 +18,26 @@ __all__ = ["handler"]
 def handler(target: str) -> Any:
     """The capsule to register with XLA for ``target``, made once; what it points to lives on.
 
-    Compiles on the first use on this machine (seconds), then loads from Numba's cache on disk.
+    Compiles on the first use on this machine (seconds), then loads from Numba's cache on disk; where no
+    directory for that can be written, each process compiles for itself.
     """
     make_capsule = ctypes.pythonapi.PyCapsule_New
     make_capsule.restype, make_capsule.argtypes = ctypes.py_object, [ctypes.c_void_p] * 3
-    return make_capsule(_compile(target), None, None)
+    try:
+        address = _compile(target)
+    except RuntimeError as error:
+        if "no locator available" not in str(error):
+            raise
+        _cache_for_this_process()
+        address = _compile(target)
+    return make_capsule(address, None, None)
+
+
+def _cache_for_this_process() -> None:
+    from numba import config
+
+    config.CACHE_DIR = tempfile.mkdtemp(prefix="neuronx-")
+    atexit.register(shutil.rmtree, config.CACHE_DIR, ignore_errors=True)
 
 
 def _compile(target: str) -> int:
