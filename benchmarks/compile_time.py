@@ -27,11 +27,15 @@ FEW_LAYERS = 4
 MAX_LEN = 64
 
 
-def _lower(cfg: opt.OPTConfig, cores: int) -> Lowered:
-    fn = neuronx.compile(functools.partial(opt.decode, cfg), donate_argnums=1, tp_degree=cores)
+def _arguments(cfg: opt.OPTConfig) -> tuple[Any, ...]:
     token, position = jax.ShapeDtypeStruct((1,), jnp.int32), jax.ShapeDtypeStruct((), jnp.int32)
     cache = opt.cache_shapes(cfg, 1, MAX_LEN, jnp.bfloat16)
-    return fn.lower(opt.parameter_shapes(cfg, jnp.bfloat16), cache, token, position)
+    return opt.parameter_shapes(cfg, jnp.bfloat16), cache, token, position
+
+
+def _lower(cfg: opt.OPTConfig, cores: int, arguments: tuple[Any, ...]) -> Lowered:
+    fn = neuronx.compile(functools.partial(opt.decode, cfg), donate_argnums=1, tp_degree=cores)
+    return fn.lower(*arguments)
 
 
 def _seconds(work: Callable[[], Any]) -> tuple[float, Any]:
@@ -43,13 +47,13 @@ def _seconds(work: Callable[[], Any]) -> tuple[float, Any]:
 
 def measure(cfg: opt.OPTConfig, cores: int, repeats: int) -> dict[str, float]:
     """Median seconds: tracing and lowering, the passes, both, the same from the cache, and one timed step."""
-    rows = []
+    rows, lower = [], functools.partial(_lower, cfg, cores, _arguments(cfg))
     with tempfile.TemporaryDirectory() as directory:
         os.environ["NEURONX_CACHE_DIR"] = directory
-        _lower(cfg, cores).compile()
+        lower().compile()
         for _ in range(repeats):
             os.environ["NEURONX_CACHE_DIR"] = ""
-            lower_s, lowered = _seconds(functools.partial(_lower, cfg, cores))
+            lower_s, lowered = _seconds(lower)
             passes_s, _ = _seconds(lowered.compile)
             os.environ["NEURONX_CACHE_DIR"] = directory
             cached_s, found = _seconds(lowered.compile)

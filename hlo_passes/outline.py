@@ -73,10 +73,11 @@ class Outliner:
 
 def _location(nodes: list[Node]) -> ir.Location:
     """The last op's location first (the one the user would name the region by), then the others'."""
-    by_text = {str(where): where for where in (node.op.location for node in reversed(nodes))}
-    known = [where for text, where in by_text.items() if text != "loc(unknown)"]
+    unknown = ir.Location.unknown(nodes[0].op.context)
+    different = {where.attr: where for where in (node.op.location for node in reversed(nodes))}
+    known = [where for where in different.values() if where != unknown]
     if not known:
-        return ir.Location.unknown(nodes[0].op.context)
+        return unknown
     return known[0] if len(known) == 1 else ir.Location.fused(known, context=nodes[0].op.context)
 
 

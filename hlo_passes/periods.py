@@ -121,45 +121,55 @@ class _Link:
 
     ``fixed``: positions of what both take. ``shifted``: positions of what the first takes where the other
     takes the same of one period later. ``carried``: positions of what the first takes from before the run
-    (-1: an argument) and the other from the first period. ``arguments``: pairs that follow upon one another.
+    (-1: an argument) and the other from the first period. ``arguments``: numbers of those that follow upon
+    one another.
     """
 
     fixed: tuple[int, ...]
     shifted: tuple[int, ...]
     carried: tuple[tuple[int, int], ...]
-    arguments: tuple[tuple[ir.Value, ir.Value], ...]
+    arguments: tuple[tuple[int, int], ...]
 
 
 class _Operands:
-    """Where the operands of each op come from."""
+    """Where the operands of each op come from: (op, result), or (-1, number) of an argument."""
 
     def __init__(self, ops: Sequence[ir.Operation], following: Mapping[ir.Value, ir.Value] | None) -> None:
-        self._reads = [(*op.operands, *captures(op)) for op in ops]
         self._made = {value: (at, n) for at, op in enumerate(ops) for n, value in enumerate(op.results)}
-        self._following = following
+        self._outer: dict[ir.Value, tuple[int, int]] = {}
+        self._reads = [[self._source(value) for value in (*op.operands, *captures(op))] for op in ops]
+        self._following = following and {
+            self._source(first)[1]: self._source(second)[1] for first, second in following.items()
+        }
+
+    def _source(self, value: ir.Value) -> tuple[int, int]:
+        return self._made.get(value) or self._outer.setdefault(value, (-1, len(self._outer)))
 
     def link(self, at: int, period: int) -> _Link | None:
         """None where op ``at`` and the one a period later cannot be in one run."""
         fixed, shifted, carried, arguments = [], [], [], []
         for first, second in zip(self._reads[at], self._reads[at + period], strict=True):
-            made, later = self._made.get(first), self._made.get(second)
             if first == second:
-                fixed.append(-1 if made is None else made[0])
-            elif later is None:
-                if made is not None or not self._may_follow(first, second):
+                fixed.append(first[0])
+            elif second[0] < 0:
+                if first[0] >= 0 or not self._may_follow(first[1], second[1]):
                     return None
-                arguments.append((first, second))
-            elif made == (later[0] - period, later[1]):
-                shifted.append(made[0])
+                arguments.append((first[1], second[1]))
+            elif first == (second[0] - period, second[1]):
+                shifted.append(first[0])
             else:
-                carried.append((-1 if made is None else made[0], later[0]))
+                carried.append((first[0], second[0]))
         return _Link(
             fixed=tuple(fixed), shifted=tuple(shifted), carried=tuple(carried), arguments=tuple(arguments)
         )
 
-    def _may_follow(self, first: ir.Value, second: ir.Value) -> bool:
-        following = self._following
-        return following is None or (first in following and following[first] == second)
+    def _may_follow(self, first: int, second: int) -> bool:
+        return self._following is None or self._following.get(first) == second
+
+    def values(self, following: Mapping[int, int]) -> dict[ir.Value, ir.Value]:
+        """Arguments by their numbers."""
+        outer = list(self._outer)
+        return {outer[first]: outer[second] for first, second in following.items()}
 
 
 def _distances(ids: Sequence[int]) -> list[int]:
@@ -178,7 +188,7 @@ def _longest(ids: Sequence[int], period: int, table: _Operands) -> Run | None:
     best = None
     for start, stop in _stretches(ids, period):
         if best is None or stop - start + period > best.period * best.count:
-            run = _run(start, [table.link(at, period) for at in range(start, stop)], period)
+            run = _run(start, [table.link(at, period) for at in range(start, stop)], period, table)
             if run is not None and (best is None or run.count > best.count):
                 best = run
     return best
@@ -194,7 +204,7 @@ def _stretches(ids: Sequence[int], period: int) -> Iterator[tuple[int, int]]:
             start = at + 1
 
 
-def _run(begin: int, links: Sequence[_Link | None], period: int) -> Run | None:
+def _run(begin: int, links: Sequence[_Link | None], period: int, table: _Operands) -> Run | None:
     """The last run among ops from ``begin`` on, of which ``links`` say how they relate to the next period."""
     broken = [at for at, link in enumerate(links, begin) if link is None]
     stop = begin + len(links)
@@ -208,7 +218,7 @@ def _run(begin: int, links: Sequence[_Link | None], period: int) -> Run | None:
     feeds = any(link.carried or min(link.shifted, default=start) < start for link in inside[:period])
     if count < 2 or following is None or not feeds:
         return None
-    return Run(start=start, period=period, count=count, following=following)
+    return Run(start=start, period=period, count=count, following=table.values(following))
 
 
 def _start(start: int, stop: int, links: Sequence[_Link], period: int) -> int:
@@ -226,9 +236,9 @@ def _start(start: int, stop: int, links: Sequence[_Link], period: int) -> int:
             return min(start, stop)
 
 
-def _following(links: Sequence[_Link]) -> dict[ir.Value, ir.Value] | None:
+def _following(links: Sequence[_Link]) -> dict[int, int] | None:
     """Which argument follows upon which; None where the links contradict one another."""
-    following: dict[ir.Value, ir.Value] = {}
+    following: dict[int, int] = {}
     for link in links:
         for first, second in link.arguments:
             if following.setdefault(first, second) != second:

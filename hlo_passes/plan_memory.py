@@ -1,12 +1,14 @@
 """FUSED to PLANNED: every value gets its place in the HBM of each core."""
 
 import bisect
-from collections.abc import Iterable
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from hlo_passes.ir import func, ir, main
 from hlo_passes.lifetimes import Item, Lifetimes, Place
 from hlo_passes.local import donations
+from hlo_passes.signature import read_attributes
 from hlo_passes.work import WorkTable
 
 __all__ = ["Options", "run"]
@@ -42,30 +44,40 @@ def _with_realised_donations(function: func.FuncOp, table: WorkTable) -> Lifetim
     wanted = dict((argument, result) for result, argument in donations(function))
     while True:
         lifetimes = Lifetimes(function, table, frozenset(wanted))
-        unusable = [n for n, result in wanted.items() if not _hand_over(function, lifetimes, n, result)]
+        unusable = _hand_over(list(function.arguments), lifetimes, wanted)
         if not unusable:
             return lifetimes
         for number in unusable:
             del wanted[number]
 
 
-def _hand_over(function: func.FuncOp, lifetimes: Lifetimes, number: int, wanted: int | None) -> bool:
-    """Lets a result have the place of donated argument ``number``; False where none can."""
-    argument = function.arguments[number]
-    returned = lifetimes.items[-1].op.operands
-    held = lifetimes.places[argument]
-    for value in returned if wanted is None else [returned[wanted]]:
-        place = lifetimes.places.get(value)
-        if place is held:
-            return True
-        free = place is not None and held.end < place.start and place.size_bytes == held.size_bytes
-        if free and not any(lifetimes.places[other] is place for other in function.arguments):
-            held.end = place.end
-            for other, own in lifetimes.places.items():
-                if own is place:
-                    lifetimes.places[other] = held
-            return True
-    return False
+def _hand_over(
+    arguments: Sequence[ir.Value], lifetimes: Lifetimes, wanted: Mapping[int, int | None]
+) -> list[int]:
+    """Lets results have the places of donated arguments; returns the arguments that none can have.
+
+    ``wanted`` has the result that is to have it, or None where any may.
+    """
+    returned, places = list(lifetimes.items[-1].op.operands), lifetimes.places
+    held_by_arguments = {id(places[argument]) for argument in arguments}
+    members: dict[int, list[ir.Value]] = defaultdict(list)
+    for value, place in places.items():
+        members[id(place)].append(value)
+    unusable = []
+    for number, result in wanted.items():
+        held = places[arguments[number]]
+        for value in returned if result is None else [returned[result]]:
+            place = places.get(value)
+            if place is held:
+                break
+            free = place is not None and held.end < place.start and place.size_bytes == held.size_bytes
+            if free and id(place) not in held_by_arguments:
+                held.end = place.end
+                places.update(dict.fromkeys(members[id(place)], held))
+                break
+        else:
+            unusable.append(number)
+    return unusable
 
 
 def _assign(values: Iterable[Place], end: int, alignment_bytes: int) -> tuple[dict[int, int], int]:
@@ -119,12 +131,9 @@ def _annotate(items: list[Item], lifetimes: Lifetimes, offsets: dict[int, int]) 
 
 
 def _annotate_arguments(function: func.FuncOp, lifetimes: Lifetimes, offsets: dict[int, int]) -> None:
-    count = len(function.arguments)
-    given = function.attributes["arg_attrs"] if "arg_attrs" in function.attributes else [{}] * count
     integer = ir.IntegerType.get_signless(64)
     entries = []
-    for attributes, argument in zip(given, function.arguments, strict=True):
-        kept = {item.name: item.attr for item in attributes}
+    for kept, argument in zip(read_attributes(function)["arg_attrs"], function.arguments, strict=True):
         offset = _offset(lifetimes, offsets, argument)
         entries.append(ir.DictAttr.get(kept | {"neuron.hbm_offset": ir.IntegerAttr.get(integer, offset)}))
     function.attributes["arg_attrs"] = ir.ArrayAttr.get(entries)

@@ -85,18 +85,19 @@ class _Writer:
 
     def buffer(self, value: ir.Value) -> int:
         """The number of the buffer that holds ``value``."""
-        if value not in self._ids:
+        number = self._ids.get(value)
+        if number is None:
+            number = self._ids[value] = len(self.buffers)
             offset = self._offset(value)
-            self._ids[value] = len(self.buffers)
             self.buffers.append(
                 Buffer(
-                    id=len(self.buffers),
+                    id=number,
                     tensor=tensor(value.type),
                     varying=self.varying.is_varying(value),
                     offset_bytes=None if offset < 0 else offset,
                 )
             )
-        return self._ids[value]
+        return number
 
     def _offset(self, value: ir.Value) -> int:
         if value not in self._offsets:
@@ -105,7 +106,7 @@ class _Writer:
         return self._offsets[value]
 
     def numbers(self, values: Sequence[ir.Value]) -> tuple[int, ...]:
-        return tuple(self.buffer(value) for value in values)
+        return tuple(map(self.buffer, values))
 
     def block(self, units: list[Unit], arguments: Sequence[ir.Value]) -> Block:
         numbers = self.numbers(arguments)
@@ -133,6 +134,7 @@ class _Writer:
         inputs = [value for value in taken if value not in self.units.inlined]
         outputs = [value for value in made if self.units.escapes(value, unit)]
         used = [*ops, *(self.units.inlined[value] for value in taken if value in self.units.inlined)]
+        scalars = {value: op for value, op in made.items() if not is_composite(op)} | self.units.inlined
         sketch = Sketch(
             ops=ops,
             inputs=inputs,
@@ -147,7 +149,7 @@ class _Writer:
             results=self.numbers(outputs),
             varying=unit.varying,
             takes_rank=sketch.takes_rank,
-            kernels=tuple(self.kernel(op, made) for op in ops if is_composite(op)),
+            kernels=tuple(self.kernel(op, scalars) for op in ops if is_composite(op)),
             donated=sketch.donated,
         )
 
@@ -175,24 +177,20 @@ class _Writer:
             if self._offset(op.operands[update.operand]) == self._offset(op.results[update.result])
         )
 
-    def kernel(self, op: ir.Operation, made: dict[ir.Value, ir.Operation]) -> Kernel:
-        operands: dict[int, None] = {}
-        for value in op.operands:
-            operands.update(dict.fromkeys(self.sources(value, made)))
+    def kernel(self, op: ir.Operation, scalars: dict[ir.Value, ir.Operation]) -> Kernel:
+        operands = [number for value in op.operands for number in self.sources(value, scalars)]
         return Kernel(
             work=self.table.work(op, self.in_place(op)),
-            operands=tuple(operands),
+            operands=tuple(dict.fromkeys(operands)),
             results=self.numbers(op.results),
             location=source_line(op),
         )
 
-    def sources(self, value: ir.Value, made: dict[ir.Value, ir.Operation]) -> list[int]:
+    def sources(self, value: ir.Value, scalars: dict[ir.Value, ir.Operation]) -> list[int]:
         """The buffers ``value`` comes from, seen through the scalar work that no kernel does."""
-        if value in self.units.inlined:
-            return []
-        if value in made and not is_composite(made[value]):
-            return [number for operand in made[value].operands for number in self.sources(operand, made)]
-        return [self.buffer(value)]
+        if value not in scalars:
+            return [self.buffer(value)]
+        return [n for operand in scalars[value].operands for n in self.sources(operand, scalars)]
 
     def collective(self, unit: Unit, op: ir.Operation) -> Collective:
         name = kind(op)

@@ -9,17 +9,24 @@ __all__ = ["ALIAS", "Attributes", "read_attributes", "write_signature"]
 ALIAS = "tf.aliasing_output"
 """The attribute of a donated argument: the result that takes its memory."""
 
-Attributes = Mapping[str, Sequence[dict[str, ir.Attribute]]]
-"""``arg_attrs`` and ``res_attrs``, one dictionary an argument and result."""
+Attributes = Mapping[str, Sequence[Mapping[str, ir.Attribute]]]
+"""``arg_attrs`` and ``res_attrs``, one dictionary an argument and result; equal ones may be one object."""
 
 
 def read_attributes(function: func.FuncOp) -> Attributes:
     """Empty dictionaries where there are none."""
     counts = {"arg_attrs": len(function.type.inputs), "res_attrs": len(function.type.results)}
+    known: dict[ir.Attribute, Mapping[str, ir.Attribute]] = {}
+
+    def read(entry: ir.DictAttr) -> Mapping[str, ir.Attribute]:
+        if entry not in known:
+            known[entry] = {item.name: item.attr for item in entry}
+        return known[entry]
+
     return {
-        key: [{item.name: item.attr for item in entry} for entry in function.attributes[key]]
+        key: [read(entry) for entry in function.attributes[key]]
         if key in function.attributes
-        else [{} for _ in range(count)]
+        else [{}] * count
         for key, count in counts.items()
     }
 

@@ -1,11 +1,11 @@
 """Pass unfold: the layers that fold left out are put in again, as copies of one that is there."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from hlo_passes.folded import Chain, Folded, UnsteadyError, body, folded, steady_run, unmark
 from hlo_passes.ir import func, ir, main
-from hlo_passes.ops import nested_operands
+from hlo_passes.ops import inner_ops, nested_operands
 from hlo_passes.signature import ALIAS, Attributes, read_attributes, write_signature
 
 __all__ = ["Options", "run"]
@@ -68,16 +68,18 @@ class _Unfolding:
         block = self._function.entry_block
         old = [self._arguments[own] for own, _ in arguments]
         new = [block.add_argument(argument.type, argument.location) for argument in old]
-        copies = self._copy({pair: value for pair, value in zip(arguments, new, strict=True) if pair[1]})
+        given: list[_Values] = [{} for _ in range(self._record.extra + 1)]
+        for (_, copy), argument, value in zip(arguments, old, new, strict=True):
+            given[copy][argument] = value
+        copies = self._copy(given)
         returned = [
             copies[copy][self._returned[own]] if copy else self._returned[own] for own, copy in results
         ]
         self._terminator.erase()
         with ir.InsertionPoint(block):
             func.ReturnOp(returned)
-        for (_, copy), argument, value in zip(arguments, old, new, strict=True):
-            if not copy:
-                argument.replace_all_uses_with(value)
+        for argument, value in given[0].items():
+            argument.replace_all_uses_with(value)
         for _ in self._arguments:
             block.erase_argument(0)
         write_signature(self._function, _spread(attributes, self._record, arguments, results))
@@ -131,34 +133,45 @@ class _Unfolding:
             and all(at >= self._end for at, _ in made[layer + 2 :])
         )
 
-    def _copy(self, arguments: dict[_Source, ir.Value]) -> list[_Values]:
+    def _copy(self, given: Sequence[_Values]) -> list[_Values]:
         """Puts the copies in; what stands for the steady layer's values in it (0) and in each copy.
 
-        ``arguments`` are those of the copies, by what they are copies of.
+        ``given`` are the arguments of each copy, by what they are copies of.
         """
         steady, following = self._ops[self._start : self._next], self._ops[self._next : self._end]
         point = ir.InsertionPoint(following[0])
-        numbers = {argument: number for number, argument in enumerate(self._arguments)}
+        reads = [list(self._reads(op, later, given[1])) for op, later in zip(steady, following, strict=True)]
         copies: list[_Values] = [{value: value for op in steady for value in op.results}]
-        for copy in range(1, self._record.extra + 1):
-            own: _Values = {}
-            for op, later in zip(steady, following, strict=True):
+        for arguments in given[1:]:
+            own = {**arguments}
+            for op, taken in zip(steady, reads, strict=True):
                 made = op.clone(ip=point).operation
-                reads = zip(nested_operands(made), nested_operands(op), nested_operands(later), strict=True)
-                for (inner, number, _), (_, _, value), (_, _, next_value) in list(reads):
-                    if next_value in copies[-1]:
-                        inner.operands[number] = copies[-1][next_value]
-                    elif value in own:
-                        inner.operands[number] = own[value]
-                    elif (numbers.get(value), copy) in arguments:
-                        inner.operands[number] = arguments[numbers[value], copy]
+                inside = [made, *inner_ops(made)] if any(at for at, *_ in taken) else [made]
+                for at, number, is_carried, value in taken:
+                    inside[at].operands[number] = copies[-1][value] if is_carried else own[value]
                 own.update(zip(op.results, made.results, strict=True))
             copies.append(own)
         for op in following:
             for inner, number, value in list(nested_operands(op)):
-                if value in copies[-1]:
+                if self._is_steady(value):
                     inner.operands[number] = copies[-1][value]
         return copies
+
+    def _reads(
+        self, op: ir.Operation, later: ir.Operation, arguments: _Values
+    ) -> Iterator[tuple[int, int, bool, ir.Value]]:
+        """What a copy of ``op``, whose like in the next layer is ``later``, does not read as ``op`` does.
+
+        Each: in which op (0: itself, then those inside), which operand, whether the layer before makes it,
+        and the value of the steady layer that it is a copy of.
+        """
+        pairs = zip((op, *inner_ops(op)), (later, *inner_ops(later)), strict=True)
+        for at, (here, there) in enumerate(pairs):
+            for number, (value, next_value) in enumerate(zip(here.operands, there.operands, strict=True)):
+                if self._is_steady(next_value):
+                    yield at, number, True, next_value
+                elif self._is_steady(value) or value in arguments:
+                    yield at, number, False, value
 
 
 def _sources(record: Folded, chains: Sequence[Chain], steady: Sequence[int], count: int) -> list[_Source]:

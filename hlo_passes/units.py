@@ -67,8 +67,10 @@ class Units:
 
     def escapes(self, value: ir.Value, unit: Unit) -> bool:
         """Whether anything but ``unit`` reads ``value`` and cannot make it itself."""
-        readers = self.readers.get(value, set()) - {unit}
-        return any(reader.varying is None for reader in readers) if value in self.inlined else bool(readers)
+        readers = self.readers.get(value, ())
+        if value in self.inlined:
+            return any(reader.varying is None for reader in readers if reader is not unit)
+        return any(reader is not unit for reader in readers)
 
     def _cut(self, block: ir.Block) -> list[Unit]:
         units: list[Unit] = []
@@ -96,4 +98,7 @@ class Units:
 
     def _read(self, op: ir.Operation, unit: Unit) -> None:
         for value in op.operands:
-            self.readers.setdefault(value, set()).add(unit)
+            if value in self.readers:
+                self.readers[value].add(unit)
+            else:
+                self.readers[value] = {unit}

@@ -108,7 +108,12 @@ class _Analysis:
         return [self.classes[value] for value in op.operands]
 
     def _meet_all(self, values: list[ir.Value]) -> Classes:
-        return functools.reduce(_meet, (self.classes[value] for value in values), self.equal)
+        found = self.equal
+        for value in values:
+            own = self.classes[value]
+            if own is not found:  # most are one object, and long
+                found = _meet(found, own)
+        return found
 
     def _pointwise(self, op: ir.Operation) -> list[Classes]:
         found = self._meet_all([*op.operands, *captures(op)])

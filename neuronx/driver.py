@@ -150,7 +150,7 @@ def compile_module(module: ir.Module, options: CompileOptions, *, weights: Colle
       CompileError: the module holds what the compiler cannot take; names op, line and what to do.
       OutOfDeviceMemoryError: the program needs more HBM than a core has.
     """
-    source, plans, tried = module_bytes(module), [shard.PLANS[0]], None
+    source, plans, tried, weights = module_bytes(module), [shard.PLANS[0]], None, frozenset(weights)
     if options.objective == "time" and options.tp_degree > 1 and not shard.is_annotated(module):
         plan, tried = find_fastest(source, pipeline_for(options), options.era)
         plans = [plan]
@@ -217,7 +217,7 @@ def _run(
     levels: dict[str, bytes] = {}
     leaves = {row.name: row.leaves for row in PASSES}
     last = {leaves[stage.name]: stage for stage in passes if stage.name in leaves}
-    progress = Progress([stage.name for stage in passes])
+    progress = Progress("compiling", [stage.name for stage in passes])
     is_folded = False
 
     def keep(stage: Stage, at: ir.Module) -> None:

@@ -1,6 +1,7 @@
 """From a Python function to StableHLO: the only module that touches JAX's tracing and lowering internals."""
 
 import contextlib
+import functools
 import io
 import re
 import traceback
@@ -185,8 +186,8 @@ def export(staged: Staged, *, out_shardings: Any, axes: tuple[tuple[str, int], .
         constants=constants,
         in_tree=staged.in_tree,
         out_tree=out_tree,
-        inputs=tuple(jax.ShapeDtypeStruct(info.shape, info.dtype) for _, info in infos),
-        outputs=tuple(jax.ShapeDtypeStruct(output.shape, output.dtype) for output in outputs),
+        inputs=tuple(_shape(info.shape, info.dtype) for _, info in infos),
+        outputs=tuple(_shape(output.shape, output.dtype) for output in outputs),
         names=tuple(_readable(path) for path, _ in infos),
         weights=_weights(infos, len(constants)),
         donated=_donated(module),
@@ -266,6 +267,10 @@ def _static(jitted: Any, num_args: int) -> tuple[set[int], set[str]]:
 def _type(leaf: Any) -> jax.ShapeDtypeStruct:
     leaf = leaf if hasattr(leaf, "shape") else jax.typeof(leaf)  # a Python number
     return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, weak_type=getattr(leaf, "weak_type", False))
+
+
+_shape = functools.lru_cache(maxsize=1024)(jax.ShapeDtypeStruct)
+"""JAX takes its time to make one, and a model has few different among hundreds."""
 
 
 def _asked_shardings(in_shardings: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[Any]:

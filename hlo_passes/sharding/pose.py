@@ -136,8 +136,8 @@ def _seconds(classes: DimClasses, shards: int, prices: Prices, layers: Layers) -
             if factor in rule.blocked:
                 problem.gain_s[name] -= repeats * _gather_s(op, factor, rule, prices)
                 continue
-            local = _local_shapes(op, factor, rule, blocks(rule.sizes[factor], classes.tiles(name), shards))
-            problem.gain_s[name] += repeats * (busy_s - prices.busy_s(op, local))
+            rows = blocks(rule.sizes[factor], classes.tiles(name), shards)
+            problem.gain_s[name] += repeats * (busy_s - _busy_s(op, factor, rows, rule, prices))
             if factor in rule.reductions:
                 problem.gain_s[name] -= repeats * prices.collective_s("all_reduce", op.results)
         for value in (*op.operands, *op.results) if rule is None else ():
@@ -163,6 +163,14 @@ def _gather_s(op: ir.Operation, factor: int, rule: OpRule, prices: Prices) -> fl
     return sum(
         prices.collective_s("all_gather", [v]) for v, dims in operands if _at(dims, factor) is not None
     )
+
+
+def _busy_s(op: ir.Operation, factor: int, rows: int, rule: OpRule, prices: Prices) -> float:
+    """Seconds where ``rows`` of ``factor`` are left on a core; of a folded function two problems ask."""
+    known = prices.of_rows_s
+    if (op, factor, rows) not in known:
+        known[op, factor, rows] = prices.busy_s(op, _local_shapes(op, factor, rule, rows))
+    return known[op, factor, rows]
 
 
 def _local_shapes(op: ir.Operation, factor: int, rule: OpRule, rows: int) -> list[tuple[int, ...]]:

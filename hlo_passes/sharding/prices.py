@@ -30,6 +30,7 @@ class Prices:
         self._topology = topology(load_instance(instance))
         self._group = tuple(range(shards))
         self._known_s: dict[Hashable, float] = {}
+        self.of_rows_s: dict[tuple[ir.Operation, int, int], float] = {}
         self.hbm_bytes = self._core.hbm.capacity_bytes - self._core.hbm.microcode_bytes
 
     def busy_s(self, op: ir.Operation, shapes: Sequence[tuple[int, ...]] | None = None) -> float:
