@@ -76,10 +76,10 @@ class DeviceMemory:
 
 
 def hbm_table(uses: Mapping[str, int], capacity_bytes: int, cores: int) -> str:
-    """One line a use, in bytes and GiB a core and GiB a chip of which ``cores`` are busy."""
+    """One line a use, in bytes and GiB a core and GiB a chip, of which so many ``cores`` are busy."""
     rows = [*uses.items(), ("total", sum(uses.values())), ("capacity", capacity_bytes)]
-    head = f"{'':18} {'bytes a core':>18} {'GiB':>9} {f'GiB, {cores} a chip':>15}"
-    lines = [f"{n:18} {size:18,} {size / _GIB:9.3f} {cores * size / _GIB:15.3f}" for n, size in rows]
+    head = f"{'':18} {'bytes a core':>18} {'GiB':>9} {f'GiB a chip ({cores})':>16}"
+    lines = [f"{n:18} {size:18,} {size / _GIB:9.3f} {cores * size / _GIB:16.3f}" for n, size in rows]
     return "\n".join([head, *lines])
 
 

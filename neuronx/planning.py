@@ -15,6 +15,7 @@ from neuronx.comparing import Work, function_work, model_work
 from neuronx.models.catalog import Workload, function_workload, weight_bytes, workload
 from neuronx.models.generation import DTYPES
 from neuronx.named import argument_type, find_function
+from neuronx.progress import Progress
 
 __all__ = ["AS_WRITTEN", "Deployment", "Request", "best", "deployments"]
 
@@ -75,6 +76,11 @@ class Deployment:
     usd_per_million: float | None = None
     is_roofline: bool = False
 
+    @property
+    def latency_s(self) -> float:
+        """For a token, or for the result of a model that writes none; of a deployment that fits."""
+        return self.ttft_s if self.tpot_s is None else self.tpot_s
+
 
 def deployments(
     request: Request,
@@ -94,16 +100,26 @@ def deployments(
       CompileError: an unknown model, instance or era, or more positions than the model has.
     """
     types = (AS_WRITTEN,) if request.is_function else dtypes
-    for instance in instances:
-        if instance in COMPARATORS:
-            for batch, dtype in itertools.product(batches, types):
+    rows = [
+        (instance, *rest)
+        for instance in instances
+        for rest in itertools.product(_degrees(instance, degrees), batches, types)
+    ]
+    steps = [f"{instance} tp {tp} batch {batch} {dtype}" for instance, tp, batch, dtype in rows]
+    with Progress("planning", steps) as shown:
+        for instance, tp, batch, dtype in rows:
+            if instance in COMPARATORS:
                 yield _compared(request, load_comparator(instance), batch, dtype)
-            continue
-        spec = load_instance(instance)
-        documented = load_links(spec.family).documented_degrees
-        tried = [tp for tp in degrees or documented if tp <= spec.cores]
-        for tp, batch, dtype in itertools.product(tried, batches, types):
-            yield _deployment(request, instance, tp, batch, dtype, options)
+            else:
+                yield _deployment(request, instance, tp, batch, dtype, options)
+            shown.advance()
+
+
+def _degrees(instance: str, degrees: Sequence[int] | None) -> list[int]:
+    if instance in COMPARATORS:
+        return [load_comparator(instance).devices]
+    spec = load_instance(instance)
+    return [tp for tp in degrees or load_links(spec.family).documented_degrees if tp <= spec.cores]
 
 
 def _deployment(
@@ -208,19 +224,15 @@ def best(rows: Sequence[Deployment], *, latency_limit_s: float | None = None) ->
     that soon. The smallest is on the cheapest instance, then on the fewest cores, with the least batch.
     Rooflines are not chosen."""
     able = [row for row in rows if row.fits and not row.is_roofline]
-    able = [row for row in able if latency_limit_s is None or _latency_s(row) <= latency_limit_s]
+    able = [row for row in able if latency_limit_s is None or row.latency_s <= latency_limit_s]
     if not able:
         return {}
     return {
-        "cheapest": min(able, key=lambda row: (row.usd_per_million, _latency_s(row))),
-        "fastest": min(able, key=lambda row: (_latency_s(row), row.usd_per_million)),
+        "cheapest": min(able, key=lambda row: (row.usd_per_million, row.latency_s)),
+        "fastest": min(able, key=lambda row: (row.latency_s, row.usd_per_million)),
         "smallest": min(able, key=_size),
     }
 
 
 def _size(row: Deployment) -> tuple[float, int, int]:
     return load_instance(row.instance).price_usd_per_hour, row.tp, row.batch
-
-
-def _latency_s(row: Deployment) -> float:
-    return row.ttft_s if row.tpot_s is None else row.tpot_s

@@ -109,6 +109,18 @@ def test_three_formats_hold_the_same(capsys):
     assert "cheapest" in table[2] and f"{data[1]['tpot_s'] * 1e3:.3f}" in table[2]
 
 
+def test_what_cannot_be_had_is_said(capsys):
+    assert _call("--latency-limit-ms", "1000") == 0 and not capsys.readouterr().err
+    assert _call("--latency-limit-ms", "0.001", "--format", "json") == 1
+    out, err = capsys.readouterr()
+    soonest = min(row["tpot_s"] for row in json.loads(out))
+    assert f"no token comes within 0.001 ms; the soonest within {soonest * 1e3:.3f} ms" in err
+    assert _call("--model", "opt-66b") == 1
+    assert "nothing fits" in capsys.readouterr().err
+    assert _call("--tp", "12") == 1
+    assert "no instance has that many cores" in capsys.readouterr().err
+
+
 def test_bad_requests_are_refused():
     with pytest.raises(CompileError, match="opt-125m"):
         _rows("gpt-5")

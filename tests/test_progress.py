@@ -20,7 +20,7 @@ def impatient(monkeypatch):
 
 
 def work(stream):
-    with progress.Progress(["shard", "fuse"], stream) as shown:
+    with progress.Progress("compiling", ["shard", "fuse"], stream) as shown:
         for _ in range(2):
             wait_for = time.monotonic() + 10
             step = "shard" if not shown._done else "fuse"
@@ -45,6 +45,18 @@ def test_a_file_sees_nothing(impatient):
 
 def test_a_short_compilation_shows_nothing():
     stream = Terminal()
-    with progress.Progress(["shard"], stream) as shown:
+    with progress.Progress("compiling", ["shard"], stream) as shown:
         shown.advance()
     assert stream.getvalue() == ""
+
+
+def test_work_within_work_leaves_the_line_to_it(impatient):
+    outer, inner = Terminal(), Terminal()
+    with progress.Progress("planning", ["one"], outer):
+        with progress.Progress("compiling", ["shard"], inner):
+            wait_for = time.monotonic() + 10
+            while "one" not in outer.getvalue() and time.monotonic() < wait_for:
+                time.sleep(0.01)
+        assert "planning" in outer.getvalue() and inner.getvalue() == ""
+    work(inner)
+    assert "shard (1 of 2)" in inner.getvalue()

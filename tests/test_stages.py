@@ -139,7 +139,7 @@ def test_donated_arguments_are_aliased():
 
 def test_memory_is_told_in_words(exe):
     lines = str(exe.memory_analysis()).splitlines()
-    assert lines[0].split() == ["bytes", "a", "core", "GiB", "GiB,", "2", "a", "chip"]
+    assert lines[0].split() == ["bytes", "a", "core", "GiB", "GiB", "a", "chip", "(2)"]
     assert lines[-1] == "fits; the least that should hold it: tp_degree=1 on inf2.xlarge (an estimate)"
 
 

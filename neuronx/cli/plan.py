@@ -5,7 +5,7 @@ import csv
 import dataclasses
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from kernels.comparators import COMPARATORS
 from kernels.eras import DEFAULT_ERA, ERAS
@@ -61,7 +61,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def main(args: argparse.Namespace) -> int:
-    """Prints a row for each combination; 1 if none fits, else 0.
+    """Prints a row for each combination; 1 if none fits or none is as fast as asked, else 0.
 
     Raises:
       CompileError: an unknown model, instance or era, or more positions than the model has.
@@ -86,7 +86,26 @@ def main(args: argparse.Namespace) -> int:
     limit_s = None if args.latency_limit_ms is None else args.latency_limit_ms / 1e3
     marks = best(rows, latency_limit_s=limit_s)
     _PRINT[args.format](rows, [" ".join(name for name, row in marks.items() if row is one) for one in rows])
-    return 0 if any(row.fits for row in rows) else 1
+    if missing := _missing(rows, marks, args.latency_limit_ms):
+        print(f"neuronx plan: {missing}", file=sys.stderr)
+        return 1
+    return 0
+
+
+def _missing(rows: Sequence[Deployment], marks: Mapping[str, Deployment], limit_ms: float | None) -> str:
+    """Why nothing could be marked, and what to ask for instead; nothing where a choice was made."""
+    if not rows:
+        return "no instance has that many cores: ask for a smaller --tp or a larger --instance"
+    able = [row for row in rows if row.fits]
+    if not able:
+        return "nothing fits: ask for a larger --instance, a smaller --batch or --dtype, or shorter lengths"
+    fastest = best(able).get("fastest")
+    if marks or fastest is None:
+        return ""
+    return (
+        f"no token comes within {limit_ms:g} ms; the soonest within {fastest.latency_s * 1e3:.3f} ms, "
+        f"on {fastest.instance} with tp {fastest.tp} and batch {fastest.batch}"
+    )
 
 
 def _print_table(rows: Sequence[Deployment], marks: Sequence[str]) -> None:
