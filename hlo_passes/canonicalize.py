@@ -1,20 +1,15 @@
 """Pass canonicalize: any StableHLO module becomes one ``@main`` of plain, static, deduplicated StableHLO."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 
 from hlo_passes.inline import inline_calls
 from hlo_passes.ir import ir, main, run_mlir_passes, stablehlo, walk
 from hlo_passes.reject import DYNAMIC_OPS, reject_annotations, reject_unsupported
 from hlo_passes.slices import slice_before_broadcast
+from hlo_passes.spec import NoOptions as Options
 from kernels.errors import CompileError
 
 __all__ = ["Options", "flatten", "lower", "run"]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Options:
-    """Canonicalize has nothing to choose."""
 
 
 # Everything that is not a StableHLO op of its own right becomes some.

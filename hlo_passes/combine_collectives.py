@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from hlo_passes.collective_ops import lines, reducer
 from hlo_passes.ir import ir, main
 from hlo_passes.notes import add_notes
-from hlo_passes.ops import captures, kind, replica_groups, tensor
+from hlo_passes.ops import COLLECTIVES, CONTROL, captures, kind, replica_groups, tensor
 
 __all__ = ["Options", "run"]
 
@@ -103,22 +103,7 @@ def _fits(group: _Group, key: tuple, op: ir.Operation, options: Options) -> bool
 
 
 # What may wait for a combined all-reduce: ops whose order among themselves no one can observe.
-_PINNED = frozenset(
-    {
-        "all_reduce",
-        "all_gather",
-        "reduce_scatter",
-        "all_to_all",
-        "collective_permute",
-        "collective_broadcast",
-        "while",
-        "case",
-        "if",
-        "custom_call",
-        "rng",
-        "return",
-    }
-)
+_PINNED = COLLECTIVES | CONTROL | {"custom_call", "rng", "return"}
 
 
 def _fixed(op: ir.Operation) -> bool:

@@ -1,7 +1,6 @@
 """Collectives leave loops: what never changes is moved in front, sums that are only carried behind."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 from hlo_passes.collective_ops import (
     Partial,
@@ -20,14 +19,10 @@ from hlo_passes.collective_ops import (
 from hlo_passes.ir import ir, main
 from hlo_passes.notes import add_notes
 from hlo_passes.ops import COLLECTIVES, captures, kind
+from hlo_passes.spec import NoOptions as Options
 from hlo_passes.trip_count import trip_count
 
 __all__ = ["Options", "run"]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Options:
-    """Nothing to choose."""
 
 
 def run(module: ir.Module, options: Options) -> None:

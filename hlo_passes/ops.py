@@ -29,16 +29,9 @@ __all__ = [
     "tensor",
 ]
 
-COLLECTIVES = frozenset(
-    {
-        "all_reduce",
-        "all_gather",
-        "reduce_scatter",
-        "all_to_all",
-        "collective_permute",
-        "collective_broadcast",
-    }
-)
+COLLECTIVES = frozenset({
+    "all_reduce", "all_gather", "reduce_scatter", "all_to_all", "collective_permute", "collective_broadcast",
+})  # fmt: skip
 # They ride along with the op that reads or writes.
 CASTS = frozenset({"convert", "reduce_precision"})
 CONTROL = frozenset({"while", "case", "if"})

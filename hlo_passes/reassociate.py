@@ -17,13 +17,9 @@ from hlo_passes.collective_ops import (
 from hlo_passes.ir import ir, main
 from hlo_passes.notes import add_notes
 from hlo_passes.ops import kind
+from hlo_passes.spec import NoOptions as Options
 
 __all__ = ["Options", "run"]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Options:
-    """Nothing to choose."""
 
 
 # The reducer with which an op may trade places.

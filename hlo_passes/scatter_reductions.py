@@ -1,7 +1,6 @@
 """Collectives that move more than is used become smaller ones, or none at all."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 
 import numpy as np
 
@@ -23,14 +22,10 @@ from hlo_passes.local import num_ranks
 from hlo_passes.notes import add_notes
 from hlo_passes.ops import COLLECTIVES, kind, replica_groups, tensor
 from hlo_passes.rank_values import value_per_rank
+from hlo_passes.spec import NoOptions as Options
 from hlo_passes.varying import Varying, analyze
 
 __all__ = ["Options", "run"]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Options:
-    """Nothing to choose."""
 
 
 def run(module: ir.Module, options: Options) -> None:

@@ -9,10 +9,15 @@ from typing import Any
 
 from kernels.errors import CompileError
 
-__all__ = ["parse_options", "split_spec", "unknown"]
+__all__ = ["NoOptions", "parse_options", "split_spec", "unknown"]
 
 _ELEMENT = re.compile(r"\s*([\w-]+)\s*(?:\{([^{}]*)\})?\s*(,|$)")
 _BOOLS = {"true": True, "false": False}
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class NoOptions:
+    """Of a pass with nothing to choose."""
 
 
 def split_spec(text: str) -> list[tuple[str, dict[str, str]]]:

@@ -1,19 +1,14 @@
 """Pass unfold: the layers that fold left out are put in again, as copies of one that is there."""
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 
 from hlo_passes.folded import Chain, Folded, UnsteadyError, body, folded, steady_run, unmark
 from hlo_passes.ir import func, ir, main
 from hlo_passes.ops import inner_ops, nested_operands
 from hlo_passes.signature import ALIAS, Attributes, read_attributes, write_signature
+from hlo_passes.spec import NoOptions as Options
 
 __all__ = ["Options", "run"]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Options:
-    """Unfold has nothing to choose."""
 
 
 def run(module: ir.Module, options: Options) -> None:

@@ -63,10 +63,7 @@ class Builder:
         return self.constant(ir.Attribute.parse(f"dense<{text}> : tensor<{element}>"))
 
     def broadcast(self, scalar: ir.Value, shape: Sequence[int]) -> ir.Value:
-        element = scalar.type.element_type
-        return self.value(
-            "stablehlo.broadcast_in_dim", [scalar], shape, element, broadcast_dimensions="array<i64>"
-        )
+        return self.spread(scalar, shape, ())
 
     def spread(self, value: ir.Value, shape: Sequence[int], dims: Sequence[int]) -> ir.Value:
         """``broadcast_in_dim``: dim i of ``value`` becomes dim ``dims[i]`` of ``shape``."""

@@ -8,7 +8,7 @@ import numpy as np
 
 from distributed.mesh import Mesh
 from hlo_passes.ir import ir
-from hlo_passes.sharding.build import Builder, i64s
+from hlo_passes.sharding.build import Builder
 
 __all__ = ["Emitter"]
 
@@ -47,7 +47,7 @@ class Emitter(Builder):
 
     def offset(self, axes: tuple[str, ...], local: int) -> ir.Value:
         """Where this core's block of ``local`` rows begins, as tensor<i32>."""
-        return self.value("stablehlo.multiply", [self.index(axes), self.scalar(local)], [], self._i32())
+        return self.binary("multiply", self.index(axes), self.scalar(local))
 
     def per_core(self, axes: tuple[str, ...], numbers: Sequence[int]) -> ir.Value:
         """The number of this core as tensor<i32>: ``numbers`` holds one per shard along ``axes``."""
@@ -67,33 +67,14 @@ class Emitter(Builder):
         """``value`` with its rows of dim ``dim`` beyond global row ``size`` set to scalar ``fill``."""
         shape = value.type.shape
         rows = self.value("stablehlo.iota", [], [shape[dim]], self._i32(), iota_dimension="0 : i64")
-        end = self.value(
-            "stablehlo.subtract", [self.scalar(size), self.offset(axes, shape[dim])], [], self._i32()
-        )
-        inside = self.value(
-            "stablehlo.compare", [rows, self.broadcast(end, [shape[dim]])], [shape[dim]],
-            ir.IntegerType.get_signless(1), comparison_direction="#stablehlo<comparison_direction LT>",
-        )  # fmt: skip
-        mask = self.value(
-            "stablehlo.broadcast_in_dim", [inside], shape, ir.IntegerType.get_signless(1),
-            broadcast_dimensions=f"array<i64: {dim}>",
-        )  # fmt: skip
-        return self.value(
-            "stablehlo.select", [mask, value, self.broadcast(fill, shape)], shape, value.type.element_type
-        )
+        end = self.binary("subtract", self.scalar(size), self.offset(axes, shape[dim]))
+        inside = self.compare(rows, self.broadcast(end, [shape[dim]]), "LT")
+        return self.select(self.spread(inside, shape, [dim]), value, self.broadcast(fill, shape))
 
     def take_block(self, value: ir.Value, dim: int, axes: tuple[str, ...], local: int) -> ir.Value:
         """This core's block of ``local`` rows of a value that is whole along ``dim``."""
         value = self.resize(value, dim, local * self.mesh.size(axes))
-        self._clamp_starts(value)
-        shape = list(value.type.shape)
-        shape[dim] = local
-        zero, start = self.scalar(0), self.offset(axes, local)
-        starts = [start if d == dim else zero for d in range(len(shape))]
-        block = self.value(
-            "stablehlo.dynamic_slice", [value, *starts], shape, value.type.element_type,
-            slice_sizes=i64s(shape),
-        )  # fmt: skip
+        block = self.slice_at(value, dim, self.offset(axes, local), local)
         self._inside.add(block.owner.operation)
         return block
 

@@ -3,6 +3,7 @@
 import math
 
 from hlo_passes.ir import ir, sdy, source_line
+from hlo_passes.ops import COLLECTIVES
 from hlo_passes.sharding.agree import AGREE
 from hlo_passes.sharding.partition import Handlers, Partitioner
 from hlo_passes.sharding.spec import Sharding, local_type, shape_of
@@ -105,13 +106,10 @@ def _collective(part: Partitioner, op: ir.Operation) -> None:
 
 # The dims a collective cuts or joins; along the others it may be sharded over axes that are not manual.
 _COLLECTIVE_DIMS = ("all_gather_dim", "scatter_dimension", "split_dimension", "concat_dimension")
-_COLLECTIVES = (
-    "all_reduce", "all_gather", "all_to_all", "reduce_scatter", "collective_permute", "collective_broadcast",
-)  # fmt: skip
 
 HANDLERS: Handlers = {
     "stablehlo.while": _loop,
     "stablehlo.case": _choice,
     "stablehlo.if": _choice,
     "sdy.manual_computation": _manual,
-} | {f"stablehlo.{name}": _collective for name in _COLLECTIVES}
+} | {f"stablehlo.{name}": _collective for name in COLLECTIVES}
