@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Literal
 
+from hlo_passes.activations import activations
 from hlo_passes.ir import ir, main, run_mlir_passes, stablehlo
 from hlo_passes.ops import TF32, is_tf32
 
@@ -50,13 +51,15 @@ def run(module: ir.Module, options: Options) -> None:
 
     Products of bf16, f16 and fp8 give f32 and are rounded once when written; so are sums and products
     along dims. Under ``matmult`` the f32 operands of products are cast to ``type``; under ``all`` every
-    other f32 op computes in it too. ``tf32`` rounds operands and keeps them f32. The types of ``@main``
-    do not change.
+    other f32 op computes in it too, but for the steps of one activation of the scalar engine, which is f32
+    inside. ``tf32`` rounds operands and keeps them f32. The types of ``@main`` do not change.
     """
     with module.context, ir.Location.unknown():
         narrow = _Narrow(options.type)
-        for op in list(_device_ops(main(module).operation)):
-            if op.name in _PRODUCTS:
+        for op, role in _roles(main(module).operation, options.mode):
+            if role is not None:
+                narrow.activation(op, role)
+            elif op.name in _PRODUCTS:
                 if options.mode != "none":
                     narrow.operands(op)
                 _widen_results(op)
@@ -80,6 +83,55 @@ def _device_ops(op: ir.Operation) -> Iterator[ir.Operation]:
                 yield inner.operation
                 if inner.operation.name in _CONTROL_FLOW:
                     yield from _device_ops(inner.operation)
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Role:
+    """Of an op of one activation: which operands come from outside, and whether its result leaves."""
+
+    entering: tuple[int, ...]
+    leaves: bool
+
+
+def _roles(function: ir.Operation, mode: str) -> list[tuple[ir.Operation, _Role | None]]:
+    """All ops, and their part in an activation under ``all``; what repeats its constants has one too.
+
+    Found before anything is rewritten: the hash of an op follows its operands.
+    """
+    ops = list(_device_ops(function))
+    if mode != "all":
+        return [(op, None) for op in ops]
+    roots: set[ir.Operation] = set()
+    inside: set[ir.Operation] = set()
+    for block in {op.block for op in ops}:
+        found = activations(block)
+        roots, inside = roots | found[0], inside | found[1]
+    makers = {_maker(operand) for op in roots | inside for operand in op.operands}
+    inside |= {maker for maker in makers if maker is not None and _is_constant(maker)}
+    members = roots | inside
+
+    def enters(value: ir.Value) -> bool:
+        maker = _maker(value)
+        return _is_f32(value) and (maker is None or not (maker in inside or _is_constant(maker)))
+
+    def role(op: ir.Operation) -> _Role | None:
+        if op not in members or op.name in _NOT_CAST or not _is_f32(op.results[0]):
+            return None
+        entering = tuple(index for index, operand in enumerate(op.operands) if enters(operand))
+        return _Role(entering=entering, leaves=op in roots)
+
+    return [(op, role(op)) for op in ops]
+
+
+def _maker(value: ir.Value) -> ir.Operation | None:
+    return None if isinstance(value.owner, ir.Block) else value.owner.operation
+
+
+def _is_constant(op: ir.Operation) -> bool:
+    """A constant of one number, or one that repeats it."""
+    if op.name == "stablehlo.broadcast_in_dim":
+        return _splat(op.operands[0]) is not None
+    return _splat(op.results[0]) is not None
 
 
 def _element(value: ir.Value) -> ir.Type | None:
@@ -215,6 +267,17 @@ class _Narrow:
         for result in op.results:
             if _is_f32(result):
                 _retype_result(op, result, self.element)
+
+    def activation(self, op: ir.Operation, role: _Role) -> None:
+        """Rounds what an op of an activation reads of others and what it hands on; it computes in f32."""
+        with ir.InsertionPoint(op):
+            for index in role.entering:
+                rounded = self._value(op.operands[index], op)
+                # What is rounded to tf32 is f32 already.
+                is_wide = self.element is None
+                op.operands[index] = rounded if is_wide else _convert(rounded, ir.F32Type.get(), op)
+        if role.leaves and self.element is not None and not self._is_rounded_by_users(op.results[0]):
+            self._round_result(op, op.results[0])
 
     def reduction(self, op: ir.Operation) -> None:
         """Rounds what a reduction reads and writes; in between it accumulates in f32 as the device does."""

@@ -268,3 +268,20 @@ def test_text(mode: str, golden) -> None:
         : (tensor<8x8xbf16>, tensor<8x8xbf16>) -> tensor<8x8xbf16>
       return %2, %3 : tensor<4xf32>, tensor<8x8xbf16> }"""
     golden(f"autocast_{mode}.mlir", _cast(text, mode))
+
+
+@pytest.mark.parametrize("type_", TYPES)
+@pytest.mark.parametrize("approximate", [True, False])
+def test_an_activation_is_rounded_on_its_way_in_and_out_and_not_inside(type_: str, approximate: bool) -> None:
+    def gelu(x: jax.Array) -> jax.Array:
+        return jax.nn.gelu(x, approximate=approximate)
+
+    # Further down 1 + tanh and 1 + erf cancel.
+    x = _rng().uniform(-2, 5, (64, 32)).astype(np.float32)
+    (got,) = oracles.run_on_xla(_cast(jax.jit(gelu).lower(x).as_text(), "all", type_), [x])
+    once = gelu(_narrow(x, type_))
+    # tf32 is rounded by who reads it. What lies between two numbers of the type may go to either.
+    want = np.asarray(once) if type_ == "tf32" else _narrow(np.asarray(once), type_)
+    epsilon = 1e-5 if type_ == "tf32" else float(ml_dtypes.finfo(NUMPY[type_]).eps)
+    np.testing.assert_allclose(got, want, rtol=epsilon, atol=1e-6)
+    assert type_ == "tf32" or (got == want).mean() > 0.99
