@@ -3,10 +3,10 @@
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
-from hlo_passes.collective_ops import lines, reducer
+from hlo_passes.collective_ops import is_pure, lines, reducer, size_bytes
 from hlo_passes.ir import ir, main
 from hlo_passes.notes import add_notes
-from hlo_passes.ops import COLLECTIVES, CONTROL, captures, kind, replica_groups, tensor
+from hlo_passes.ops import captures, kind, replica_groups, tensor
 
 __all__ = ["Options", "run"]
 
@@ -44,7 +44,7 @@ class _Group:
     def add(self, op: ir.Operation) -> None:
         self.members.append(op)
         self.made.update(op.results)
-        self.size_bytes += _size_bytes(op)
+        self.size_bytes += size_bytes(op.results)
 
     def defer(self, op: ir.Operation) -> None:
         self.waiting.append(op)
@@ -66,7 +66,8 @@ def _combine_block(block: ir.Block, options: Options, notes: list[str]) -> None:
             _finish(group, notes)
             group = _Group(key=key)
             group.add(op)
-        elif group is not None and _fixed(op):
+        elif group is not None and not is_pure(op):
+            # Only ops whose order among themselves no one can observe may wait for a combined collective.
             _finish(group, notes)
             group = None
         elif depends:
@@ -75,7 +76,7 @@ def _combine_block(block: ir.Block, options: Options, notes: list[str]) -> None:
 
 def _key(op: ir.Operation, options: Options) -> tuple | None:
     """What collectives must share to become one; None for what is no small collective that may."""
-    if kind(op) not in _KEYS or _size_bytes(op) > options.threshold_bytes:
+    if kind(op) not in _KEYS or size_bytes(op.results) > options.threshold_bytes:
         return None
     shared = _KEYS[kind(op)](op)
     return None if shared is None else (kind(op), replica_groups(op), shared)
@@ -94,20 +95,8 @@ _KEYS: Mapping[str, Callable[[ir.Operation], tuple[str, str] | int | None]] = {
 }
 
 
-def _size_bytes(op: ir.Operation) -> int:
-    return sum(tensor(value.type).size_bytes for value in op.results)
-
-
 def _fits(group: _Group, key: tuple, op: ir.Operation, options: Options) -> bool:
-    return group.key == key and group.size_bytes + _size_bytes(op) <= options.threshold_bytes
-
-
-# What may wait for a combined all-reduce: ops whose order among themselves no one can observe.
-_PINNED = COLLECTIVES | CONTROL | {"custom_call", "rng", "return"}
-
-
-def _fixed(op: ir.Operation) -> bool:
-    return kind(op) in _PINNED
+    return group.key == key and group.size_bytes + size_bytes(op.results) <= options.threshold_bytes
 
 
 def _finish(group: _Group | None, notes: list[str]) -> None:

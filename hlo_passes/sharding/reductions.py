@@ -19,8 +19,6 @@ _GENERAL = "general"
 _INFINITIES = dict.fromkeys(
     ("0x7F80", "0x7C00", "0x7F800000", "0x7FF0000000000000"), float("inf")
 ) | dict.fromkeys(("0xFF80", "0xFC00", "0xFF800000", "0xFFF0000000000000"), float("-inf"))
-
-
 # Reducers of two scalars that are one op, which a collective may have or not.
 _SIMPLE = {*_IDENTITIES, "stablehlo.and", "stablehlo.or", "stablehlo.xor"}
 
@@ -43,19 +41,14 @@ def all_reducer(op: ir.Operation) -> str | None:
     once more (argmax and other reducers of several values), which takes the initial values for neutral,
     as StableHLO lets every implementation do; None where they certainly are not.
     """
-    body = [view.operation for view in op.regions[0].blocks[0].operations]
-    simple = (
-        len(op.results) == 1
-        and len(body) == 2
-        and set(body[0].operands) == set(op.regions[0].blocks[0].arguments)
-    )
-    if not simple or body[0].name not in _IDENTITIES:
+    name = simple_reducer(op.regions[0])
+    if len(op.results) != 1 or name not in _IDENTITIES:
         return _GENERAL
     init = op.operands[1].owner
     number = splat(init)
     if number is None:
         return None
-    return body[0].name if _IDENTITIES[body[0].name](number) else _extreme(body[0].name, number, init)
+    return name if _IDENTITIES[name](number) else _extreme(name, number, init)
 
 
 def _extreme(reducer: str, number: complex, init: ir.Operation) -> str | None:
