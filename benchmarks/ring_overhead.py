@@ -99,10 +99,14 @@ def _jax_step(cfg: opt.OPTConfig, dtype_name: str) -> Iterator[Step]:
 
 
 def measure(steps: Mapping[str, Step], repeats: int) -> dict[str, Taken]:
-    """The seconds of each step; they are taken in turns, after one round that compiles."""
+    """The seconds of each step; they are taken in turns, after one round that compiles.
+
+    At each turn a step runs once before it is timed, as in ``benchmarks.timing.in_turn``.
+    """
     taken: dict[str, list[float]] = {name: [] for name in steps}
     for position in range(repeats + 1):
         for name, step in steps.items():
+            step(position)
             taken[name].append(step(position))
     return {
         name: Taken(median_s=statistics.median(seconds[1:]), best_s=min(seconds[1:]))

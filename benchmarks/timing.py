@@ -40,11 +40,13 @@ class Row:
 def in_turn(steps: Mapping[str, Callable[[], Any]], repeats: int) -> dict[str, Taken]:
     """The seconds of each step, all in turn, after one round that compiles.
 
-    A step ends when what it returns is computed.
+    A step ends when what it returns is computed. At each turn it runs once before it is timed: threads of the
+    one before may still be giving back its memory, and the processor's caches hold what that one read.
     """
     taken: dict[str, list[float]] = {name: [] for name in steps}
     for _ in range(repeats + 1):
         for name, step in steps.items():
+            jax.block_until_ready(step())
             start = time.perf_counter()
             jax.block_until_ready(step())
             taken[name].append(time.perf_counter() - start)
