@@ -12,6 +12,14 @@ from neuronx.fastest import Tried
 
 __all__ = ["explain"]
 
+# What the plans with a name do.
+_PLANS = {
+    "weights": "every weight cut that can be",
+    "weights_still": "the same, where nothing moves to or from a product",
+    "still": "the fastest where nothing moves to or from a product",
+    "moving": "the fastest where values may move",
+    "whole": "nothing cut",
+}
 # How the notes of the pass ``order`` begin.
 _ORDER = "order: "
 # The entries of the module attribute ``neuron.plan``, which the pass ``shard`` leaves.
@@ -49,7 +57,7 @@ def explain(module: ir.Module, program: Program, timeline: Timeline, tried: Trie
 
 def _plans(tried: Tried, kept_s: float) -> list[str]:
     """The plans that were clocked beside the one kept, which takes ``kept_s`` seconds a step."""
-    lines = [f"{seconds * 1e3:10.3f} ms  {name}" for name, seconds in tried.named_s.items()]
+    lines = [f"{seconds * 1e3:10.3f} ms  {name}: {_PLANS[name]}" for name, seconds in tried.named_s.items()]
     lines.append(f"{kept_s * 1e3:10.3f} ms  the plan that was kept")
     if min(tried.named_s.values()) < kept_s:
         return [*lines, 'objective="time" would keep a faster one']

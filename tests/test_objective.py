@@ -60,7 +60,7 @@ def test_time_leaves_small_weights_whole_and_memory_cuts_them():
     text = by_time.explain()
     assert by_time.profile().timeline.total_s < by_memory.profile().timeline.total_s
     for plan in PLANS:
-        assert f"ms  {plan}\n" in text
+        assert f"ms  {plan}: " in text
     assert "the fastest of" in text
 
 
@@ -80,7 +80,7 @@ def test_a_prompt_is_read_no_slower_than_on_the_classic_plan(cores):
     assert ours.profile().timeline.total_s <= classic.profile().timeline.total_s
     assert ours.memory_analysis().argument_size_in_bytes <= classic.memory_analysis().argument_size_in_bytes
     text = ours.explain()
-    assert "ms  weights\n" in text and "ms  weights_still\n" in text
+    assert "ms  weights: " in text and "ms  weights_still: " in text
 
 
 def test_large_weights_are_cut_either_way():

@@ -1,5 +1,7 @@
 """The list scheduler: legal orders, never slower by the clock, the same numbers, and where it wins."""
 
+import re
+
 import jax.numpy as jnp
 import local_programs
 import numpy as np
@@ -103,6 +105,28 @@ def test_two_towers_overlap_and_say_so():
     before_s, after_s = _seconds(plain), _seconds(ordered)
     assert before_s - after_s == pytest.approx(saved_s, abs=1e-7)
     assert after_s < 0.9 * before_s
+
+
+def _last_first(tasks):
+    """A legal order that gains nothing: of two towers the second, whole, then the first."""
+    order, left = [], list(range(len(tasks)))
+    while left:
+        able = [number for number in left if tasks[number].after <= set(order)]
+        order.append(max(able))
+        left.remove(order[-1])
+    return order
+
+
+def test_an_order_that_the_clock_finds_no_faster_is_told_and_not_taken(monkeypatch):
+    text = _text(1024)
+    plain = _fused(text, ordered=False)
+    monkeypatch.setattr(order, "list_schedule", _last_first)
+    module = _fused(text, ordered=True, least_gain=-1.0)
+    (said,) = notes(module)
+    kept_us, listed_us = (float(number) for number in re.findall(r"([\d.]+) us", said))
+    assert said.startswith("order: program order") and listed_us >= kept_us
+    assert kept_us == pytest.approx(_seconds(plain) * 1e6, abs=0.1)
+    assert _seconds(module) == _seconds(plain)
 
 
 def test_results_stay(rng):
