@@ -14,6 +14,7 @@ from hlo_passes.ir import module_bytes, parse
 from hlo_passes.pipeline import Stage, folding, run_pipeline
 from hlo_passes.sharding.search import Cut, Space, search
 from kernels.errors import CompileError, OutOfDeviceMemoryError
+from neuronx.progress import Progress
 
 __all__ = ["Tried", "clock_named", "find_fastest"]
 
@@ -47,20 +48,35 @@ def find_fastest(source: bytes, stages: Sequence[Stage], era: str) -> tuple[str,
       stages: the pipeline.
       era: of the clock.
     """
-    return _with_clock(_find, source, stages, era)
+    return _with_clock(_find, source, stages, era, {})
 
 
-def clock_named(source: bytes, stages: Sequence[Stage], era: str) -> Tried:
-    """The plans with a name alone; arguments as for ``find_fastest``."""
-    return _with_clock(_clock_named, source, stages, era)
+def clock_named(
+    source: bytes, stages: Sequence[Stage], era: str, known_s: Mapping[str, float] | None = None
+) -> Tried:
+    """The plans with a name alone; arguments as for ``find_fastest``.
+
+    ``known_s`` are seconds of plans, written out, that need not be clocked again.
+    """
+    return _with_clock(_clock_named, source, stages, era, known_s or {})
 
 
-def _with_clock(use: Callable[["_Clock"], T], source: bytes, stages: Sequence[Stage], era: str) -> T:
+def _with_clock(
+    use: Callable[["_Clock"], T],
+    source: bytes,
+    stages: Sequence[Stage],
+    era: str,
+    known_s: Mapping[str, float],
+) -> T:
+    def clocked(*, fold: bool) -> T:
+        with Progress("timing plans", [*shard.PLANS, "others"]) as shown:
+            return use(_Clock(source, stages, era, known_s, shown, fold=fold))
+
     try:
-        return use(_Clock(source, stages, era, fold=True))
+        return clocked(fold=True)
     except CompileError:
         # Equal layers that cannot be cut alike, or an error to be said of the whole program.
-        return use(_Clock(source, stages, era, fold=False))
+        return clocked(fold=False)
 
 
 def _find(clock: "_Clock") -> tuple[str, Tried]:
@@ -75,14 +91,20 @@ def _find(clock: "_Clock") -> tuple[str, Tried]:
 
 
 def _clock_named(clock: "_Clock") -> Tried:
-    named_s = {name: clock.seconds(clock.planner.solve(name).cut) for name in shard.PLANS}
+    named_s = {}
+    for name in shard.PLANS:
+        named_s[name] = clock.seconds(clock.planner.solve(name).cut)
+        clock.progress.advance()
     return Tried(named_s=named_s, count=len(clock.known), is_all=False)
 
 
 class _Clock:
     """Times a program under its plans; those that leave the same program on a core are compiled once."""
 
-    def __init__(self, source: bytes, stages: Sequence[Stage], era: str, *, fold: bool) -> None:
+    def __init__(
+        self, source: bytes, stages: Sequence[Stage], era: str, known_s: Mapping[str, float],
+        progress: Progress, *, fold: bool,
+    ) -> None:  # fmt: skip
         passes = folding(stages) if fold else stages
         at = next(number for number, stage in enumerate(passes) if stage.name == "shard")
         module = parse(source)
@@ -90,7 +112,10 @@ class _Clock:
         self._before, self._shard, self._rest = module_bytes(module), passes[at], passes[at + 1 :]
         self._era, self._module = era, module  # whose ops the planner reads: they live as long as it does
         self.planner = shard.planner(module, self._shard.options)
-        self.known: dict[Cut, float] = {}
+        self.progress = progress
+        cuts = {text: self.planner.read(text) for text in known_s}
+        # Written out for all layers, a plan says nothing of a few, and the other way round.
+        self.known = {cut: known_s[text] for text, cut in cuts.items() if self.planner.write(cut) == text}
         self._programs_s: dict[bytes, float] = {}
 
     def seconds(self, cut: Cut) -> float:

@@ -156,7 +156,10 @@ class Compiled:
         }
 
     def explain(self) -> str:
-        """The sharding of each argument, what plans cost, every collective, and what was given up and why."""
+        """The sharding of each argument, what plans cost, every collective, and what was given up and why.
+
+        The first time this compiles what plans there are besides, and the levels where layers were folded.
+        """
         module = parse(self._artifacts.levels["planned"])
         return explain(module, self.program, self._timeline, self._tried)
 
@@ -170,7 +173,8 @@ class Compiled:
         if artifacts.tried or not artifacts.cut or is_annotated(module):
             return artifacts.tried
         try:
-            return clock_named(module_bytes(module), pipeline_for(options), options.era)
+            kept_s = {artifacts.cut: self._timeline.total_s}
+            return clock_named(module_bytes(module), pipeline_for(options), options.era, kept_s)
         except CompileError:
             return None
 
@@ -187,6 +191,8 @@ class Compiled:
 
     def save(self, path: str | os.PathLike[str], *, weights: Sequence[Any] = ()) -> None:
         """Writes the program to one file that ``neuronx.load`` reads; whole, or not at all.
+
+        What ``explain`` would compile is compiled first: a loaded program explains itself.
 
         Args:
           path: of the file.

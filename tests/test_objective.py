@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import io
 import random
 
 import jax
@@ -11,8 +12,12 @@ import pytest
 from brute_force import least_s, predicted_s, random_graph
 
 import neuronx
-from hlo_passes.shard import PLANS
+from hlo_passes.ir import module_bytes
+from hlo_passes.pipeline import run_pipeline
+from hlo_passes.shard import PLANS, plan_of
 from kernels.errors import CompileError
+from neuronx.driver import copy_module, pipeline_for
+from neuronx.fastest import clock_named
 from neuronx.models import llama
 from neuronx.models.layers import tensor_parallel
 
@@ -120,3 +125,32 @@ def test_what_has_no_price_compiles_and_is_saved(tmp_path):
     for run in (exe, neuronx.load(tmp_path / "parts")):
         for ours, theirs in zip(run(a, b), want, strict=True):
             np.testing.assert_allclose(ours, theirs, rtol=1e-4, atol=1e-4)
+
+
+def test_what_is_known_of_a_plan_is_not_clocked_again():
+    """A plan of other classes than the function's is not known, whatever its numbers."""
+    shapes = [jax.ShapeDtypeStruct(shape, jnp.float32) for shape in ((4, 256), (256, 512), (512, 256))]
+    lowered = neuronx.compile(_mlp, tp_degree=4).lower(*shapes)
+    source, stages = module_bytes(lowered.exported.module), pipeline_for(lowered.options)
+    kept = _cut_of(lowered)
+    clocked = clock_named(source, stages, lowered.options.era)
+    told = clock_named(
+        source, stages, lowered.options.era, {kept: 1.0, kept.replace("classes", "layers"): 2.0}
+    )
+    assert told.named_s["weights"] == 1.0 != clocked.named_s["weights"]
+    assert told.named_s["whole"] == clocked.named_s["whole"]
+
+
+def _cut_of(lowered):
+    module = copy_module(lowered.exported.module)
+    run_pipeline(module, pipeline_for(lowered.options)[:3])
+    return plan_of(module)[0]
+
+
+def test_a_terminal_sees_that_plans_are_timed(monkeypatch):
+    written = io.StringIO()
+    written.isatty = lambda: True
+    monkeypatch.setattr("sys.stderr", written)
+    monkeypatch.setattr("neuronx.progress._QUIET_S", 0.001)
+    _compiled(4, 256, 512, objective="time")
+    assert "neuronx: timing plans" in written.getvalue()
