@@ -159,6 +159,20 @@ def test_hw_prints_every_number(capsys: pytest.CaptureFixture[str]) -> None:
     assert re.search(r"2\.8e\+09\s+Hz\s+documented\s+nki/", clock)
 
 
+@pytest.mark.parametrize("name", ("trn1.32xlarge", "g5.48xlarge"))
+def test_hw_prints_one_machine_and_not_its_sisters(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    parser = argparse.ArgumentParser()
+    hw.add_arguments(parser)
+    assert hw.main(parser.parse_args([name])) == 0
+    numbers = capsys.readouterr().out.partition("\n\n")[0].splitlines()[1:]
+    tables = {line.split()[0] for line in numbers}
+    assert name in tables and not tables & {"inf1", "inf2.48xlarge", "g4dn.xlarge"}
+    assert ("trn1" in tables) == name.startswith("trn1")
+    assert re.search(
+        rf"^{re.escape(name)} +price_usd_per_hour +[\d.]+ +\$/h +", "\n".join(numbers), re.MULTILINE
+    )
+
+
 def test_hw_prints_all_instances_without_an_argument(capsys: pytest.CaptureFixture[str]) -> None:
     parser = argparse.ArgumentParser()
     hw.add_arguments(parser)

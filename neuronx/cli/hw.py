@@ -1,9 +1,13 @@
-"""``neuronx hw [INSTANCE]``: every hardware number with its unit, kind and source, and the element types."""
+"""``neuronx hw [INSTANCE]``: every hardware number with its unit, kind and source, and the element types.
+
+A count, a fraction and a name have "-" for a unit.
+"""
 
 import argparse
 from collections.abc import Sequence
 from typing import Any
 
+from kernels.comparators import COMPARATORS
 from kernels.dtypes import DTYPES
 from kernels.hardware import ALL_INSTANCES, FAMILIES, TABLES, load_instance, rows
 
@@ -17,7 +21,7 @@ _SHARED = ("links", "collectives", "era sdk-2.18", "era ideal")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    known = ", ".join(ALL_INSTANCES)
+    known = ", ".join((*ALL_INSTANCES, *COMPARATORS))
     parser.add_argument("instance", nargs="?", metavar="INSTANCE", help=f"one of {known}; all if left out")
 
 
@@ -27,16 +31,21 @@ def main(args: argparse.Namespace) -> int:
     Raises:
       CompileError: the instance is unknown.
     """
-    tables = TABLES
-    if args.instance:
+    tables, hidden = TABLES, set()
+    if args.instance in COMPARATORS:
+        tables, hidden = ("comparators",), {*COMPARATORS} - {args.instance}
+    elif args.instance:
         spec = load_instance(args.instance)
-        tables = (FAMILIES[spec.family], *_SHARED, spec.name)
+        tables, hidden = (FAMILIES[spec.family], *_SHARED, spec.name), {*FAMILIES} - {spec.family}
     numbers = [
-        (table, key, _text(value), unit, kind, source)
+        (table, key, _text(value), unit or "-", kind, source)
         for name in tables
         for table, key, value, unit, source, kind in rows(name)
+        if table not in hidden
     ]
     _print_table(("table", "key", "value", "unit", "kind", "source"), numbers)
+    if args.instance in COMPARATORS:
+        return 0
     print()
     types = [(found.name, str(found.bits), found.support, found.note) for found in DTYPES.values()]
     _print_table(("element type", "bits", "support", "note"), types)
