@@ -153,7 +153,7 @@ def test_hw_prints_every_number(capsys: pytest.CaptureFixture[str]) -> None:
     lines = capsys.readouterr().out.splitlines()
     printed = {(line.split()[0], line.split()[1]) for line in lines if line}
     for name in ("neuroncore-v2", "links", "inf2.24xlarge"):
-        assert {(table, key) for table, key, *_ in rows(name)} <= printed
+        assert {(table, key) for table, key, *_ in rows(name) if table not in ("trn1", "inf1")} <= printed
     assert ("inf2.48xlarge", "chips") not in printed
     clock = next(line for line in lines if line.startswith("pe ") and "clock_hz" in line)
     assert re.search(r"2\.8e\+09\s+Hz\s+documented\s+nki/", clock)
@@ -164,13 +164,12 @@ def test_hw_prints_one_machine_and_not_its_sisters(name: str, capsys: pytest.Cap
     parser = argparse.ArgumentParser()
     hw.add_arguments(parser)
     assert hw.main(parser.parse_args([name])) == 0
-    numbers = capsys.readouterr().out.partition("\n\n")[0].splitlines()[1:]
-    tables = {line.split()[0] for line in numbers}
+    numbers = capsys.readouterr().out.partition("\n\n")[0]
+    tables = {line.split()[0] for line in numbers.splitlines()[1:]}
     assert name in tables and not tables & {"inf1", "inf2.48xlarge", "g4dn.xlarge"}
     assert ("trn1" in tables) == name.startswith("trn1")
-    assert re.search(
-        rf"^{re.escape(name)} +price_usd_per_hour +[\d.]+ +\$/h +", "\n".join(numbers), re.MULTILINE
-    )
+    price = rf"^{re.escape(name)} +price_usd_per_hour +[\d.]+ +\$/h +"
+    assert re.search(price, numbers, re.MULTILINE)
 
 
 def test_hw_prints_all_instances_without_an_argument(capsys: pytest.CaptureFixture[str]) -> None:
