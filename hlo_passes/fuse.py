@@ -8,7 +8,7 @@ from hlo_passes.graph import Graph, Node
 from hlo_passes.ir import ir, main, source_line
 from hlo_passes.ops import CONTROL, holds_collective, is_scalar, kind
 from hlo_passes.outline import Outliner
-from hlo_passes.patterns import FREE, NEARBY, RULES, Join, Region, kernel_name, region_of
+from hlo_passes.patterns import NEARBY, RULES, Join, Region, is_free, kernel_name, region_of
 from hlo_passes.prepare import prepare
 from hlo_passes.units import uniform_first
 from hlo_passes.varying import Varying, analyze
@@ -61,7 +61,7 @@ def _fuse_block(
         else:
             outliner.outline(graph, members, _kernel(graph, members, regions[cluster]), terminator)
     for op in reversed([view.operation for view in block.operations]):
-        if kind(op) in FREE and next(iter(op.results[0].uses), None) is None:
+        if is_free(op) and next(iter(op.results[0].uses), None) is None:
             op.erase()
 
 
@@ -86,7 +86,7 @@ def _fuse_inner_blocks(
     free = dict(outer_free)
     for view in list(block.operations):
         op = view.operation
-        if kind(op) in FREE:
+        if is_free(op):
             free[op.results[0]] = op
         elif kind(op) in CONTROL and holds_collective(op):
             for region in op.regions:

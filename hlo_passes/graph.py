@@ -5,7 +5,7 @@ from collections.abc import Iterable, Iterator, Set
 from hlo_passes.folded import Layers
 from hlo_passes.ir import ir
 from hlo_passes.ops import captures, kind
-from hlo_passes.patterns import FREE, group_of
+from hlo_passes.patterns import group_of, is_free
 
 __all__ = ["Graph", "Node"]
 
@@ -47,7 +47,7 @@ class Graph:
         ops = [view.operation for view in block.operations]
         stored = self._stored_free_values(ops)
         for op in ops[:-1]:
-            if kind(op) in FREE and op.results[0] not in stored:
+            if is_free(op) and op.results[0] not in stored:
                 self.free[op.results[0]] = op
             else:
                 self._add(op, group_of(op))
@@ -72,10 +72,10 @@ class Graph:
 
     def _stored_free_values(self, ops: list[ir.Operation]) -> set[ir.Value]:
         """Results of free ops (constants apart) that a collective, control flow or the terminator uses."""
-        made = {op.results[0] for op in ops if kind(op) in FREE - {"constant"}}
+        made = {op.results[0] for op in ops if is_free(op) and kind(op) != "constant"}
         stored: set[ir.Value] = set()
         for op in ops:
-            if kind(op) not in FREE and group_of(op) is None:
+            if not is_free(op) and group_of(op) is None:
                 stored.update(value for value in (*op.operands, *captures(op)) if value in made)
         return stored
 

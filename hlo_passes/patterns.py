@@ -8,7 +8,7 @@ from hlo_passes.ir import ir
 from hlo_passes.ops import COLLECTIVES, CONTROL, holds_collective, is_composite, is_scalar, kind, tensor
 from kernels.table import KERNELS
 
-__all__ = ["FREE", "NEARBY", "RULES", "Join", "Region", "Rule", "group_of", "kernel_name", "region_of"]
+__all__ = ["NEARBY", "RULES", "Join", "Region", "Rule", "group_of", "is_free", "kernel_name", "region_of"]
 
 ELEMENTWISE = frozenset(
     {
@@ -64,9 +64,19 @@ ELEMENTWISE = frozenset(
 
 # Made again inside every kernel that reads them, rather than stored in HBM: what they read is no more than
 # what they make.
-FREE = frozenset(
+_FREE = frozenset(
     {"broadcast_in_dim", "constant", "dynamic_slice", "iota", "reduce_precision", "reshape", "slice"}
 )
+
+
+def is_free(op: ir.Operation) -> bool:
+    """Whether a kernel that reads the op's result makes it again; so is what widens a float."""
+    if kind(op) != "convert":
+        return kind(op) in _FREE
+    before, after = (value.type.element_type for value in (op.operands[0], op.results[0]))
+    are_floats = isinstance(before, ir.FloatType) and isinstance(after, ir.FloatType)
+    return are_floats and before.width < after.width
+
 
 _GROUPS = {
     "dot_general": "matmul",

@@ -111,6 +111,20 @@ def test_an_intermediate_read_outside_is_an_extra_result():
         np.testing.assert_allclose(right, left, rtol=1e-6)
 
 
+def test_what_is_widened_is_stored_narrow_and_widened_where_it_is_read():
+    shape, wide = "tensor<64x64xbf16>", "tensor<64x64xf32>"
+    text = f"""
+    func.func @main(%x: {shape}, %w: {shape}, %v: {wide}) -> ({shape}, {wide}) {{
+      %0 = stablehlo.dot_general %x, %w, contracting_dims = [1] x [0] : ({shape}, {shape}) -> {shape}
+      %1 = stablehlo.convert %0 : ({shape}) -> {wide}
+      %2 = stablehlo.dot_general %1, %v, contracting_dims = [1] x [0] : ({wide}, {wide}) -> {wide}
+      return %0, %2 : {shape}, {wide}
+    }}"""
+    module = _fused(text)
+    made = [str(value.type) for op in main(module).entry_block.operations for value in op.operation.results]
+    assert made == [shape, wide]
+
+
 def test_a_path_out_and_back_in_is_not_fused():
     """tanh -> product -> add, and tanh -> add: the two elementwise ops cannot be one kernel."""
     text = """func.func @main(%x: tensor<4x4xf32>, %w: tensor<4x4xf32>) -> tensor<4x4xf32> {

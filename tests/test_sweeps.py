@@ -56,15 +56,16 @@ def test_types_of_a_model_that_is_one_program(name) -> None:
     by_type = {
         (mode, kind): seconds(jnp.float32, auto_cast=mode, auto_cast_type=kind)
         for mode in ("matmult", "all")
-        for kind in ("tf32", "fp16", "bf16")
+        for kind in ("tf32", "fp16", "bf16", "fp8_e4m3")
     }
     # Full rate instead of a quarter of it, and of half the bytes.
     assert max(by_type.values()) < 0.8 * whole_s
     for mode in ("matmult", "all"):
         assert by_type[mode, "bf16"] <= by_type[mode, "fp16"] < by_type[mode, "tf32"]
-    # All in bf16 has less to move and more casts to keep: about as long as products alone.
-    assert by_type["all", "bf16"] < 1.03 * by_type["matmult", "bf16"]
-    assert seconds(jnp.bfloat16) <= 1.001 * min(by_type.values())
+        # Half the bytes again; sums of two operands in SBUF are fast in bf16 alone.
+        assert by_type[mode, "fp8_e4m3"] < 1.04 * by_type[mode, "bf16"]
+    # All in bf16 has less to move than products alone; a model in bf16 has f32 norms and softmaxes.
+    assert max(by_type["all", "bf16"], seconds(jnp.bfloat16)) < by_type["matmult", "bf16"]
 
 
 @pytest.mark.parametrize("era", ERAS)
