@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from neuronx.models import bert, clip, gpt2, llama, opt, resnet, vgg, vit
+from neuronx.models import bert, clip, gpt2, gptj, llama, opt, resnet, vgg, vit
 from neuronx.models.layers import tensor_parallel
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -255,6 +255,56 @@ def test_gpt2_is_transformers_gpt2() -> None:
     np.testing.assert_allclose(logits, expected[:, 11], atol=_TOLERANCE)
 
 
+def _gptj_parameters(given, cfg):
+    """GPT-J's parameters; for GPT-NeoX's form the numbers of a head that turn together are put half a turn
+    apart, one norm is given twice and biases are zero: the same function."""
+    pairs = np.arange(cfg.rotary).reshape(-1, 2).T.reshape(-1)
+    order = pairs if not cfg.is_interleaved else np.arange(cfg.rotary)
+    columns = np.concatenate([np.r_[order, cfg.rotary : cfg.head_dim] + start for start in range(0, 64, 16)])
+    layers = []
+    for index in range(2):
+        one = given["transformer"]["h"][str(index)]
+        weights = {name: one["attn"][f"{name}_proj"]["kernel"] for name in "qkv"}
+        weights |= {name: weights[name][:, columns] for name in "qk"}
+        layer = {name: {"w": w} for name, w in weights.items()}
+        layer["o"] = {"w": one["attn"]["out_proj"]["kernel"]}
+        norms = {"attention_norm": _norm(one["ln_1"])}
+        if not cfg.is_gptj:
+            layer = {name: part | {"b": jnp.zeros(64)} for name, part in layer.items()}
+            norms["ffn_norm"] = _norm(one["ln_1"])
+        layers.append(
+            layer | norms | {"up": _linear(one["mlp"]["fc_in"]), "down": _linear(one["mlp"]["fc_out"])}
+        )
+    return {
+        "tokens": given["transformer"]["wte"]["embedding"],
+        "layers": layers,
+        "final_norm": _norm(given["transformer"]["ln_f"]),
+        "head": _linear(given["lm_head"]),
+    }
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("is_gptj", [True, False])
+def test_gptj_is_transformers_gptj(is_gptj: bool) -> None:
+    cfg = gptj.GPTJConfig(
+        name="tiny", hidden=64, heads=4, layers=2, ffn=96, vocab=100, rotary=8, positions=32,
+        activation="gelu_new", is_gptj=is_gptj, is_interleaved=is_gptj,
+    )  # fmt: skip
+    theirs = transformers.FlaxGPTJForCausalLM(
+        transformers.GPTJConfig(
+            vocab_size=100, n_embd=64, n_layer=2, n_head=4, n_inner=96, n_positions=32, rotary_dim=8
+        ),
+        seed=7,
+    )
+    params = _gptj_parameters(theirs.params, cfg)
+    tokens = np.random.default_rng().integers(0, 100, (2, 12))
+    expected = theirs(tokens).logits
+    _, logits, cache = gptj.prefill(cfg, 16, params, jnp.asarray(tokens[:, :11]))
+    np.testing.assert_allclose(logits, expected[:, 10], atol=_TOLERANCE)
+    _, logits, _ = gptj.decode(cfg, params, cache, jnp.asarray(tokens[:, 11]), jnp.int32(11))
+    np.testing.assert_allclose(logits, expected[:, 11], atol=_TOLERANCE)
+
+
 def test_vit_is_transformers_vit() -> None:
     cfg = vit.ViTConfig(name="tiny", hidden=64, heads=4, layers=2, ffn=96, patch=4, image=16, classes=10)
     theirs = transformers.FlaxViTForImageClassification(
@@ -410,6 +460,15 @@ def test_resnet_is_transformers_resnet_with_folded_norms(kind, expansion, names)
 )
 def test_published_llamas_have_their_published_size(name: str, billions: float) -> None:
     shapes = jax.tree_util.tree_leaves(llama.parameter_shapes(llama.config(name), jnp.bfloat16))
+    assert sum(shape.size for shape in shapes) == pytest.approx(billions * 1e9, rel=0.005)
+
+
+@pytest.mark.parametrize(
+    ("name", "billions"),
+    [("gpt-j-6b", 6.05), ("gpt-neox-20b", 20.55), ("pythia-1.4b", 1.415), ("pythia-12b", 11.85)],
+)
+def test_published_gptjs_have_their_published_size(name: str, billions: float) -> None:
+    shapes = jax.tree_util.tree_leaves(gptj.parameter_shapes(gptj.config(name), jnp.bfloat16))
     assert sum(shape.size for shape in shapes) == pytest.approx(billions * 1e9, rel=0.005)
 
 

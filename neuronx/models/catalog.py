@@ -14,7 +14,7 @@ from jax.sharding import PartitionSpec
 from kernels.errors import CompileError
 from neuronx.api import compile as compile_function
 from neuronx.driver import AUTO_CAST_TYPES, AUTO_CASTS
-from neuronx.models import bert, clip, gpt2, llama, opt, resnet, vgg, vit
+from neuronx.models import bert, clip, gpt2, gptj, llama, opt, resnet, vgg, vit
 from neuronx.models.layers import tensor_parallel
 from neuronx.models.quantised import quantised_shapes
 from neuronx.models.sizes import find
@@ -36,7 +36,7 @@ __all__ = [
     "workload",
 ]
 
-DECODERS = (opt, gpt2, llama)
+DECODERS = (opt, gpt2, gptj, llama)
 
 
 def _sentences(cfg: Any, batch: int, length: int, dtype: Any) -> list[jax.ShapeDtypeStruct]:
@@ -65,6 +65,7 @@ _WHOLE: Mapping[ModuleType, tuple[Callable[..., Any], Callable[..., list[jax.Sha
 _LOOKED_UP: Mapping[ModuleType, tuple[str, ...]] = {
     bert: ("tokens", "positions", "types"),
     clip: ("tokens", "positions"),
+    gptj: ("tokens",),
     llama: ("tokens",),
 }
 _BY_HEADS = PartitionSpec(None, "tp")
