@@ -46,7 +46,9 @@ def run(module: ir.Module, options: Options) -> None:
         entry = main(module).entry_block
         before = [operations(block) for block in blocks(entry)]
         prices = _Prices(module, options)
-        if not all(prices.has(op) for listed in before for op in listed if is_composite(op)):
+        kernels = (op for listed in before for op in listed if is_composite(op))
+        different = {op.attributes["decomposition"]: op for op in kernels}
+        if not all(map(prices.has, different.values())):
             return  # a custom call: nothing says what it costs, so no order is known to be better
         moved = [op for listed in before for run in _runs(listed) for op in _order(run, prices)]
         if not moved:
