@@ -21,10 +21,11 @@ def stalls(timeline: Timeline) -> dict[str, dict[str, float]]:
 
     Reasons: "kernel", "collective" or "control" (for others of that kind to end, one after the other),
     "memory" (for what comes from HBM), "engine" (for another engine of the same kernel), "latency" (for
-    signals and dependent instructions), "sbuf" (DMA: for room to read ahead into) and "done" (nothing left,
-    or a loop whose iterations are not listed).
+    signals and dependent instructions), "sbuf" (DMA: for room to read ahead into) and "done" (nothing left;
+    "loop" where there are loops: nothing left in this iteration either).
     """
     runs = {run.number: run for run in timeline.runs}
+    rest = "loop" if any(run.iterations > 1 for run in timeline.runs) else "done"
     found: dict[str, dict[str, float]] = {}
     for engine in _ENGINES:
         busy_s = timeline.busy_s.get(engine, 0.0)
@@ -33,7 +34,7 @@ def stalls(timeline: Timeline) -> dict[str, dict[str, float]]:
         reasons: defaultdict[str, float] = defaultdict(float)
         for reason, seconds in _dma_waits(timeline) if engine == "dma" else _waits(timeline, engine, runs):
             reasons[reason] += max(seconds, 0.0)
-        reasons["done"] += max(timeline.total_s - busy_s - sum(reasons.values()), 0.0)
+        reasons[rest] += max(timeline.total_s - busy_s - sum(reasons.values()), 0.0)
         found[engine] = most_first(reasons)
     return found
 

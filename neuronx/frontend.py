@@ -39,6 +39,7 @@ __all__ = [
     "logical",
     "physical",
     "stage",
+    "user_line",
     "wrap",
 ]
 
@@ -243,14 +244,14 @@ def _explaining_unknown_values() -> Iterator[None]:
         raise DataDependentError(
             f"a shape, an index or Python's control flow depends on a value: {str(error).splitlines()[0]}",
             op=type(error).__name__,
-            location=_user_line(error),
+            location=user_line(error),
             fix="give the size: jnp.nonzero(x, size=n, fill_value=0), jnp.unique(x, size=n); in place of "
             "x[mask] write jnp.where(mask, x, 0); of `if` lax.cond or jnp.where; of a slice with a traced "
             "bound lax.dynamic_slice; or make the argument static (static_argnums)",
         ) from error
 
 
-def _user_line(error: BaseException) -> str:
+def user_line(error: BaseException) -> str:
     """``file:line`` of the innermost frame of the user's among those that raised ``error``, or ""."""
     frames = [
         f for f in traceback.extract_tb(error.__traceback__) if source_info_util.is_user_filename(f.filename)

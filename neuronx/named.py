@@ -4,15 +4,17 @@ import importlib
 import operator
 import re
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import jax
 
 from kernels.dtypes import dtype as find_dtype
 from kernels.errors import CompileError
+from neuronx.frontend import user_line
 
-__all__ = ["argument_type", "find_function"]
+__all__ = ["argument_type", "find_function", "traced"]
 
 _TYPE = re.compile(r"(\w+)\[([\w,\s]*)\]")
 
@@ -52,3 +54,22 @@ def argument_type(text: str, **sizes: int) -> jax.ShapeDtypeStruct:
         )
     shape = tuple(int(dim) if dim.isdecimal() else sizes[dim] for dim in dims)
     return jax.ShapeDtypeStruct(shape, find_dtype(match[1]).numpy)
+
+
+@contextmanager
+def traced(target: str, types: Sequence[str]) -> Iterator[None]:
+    """Within it, the function ``target`` is traced for arguments of these types.
+
+    Raises:
+      CompileError: it does not take them.
+    """
+    try:
+        yield
+    except CompileError:
+        raise
+    except (TypeError, ValueError) as error:
+        raise CompileError(
+            f"{target} does not take ({', '.join(types)}): {error}",
+            location=user_line(error),
+            fix="give the type of each of its arguments, as f32[8,128]",
+        ) from error

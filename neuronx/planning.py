@@ -9,12 +9,12 @@ from distributed.analysis import mbu, mfu
 from distributed.host_link import request_s
 from kernels.comparators import COMPARATORS, Comparator, load_comparator
 from kernels.eras import DEFAULT_ERA, links_of
-from kernels.errors import OutOfDeviceMemoryError
+from kernels.errors import CompileError, OutOfDeviceMemoryError
 from kernels.hardware import load_core, load_instance, load_links
 from neuronx.comparing import Work, function_work, model_work
 from neuronx.models.catalog import Workload, function_workload, weight_bytes, workload
 from neuronx.models.generation import DTYPES
-from neuronx.named import argument_type, find_function
+from neuronx.named import argument_type, find_function, traced
 from neuronx.progress import Progress
 
 __all__ = ["AS_WRITTEN", "Deployment", "Request", "best", "deployments"]
@@ -97,8 +97,12 @@ def deployments(
     of ``neuronx.compile``: an era, an auto_cast.
 
     Raises:
-      CompileError: an unknown model, instance or era, or more positions than the model has.
+      CompileError: an unknown model, instance or era, more positions than the model has, a number below one.
     """
+    asked = {"prompt length": [request.prompt_len], "new tokens": [request.new_tokens], "batch": batches}
+    for what, numbers in (asked | {"tp": degrees or [1]}).items():
+        if min(numbers) < 1:
+            raise CompileError(f"{what} is {min(numbers)}", op="plan", fix="give at least 1")
     types = (AS_WRITTEN,) if request.is_function else dtypes
     rows = [
         (instance, *rest)
@@ -165,7 +169,9 @@ def _works(request: Request, batch: int, dtype: str) -> tuple[tuple[Work, ...], 
     """What the request's programs ask of any machine, of a decoder the step first; tokens it is paid for."""
     if request.is_function:
         arguments = [argument_type(text, batch=batch) for text in request.arguments]
-        return (function_work(find_function(request.model), arguments),), 1
+        function = find_function(request.model)
+        with traced(request.model, request.arguments):
+            return (function_work(function, arguments),), 1
     works = model_work(
         request.model,
         batch=batch,
@@ -187,7 +193,9 @@ def _rates(
 
 def _workload(request: Request, batch: int, dtype: str, **options: Any) -> Workload:
     if request.is_function:
-        return function_workload(find_function(request.model), request.arguments, batch, **options)
+        function = find_function(request.model)
+        with traced(request.model, request.arguments):
+            return function_workload(function, request.arguments, batch, **options)
     return workload(
         request.model,
         batch=batch,

@@ -135,6 +135,12 @@ def test_bad_requests_are_refused():
         )
 
 
+@pytest.mark.parametrize("option", ["--batch", "--tp", "--prompt-len", "--new-tokens"])
+def test_numbers_are_at_least_one(option, capsys):
+    assert _call(option, "0") == 2
+    assert " is 0\n  fix: give at least 1" in capsys.readouterr().err
+
+
 def test_any_function_can_be_planned(tmp_path, monkeypatch, capsys):
     (tmp_path / "users_model.py").write_text(
         "import jax.numpy as jnp\n\n\ndef network(weights, x):\n    return jnp.tanh(x @ weights)\n"
@@ -145,6 +151,10 @@ def test_any_function_can_be_planned(tmp_path, monkeypatch, capsys):
     assert cli.main(cli.parse_arguments(["neuronx", *asked.split(), *types])) == 0
     small, large = json.loads(capsys.readouterr().out)
     assert small["tpot_s"] is None and large["per_s"] > small["per_s"]
+    table = ["neuronx", *asked.replace("json", "table").split(), *types]
+    assert cli.main(cli.parse_arguments(table)) == 0
+    cheap = capsys.readouterr().out.splitlines()[2].split()[-2]
+    assert float(cheap) == pytest.approx(large["usd_per_million"], rel=0.01)
     # Weights stay; 64 rows of 512 + 256 bf16 numbers pass over 16 GB/s PCIe instead of one.
     assert large["ttft_s"] - small["ttft_s"] >= 63 * 2 * (512 + 256) / 16e9
     wrong = ["neuronx", *asked.split(), "--arguments", "bf16[512,rows]"]
@@ -152,6 +162,11 @@ def test_any_function_can_be_planned(tmp_path, monkeypatch, capsys):
     assert "'bf16[512,rows]' is no type" in capsys.readouterr().err
     assert cli.main(cli.parse_arguments(["neuronx", *asked.replace(":network", ":net").split()])) == 2
     assert "users_model:net cannot be imported" in capsys.readouterr().err
+    few = ["neuronx", *asked.split(), "--arguments", "bf16[512,256]", "bf16[batch,7]"]
+    assert cli.main(cli.parse_arguments(few)) == 2
+    said = capsys.readouterr().err
+    assert "users_model:network does not take (bf16[512,256], bf16[batch,7])" in said
+    assert "users_model.py:5" in said
 
 
 def test_matrices_of_a_cast_model_are_stored_narrow():

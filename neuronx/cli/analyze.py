@@ -7,7 +7,7 @@ from hlo_passes.ir import ir, parse
 from kernels.errors import CompileError
 from neuronx.analysis import Analysis, analyze, analyze_module
 from neuronx.driver import DEFAULT_INSTANCE, CompileOptions
-from neuronx.named import argument_type, find_function
+from neuronx.named import argument_type, find_function, traced
 
 __all__ = ["HELP", "NAME", "add_arguments", "main"]
 
@@ -43,5 +43,6 @@ def _of_file(name: str, options: CompileOptions) -> Analysis:
 
 
 def _of_function(args: argparse.Namespace, options: CompileOptions) -> Analysis:
-    types = map(argument_type, args.arguments)
-    return analyze(find_function(args.target), *types, tp_degree=options.tp_degree, instance=options.instance)
+    function, types = find_function(args.target), map(argument_type, args.arguments)
+    with traced(args.target, args.arguments):
+        return analyze(function, *types, tp_degree=options.tp_degree, instance=options.instance)

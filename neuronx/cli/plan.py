@@ -127,15 +127,20 @@ def _cells(row: Deployment, mark: str) -> tuple[str, ...]:
     return (
         *start,
         "yes",
-        f"{row.ttft_s * 1e3:.2f}",
-        "-" if row.tpot_s is None else f"{row.tpot_s * 1e3:.3f}",
+        _number(row.ttft_s * 1e3, 2),
+        "-" if row.tpot_s is None else _number(row.tpot_s * 1e3, 3),
         f"{row.per_s:.1f}",
         f"{row.hbm_bytes / _GIB:.2f}",
         f"{row.mfu:.1%}",
         f"{row.mbu:.1%}",
-        f"{row.usd_per_million:.3f}",
+        _number(row.usd_per_million, 3),
         mark,
     )
+
+
+def _number(value: float, decimals: int) -> str:
+    """With so many decimals; small ones with three digits, so that none is shown as nothing."""
+    return f"{value:.{decimals}f}" if value >= 0.1 else f"{value:.3g}"
 
 
 def _print_csv(rows: Sequence[Deployment], marks: Sequence[str]) -> None:
