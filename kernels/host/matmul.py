@@ -25,6 +25,9 @@ _COLUMN_DEPTH = 8
 _NEAR_SUMS = 8192
 """Sums that stay in the first-level cache."""
 
+_REGISTER_VECTORS = 8
+"""Vectors of sums of one row that stay in registers: 128 columns, as two heads of 64 have."""
+
 _AHEAD_BYTES = 1 << 16
 """How far ahead weights are asked for."""
 
@@ -100,6 +103,10 @@ def _stream_row(kind, x, w, size, out, k, n, behind):
     """
     literally(kind)
     distance, total = _distance(_STREAM_DEPTH * size * n), size * k * n + behind
+    if n == _REGISTER_VECTORS * LANES:
+        ahead = distance // 4 if behind else 0
+        column_tile(kind, 1, _REGISTER_VECTORS, 0, out, 0, x, 0, w, size * n, k, ahead, 0)
+        return
     for column in range(0, n, _NEAR_SUMS):
         columns = min(_NEAR_SUMS, n - column)
         place, sums = w + size * column, out + 4 * column
