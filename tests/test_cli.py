@@ -44,6 +44,13 @@ def _write(directory: Path, **texts: str) -> list[str]:
     return [str(directory / f"{name}.mlir") for name in texts]
 
 
+def test_warnings_are_told_without_our_code(monkeypatch):
+    monkeypatch.setattr(warnings, "formatwarning", warnings.formatwarning)
+    monkeypatch.setattr(cli.app, "run", lambda *_, **__: None)
+    cli.run()
+    assert warnings.formatwarning("odd degree", UserWarning, "api.py", 3) == "neuronx: odd degree\n"
+
+
 def test_check_judges_every_file(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     files = _write(tmp_path, good=GOOD, fails=FAILS, malformed=MALFORMED, callback=CALLBACK,
                    unknown=UNKNOWN_TARGET, last=GOOD)  # fmt: skip

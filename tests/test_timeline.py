@@ -442,3 +442,11 @@ def test_trace_is_json_with_every_event():
     threads = {(r["pid"], r["tid"]) for r in trace["traceEvents"] if r["name"] == "thread_name"}
     assert {(s["pid"], s["tid"]) for s in spans} == threads
     assert any(span["args"].get("location") == "all_reduce.py:7" for span in spans)
+    places = {
+        (r["pid"], r["tid"]): r["args"].get("sort_index") for r in trace["traceEvents"] if r["ph"] == "M"
+    }
+    names = {
+        (r["pid"], r["tid"]): r["args"]["name"] for r in trace["traceEvents"] if r["name"] == "thread_name"
+    }
+    order = [names[thread] for thread in sorted(names, key=places.get)]
+    assert order[:3] == ["vector", "dma", "collective"] and order[3] == "control"

@@ -3,6 +3,7 @@
 import argparse
 import os
 import sys
+import warnings
 
 from absl import app, logging
 from absl.flags import argparse_flags
@@ -56,6 +57,8 @@ def run() -> None:
     """Entry point of the ``neuronx`` script."""
     # absl's default is INFO, at which JAX reports every kind of device that this machine does not have.
     logging.set_verbosity(logging.WARNING)
+    # Python's own form shows a line of this package's code.
+    warnings.formatwarning = lambda message, *_, **__: f"neuronx: {message}\n"
     app.run(main, flags_parser=parse_arguments)
 
 
