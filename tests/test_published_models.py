@@ -8,7 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from neuronx.models import bert, clip, gpt2, gptj, llama, opt, resnet, vgg, vit
+from neuronx.models import bert, bloom, clip, gpt2, gptj, llama, opt, resnet, vgg, vit
+from neuronx.models.catalog import MODELS
 from neuronx.models.layers import tensor_parallel
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -255,6 +256,50 @@ def test_gpt2_is_transformers_gpt2() -> None:
     np.testing.assert_allclose(logits, expected[:, 11], atol=_TOLERANCE)
 
 
+@pytest.mark.slow
+def test_bloom_is_transformers_bloom() -> None:
+    cfg = opt.OPTConfig(
+        name="tiny", hidden=64, heads=4, layers=2, ffn=256, embed=64, vocab=100, activation="gelu_new",
+        has_alibi=True,
+    )  # fmt: skip
+    theirs = transformers.FlaxBloomForCausalLM(
+        transformers.BloomConfig(vocab_size=100, hidden_size=64, n_layer=2, n_head=4), seed=8
+    )
+    given = theirs.params["transformer"]
+    layers = []
+    for index in range(2):
+        one = given["h"][str(index)]
+        made = one["self_attention"]["query_key_value"]
+        # The product that makes all three has them side by side in each head.
+        weights = jnp.split(made["kernel"].reshape(64, 4, 48), 3, axis=-1)
+        biases = jnp.split(made["bias"].reshape(4, 48), 3, axis=-1)
+        layers.append(
+            {
+                **{
+                    name: {"w": w.reshape(64, 64), "b": b.reshape(64)}
+                    for name, w, b in zip("qkv", weights, biases, strict=True)
+                },
+                "o": _linear(one["self_attention"]["dense"]),
+                "up": _linear(one["mlp"]["dense_h_to_4h"]),
+                "down": _linear(one["mlp"]["dense_4h_to_h"]),
+                "attention_norm": _norm(one["input_layernorm"]),
+                "ffn_norm": _norm(one["post_attention_layernorm"]),
+            }
+        )
+    params = {
+        "tokens": given["word_embeddings"]["embedding"],
+        "norm": _norm(given["word_embeddings_layernorm"]),
+        "layers": layers,
+        "final_norm": _norm(given["ln_f"]),
+    }
+    tokens = np.random.default_rng().integers(0, 100, (2, 12))
+    expected = theirs(tokens).logits
+    _, logits, cache = bloom.prefill(cfg, 16, params, jnp.asarray(tokens[:, :11]))
+    np.testing.assert_allclose(logits, expected[:, 10], atol=_TOLERANCE)
+    _, logits, _ = bloom.decode(cfg, params, cache, jnp.asarray(tokens[:, 11]), jnp.int32(11))
+    np.testing.assert_allclose(logits, expected[:, 11], atol=_TOLERANCE)
+
+
 def _gptj_parameters(given, cfg):
     """GPT-J's parameters; for GPT-NeoX's form the numbers of a head that turn together are put half a turn
     apart, one norm is given twice and biases are zero: the same function."""
@@ -465,10 +510,18 @@ def test_published_llamas_have_their_published_size(name: str, billions: float) 
 
 @pytest.mark.parametrize(
     ("name", "billions"),
-    [("gpt-j-6b", 6.05), ("gpt-neox-20b", 20.55), ("pythia-1.4b", 1.415), ("pythia-12b", 11.85)],
+    [
+        ("gpt-j-6b", 6.05),
+        ("gpt-neox-20b", 20.55),
+        ("pythia-1.4b", 1.415),
+        ("pythia-12b", 11.85),
+        ("bloom-560m", 0.559),
+        ("bloom-7b1", 7.069),
+    ],
 )
-def test_published_gptjs_have_their_published_size(name: str, billions: float) -> None:
-    shapes = jax.tree_util.tree_leaves(gptj.parameter_shapes(gptj.config(name), jnp.bfloat16))
+def test_published_decoders_have_their_published_size(name: str, billions: float) -> None:
+    module = MODELS[name]
+    shapes = jax.tree_util.tree_leaves(module.parameter_shapes(module.config(name), jnp.bfloat16))
     assert sum(shape.size for shape in shapes) == pytest.approx(billions * 1e9, rel=0.005)
 
 

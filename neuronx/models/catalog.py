@@ -14,7 +14,7 @@ from jax.sharding import PartitionSpec
 from kernels.errors import CompileError
 from neuronx.api import compile as compile_function
 from neuronx.driver import AUTO_CAST_TYPES, AUTO_CASTS
-from neuronx.models import bert, clip, gpt2, gptj, llama, opt, resnet, vgg, vit
+from neuronx.models import bert, bloom, clip, gpt2, gptj, llama, opt, resnet, vgg, vit
 from neuronx.models.layers import tensor_parallel
 from neuronx.models.quantised import quantised_shapes
 from neuronx.models.sizes import find
@@ -36,7 +36,7 @@ __all__ = [
     "workload",
 ]
 
-DECODERS = (opt, gpt2, gptj, llama)
+DECODERS = (opt, gpt2, gptj, bloom, llama)
 
 
 def _sentences(cfg: Any, batch: int, length: int, dtype: Any) -> list[jax.ShapeDtypeStruct]:

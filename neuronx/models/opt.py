@@ -48,7 +48,8 @@ class OPTConfig:
     ``norm_first`` is False for 350m, which normalises after each residual and has no final norm.
     ``extra_heads`` of zero weights are added where heads have to divide evenly over cores. OPT's position
     table starts at row ``position_offset`` (a padding convention of its training code).
-    ``activation``: one of ``layers.ACTIVATIONS``."""
+    ``activation``: one of ``layers.ACTIVATIONS``. BLOOM (``has_alibi``) has slopes instead of a position
+    table, and a norm behind its token table."""
 
     name: str
     hidden: int
@@ -62,6 +63,7 @@ class OPTConfig:
     positions: int = 2048
     position_offset: int = 2
     activation: str = "relu"
+    has_alibi: bool = False
 
     @property
     def head_dim(self) -> int:
@@ -115,9 +117,12 @@ def _parameter_tree(cfg: OPTConfig, make: Make, *, share_layers: bool = False) -
     layer = functools.partial(layer_parameters, make, cfg.hidden, cfg.ffn, width)
     tree = {
         "tokens": make((cfg.vocab, cfg.embed), 0.0),
-        "positions": make((cfg.positions + cfg.position_offset, cfg.hidden), 0.0),
         "layers": [layer()] * cfg.layers if share_layers else [layer() for _ in range(cfg.layers)],
     }
+    if cfg.has_alibi:
+        tree["norm"] = norm_parameters(make, cfg.hidden)
+    else:
+        tree["positions"] = make((cfg.positions + cfg.position_offset, cfg.hidden), 0.0)
     if cfg.embed != cfg.hidden:
         tree["project_in"] = make((cfg.embed, cfg.hidden), 0.0)
         tree["project_out"] = make((cfg.hidden, cfg.embed), 0.0)
@@ -149,7 +154,7 @@ def prefill(
       the KV cache, filled up to ``length``.
     """
     length = tokens.shape[1]
-    attend = prompt_attention(length, max_len)
+    attend = prompt_attention(length, max_len, _slopes(cfg))
     x = _embed(cfg, params, tokens, jnp.arange(length))
     x, cache = _decoder(cfg, params, x, attend, [None] * cfg.layers)
     return *_next_token(cfg, params, x[:, -1]), cache
@@ -167,7 +172,7 @@ def decode(
     Returns:
       As ``prefill``, with the updated cache (to be donated, so that it stays where it is).
     """
-    attend = step_attention(cache[0]["k"].shape[2], position)
+    attend = step_attention(cache[0]["k"].shape[2], position, _slopes(cfg))
     x = _embed(cfg, params, token[:, None], position[None])
     x, updated = _decoder(cfg, params, x, attend, cache)
     return *_next_token(cfg, params, x[:, -1]), updated
@@ -177,7 +182,17 @@ def _embed(cfg: OPTConfig, params: dict[str, Any], tokens: jax.Array, positions:
     x = jnp.take(params["tokens"], tokens, axis=0, mode="clip")
     if cfg.embed != cfg.hidden:
         x = x @ params["project_in"]
+    if cfg.has_alibi:
+        return layer_norm(params["norm"], x, NORM_EPSILON)
     return x + jnp.take(params["positions"], positions + cfg.position_offset, axis=0, mode="clip")
+
+
+def _slopes(cfg: OPTConfig) -> jax.Array | None:
+    """ALiBi's slope of each head, of which there is a power of two; heads of zero weights have none."""
+    if not cfg.has_alibi:
+        return None
+    slopes = [2.0 ** (-8 * (head + 1) / cfg.heads) for head in range(cfg.heads)]
+    return jnp.array(slopes + [0.0] * cfg.extra_heads, jnp.float32)
 
 
 def _decoder(
