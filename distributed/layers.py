@@ -34,6 +34,8 @@ class LayerRow:
 def layer_rows(timeline: Timeline) -> list[LayerRow]:
     """Stretches of the program that do the same work several times in a row: unrolled equal layers.
 
+    The last of a row may end differently, in up to a quarter of its runs.
+
     A program may have several such groups, for example a forward and a backward pass. Empty where nothing
     repeats. What stands before, between and behind the groups is in none of them.
     """
@@ -84,7 +86,8 @@ def _longest(works: Sequence[int], period: int) -> tuple[int, int, int]:
     best, start = (0, period, 0), 0
     for at in range(period, len(works) + 1):
         if at == len(works) or works[at] != works[at - period]:
-            count = (at - start) // period
+            # The last layer of many ends in something else, such as the norm of the whole model.
+            count = min(at - start + period // 4, len(works) - start) // period
             if count > max(best[2], 1):
                 best = (start, period, count)
             start = at - period + 1

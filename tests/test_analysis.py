@@ -131,6 +131,19 @@ def test_layers_of_two_kinds_are_two_groups():
     assert rows[4].start_s + rows[4].seconds == pytest.approx(loss.start_s)
 
 
+@pytest.mark.parametrize(("last", "layers"), ((1, 4), (3, 3)))
+def test_the_last_layer_may_end_differently(last, layers):
+    """Of four layers of five kernels, the last with so many of its own."""
+    b = Builder(1)
+    x = b.global_buffer((128, 128))
+    names = [*"abcde" * 3, *"abcde"[: 5 - last], *"vwxyz"[:last]]
+    steps = [
+        b.launch(name, [x, x], [b.buffer((128, 128))], work=elementwise_work((128, 128))) for name in names
+    ]
+    rows = layer_rows(time_program(b.program([x], steps, [x]), "inf2.xlarge"))
+    assert len(rows) == layers
+
+
 def test_nothing_repeats_in_one_kernel():
     b = Builder(1)
     x, y = b.global_buffer((64, 64)), b.global_buffer((64, 64))
