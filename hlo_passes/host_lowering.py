@@ -109,23 +109,24 @@ def _lower_product(op: ir.Operation, softmax: frozenset[ir.Value]) -> Decision:
     if reason:
         return Decision(op=name, reason=reason)
     by_rows = w.free != [] and w.contracting != [] and max(w.free) < min(w.contracting)
-    pairs = in_pairs(*types[:2], m=m, k=k)
     # The left operand follows the order in which the weights hold what is summed over.
     order = sorted(range(len(w.contracting)), key=lambda i: w.contracting[i])
     summed_x, summed_w = ([side.contracting[i] for i in order] for side in (x, w))
     with ir.InsertionPoint(op), op.location:
+        cached = not swapped and reads_filled(types[1], m=m)
+        filled = _filled(op, x, n, softmax, by_rows) if cached else None
+        pairs = filled is None and in_pairs(*types[:2], m=m, k=k)
         rows = _arranged(
             _converted(x.value, "bf16" if pairs else "f32"), [x.batch, x.free, summed_x], [batch, m, k]
         )
         sides = [w.free, summed_w] if by_rows else [summed_w, w.free]
         sizes = [batch, n, k] if by_rows else [batch, k, n]
         weights = _arranged(w.value, [w.batch, *sides], sizes)
-        target, operands = matmul_target(types[1], by_rows=by_rows, pairs=pairs), [rows, weights]
-        if not swapped and reads_filled(types[1], m=m):
-            filled = _filled(op, x, n, softmax, by_rows)
-            if filled is not None:
-                target, operands = filled_target(types[1], by_rows=by_rows), [rows, weights, *filled]
-        [result] = kernel_call(target, operands, [_type([batch, m, n], "f32")])
+        if filled is None:
+            target = matmul_target(types[1], by_rows=by_rows, pairs=pairs)
+        else:
+            target = filled_target(types[1], by_rows=by_rows)
+        [result] = kernel_call(target, [rows, weights, *(filled or ())], [_type([batch, m, n], "f32")])
         result = _in_the_order_of(op, result, x, w, swapped)
         op.results[0].replace_all_uses_with(result)
     op.erase()

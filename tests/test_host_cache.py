@@ -84,6 +84,17 @@ def test_scores_of_the_filled_part_are_those_of_float64(cache, rng):
         assert np.all(np.abs(got - expected) <= width * 2.0**-24 * magnitude), (batch, m, width)
 
 
+def test_rows_of_bf16_that_meet_a_cache_are_not_paired(rng):
+    batch, m, width, positions = 2, 5, 64, 100
+    text = scores_under_mask(batch, m, width, positions, "bf16").replace("x64xf32", "x64xbf16")
+    assert lower_text(text).targets == {filled_target("bf16", by_rows=True)}
+    x, w = (randoms(rng, (batch, size, width), dtype("bf16").numpy) for size in (m, positions))
+    visible = np.arange(positions) < 30
+    spoil(w, 30)
+    got = run(text, x, w, visible)
+    np.testing.assert_allclose(got[..., :30], filled_reference(x, w, visible)[..., :30], rtol=0, atol=1e-3)
+
+
 @pytest.mark.parametrize("cache", TYPES)
 def test_sums_of_the_filled_part_are_those_of_float64(cache, rng):
     """What lies behind the last weight is not looked at, not even NaN, which times zero would be NaN."""

@@ -22,6 +22,7 @@ SIZES = [
     (1, 1, 17, 4097),
     (1, 1, 4097, 17),
     (1, 1, 37, 8209),
+    (2, 1, 300, 128),
     (1, 2, 129, 127),
     (1, 3, 127, 129),
     (1, 7, 513, 63),
@@ -36,7 +37,18 @@ SIZES = [
 
 
 # The same of products of bf16 with bf16, whose terms go in pairs.
-PAIRED_SIZES = [(1, 9, 4098, 17), (1, 17, 2, 4097), (1, 129, 258, 127), (3, 127, 18, 129), (2, 513, 130, 33)]
+PAIRED_SIZES = [
+    (1, 2, 130, 4097),
+    (1, 3, 4098, 17),
+    (3, 5, 18, 129),
+    (2, 7, 514, 63),
+    (1, 8, 258, 1025),
+    (1, 9, 4098, 17),
+    (1, 17, 2, 4097),
+    (1, 129, 258, 127),
+    (3, 127, 18, 129),
+    (2, 513, 130, 33),
+]
 
 
 def product(batch: int, m: int, k: int, n: int, weights: str, contracting: str, rows: str = "f32") -> str:
@@ -119,22 +131,24 @@ def test_paired_products_are_those_of_float64(contracting, rng):
         assert np.all(np.abs(got - expected) <= k * 2.0**-24 * magnitude), (batch, m, k, n)
 
 
+@pytest.mark.parametrize("m", [8, 20])
 @pytest.mark.parametrize("contracting", LAYOUTS)
-def test_paired_products_keep_infinity_and_nan_where_they_are(contracting, rng):
-    x, w = bf16_operands(rng, 1, 20, 258, 129, contracting)
+def test_paired_products_keep_infinity_and_nan_where_they_are(contracting, m, rng):
+    x, w = bf16_operands(rng, 1, m, 258, 129, contracting)
     x = np.abs(x) + x.dtype.type(1)
     columns = w[0] if contracting == COLUMNS else w[0].T
     columns[5, 3], columns[257, 128], columns[100, 64] = np.nan, np.inf, -np.inf
     x[0, 7, 44] = np.nan
-    got = run(product(1, 20, 258, 129, "bf16", contracting, "bf16"), x, w)[0]
+    got = run(product(1, m, 258, 129, "bf16", contracting, "bf16"), x, w)[0]
     assert np.isnan(got[7]).all() and np.isnan(got[:, 3]).all()
     others = np.delete(got, 7, axis=0)
     assert (others[:, 128] == np.inf).all() and (others[:, 64] == -np.inf).all()
     assert np.isfinite(np.delete(others, [3, 64, 128], axis=1)).all()
 
 
-def test_odd_terms_are_not_paired():
-    text = product(1, 9, 129, 64, "bf16", COLUMNS, "bf16")
+@pytest.mark.parametrize(("m", "k"), [(9, 129), (5, 129), (1, 128)])
+def test_odd_terms_and_those_of_one_row_are_not_paired(m, k):
+    text = product(1, m, k, 64, "bf16", COLUMNS, "bf16")
     assert force(text).targets == {matmul_target("bf16", by_rows=False)}
 
 
@@ -142,10 +156,21 @@ _IN_STEPS = """
 import sys
 sys.path.insert(0, "tests")
 import numpy as np
-from test_host_kernels import COLUMNS, product, run
-x, w = (one.view("bfloat16") for one in np.load(sys.argv[1]).values())
-np.save(sys.argv[2], run(product(1, 40, 300, 70, "bf16", COLUMNS, "bf16"), x, w))
+from test_host_kernels import all_ways
+np.save(sys.argv[2], all_ways(*(one.view("bfloat16") for one in np.load(sys.argv[1]).values())))
 """
+
+
+def all_ways(x: np.ndarray, w: np.ndarray) -> np.ndarray:
+    """Many rows and few, weights in both layouts: results one above the other."""
+    k, n = w.shape[1:]
+    stored = {COLUMNS: w, ROWS: np.ascontiguousarray(w.transpose(0, 2, 1))}
+    results = [
+        run(product(1, m, k, n, "bf16", contracting, "bf16"), x[:, :m], stored[contracting])
+        for m in (40, 8, 7)
+        for contracting in LAYOUTS
+    ]
+    return np.concatenate(results, axis=1)
 
 
 @pytest.mark.slow
@@ -161,8 +186,7 @@ def test_the_instruction_for_pairs_has_the_bits_of_two_steps(tmp_path, monkeypat
     np.savez(tmp_path / "operands.npz", x=x.view(np.uint16), w=w.view(np.uint16))
     files = [str(tmp_path / "operands.npz"), str(tmp_path / "steps.npy")]
     subprocess.run([sys.executable, "-c", _IN_STEPS, *files], cwd=ROOT, check=True)
-    ours = run(product(1, 40, 300, 70, "bf16", COLUMNS, "bf16"), x, w)
-    np.testing.assert_array_equal(ours, np.load(files[1]))
+    np.testing.assert_array_equal(all_ways(x, w), np.load(files[1]))
 
 
 @pytest.mark.parametrize("contracting", LAYOUTS)

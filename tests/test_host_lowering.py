@@ -92,7 +92,7 @@ def test_a_conversion_that_rounds_is_not_left_out(rng):
         return jnp.matmul(x, w.astype(jnp.bfloat16), preferred_element_type=jnp.float32)
 
     [ours], [theirs], [decision] = both(function, x, w)
-    assert decision.target == "neuronx_matmul_bf16_columns"
+    assert decision.target == "neuronx_matmul_bf16_pairs_columns"
     np.testing.assert_allclose(ours, theirs, rtol=1e-5, atol=1e-5)
 
 
@@ -192,9 +192,9 @@ def test_a_program_says_what_its_host_kernels_are():
 
     shapes = [jax.ShapeDtypeStruct(one, jnp.bfloat16) for one in ((3, 200), (200, 300), (4, 4))]
     said = neuronx.compile(function).lower(*shapes).compile().explain_host()
-    assert "1 x bf16[3, 200] x bf16[200, 300] -> f32[3, 300]: neuronx_matmul_bf16_columns, " in said
-    # 3 x 200 and 3 x 300 f32 and 200 x 300 bf16; two flops for each of 3 x 200 x 300 terms.
-    assert "_columns, 0.126 MB and 0.36 MFLOP each" in said
+    assert "1 x bf16[3, 200] x bf16[200, 300] -> f32[3, 300]: neuronx_matmul_bf16_pairs_columns, " in said
+    # 3 x 200 and 200 x 300 bf16 and 3 x 300 f32; two flops for each of 3 x 200 x 300 terms.
+    assert "_columns, 0.125 MB and 0.36 MFLOP each" in said
     assert "bf16[4, 4] x bf16[4, 4] -> f32[4, 4]: XLA, for 64 multiplications are fewer than" in said
     off = neuronx.compile(function, host_kernels=False).lower(*shapes).compile().explain_host()
     assert "host_kernels=False" in off

@@ -16,6 +16,7 @@ __all__ = [
     "INT",
     "KINDS",
     "LANES",
+    "PAIRS",
     "SIZES",
     "VECTOR",
     "WIDE",
@@ -27,6 +28,8 @@ __all__ = [
     "load_line",
     "load_masked",
     "load_wide",
+    "multiply_add",
+    "paired",
     "prefetch",
     "spread",
     "store",
@@ -52,7 +55,7 @@ def _halves(value: int, lanes: int) -> ir.Constant:
     return ir.Constant(ir.VectorType(INT[16], lanes), [value] * lanes)
 
 
-def _f32(b: ir.IRBuilder, raw: ir.Value) -> ir.Value:
+def _as_it_is(b: ir.IRBuilder, raw: ir.Value) -> ir.Value:
     return raw
 
 
@@ -99,9 +102,9 @@ def _f8e5m2(b: ir.IRBuilder, raw: ir.Value) -> ir.Value:
     return _f16(b, b.shl(b.zext(raw, ir.VectorType(INT[16], lanes)), _halves(8, lanes)))
 
 
-# Each kind of stored element: its bits, its type in memory, and how a vector of them becomes f32, exactly.
+# Each kind of stored element: its bits, and how a vector of them becomes f32, exactly.
 _WIDEN: tuple[tuple[str, int, Callable[..., ir.Value]], ...] = (
-    ("f32", 32, _f32),
+    ("f32", 32, _as_it_is),
     ("bf16", 16, _bf16),
     ("f16", 16, _f16),
     ("i8", 8, _i8),
@@ -110,11 +113,14 @@ _WIDEN: tuple[tuple[str, int, Callable[..., ir.Value]], ...] = (
     ("f8E4M3FN", 8, _small_float(3, 7, 0x7F)),
     ("f8E5M2", 8, _f8e5m2),
     ("f8E3M4", 8, _small_float(4, 3, 0x70)),
+    ("pairs of bf16", 32, _as_it_is),
 )
 
 KINDS = {name: number for number, (name, _, _) in enumerate(_WIDEN)}
-"""MLIR's name of each element type the kernels read, and its number for them."""
+"""MLIR's name of each element type the kernels read, or that of pairs, and its number for them."""
 
+PAIRS = KINDS["pairs of bf16"]
+"""Two terms in 32 bits, the first in the lower half. They are never widened: ``multiply_add`` takes both."""
 
 SIZES = tuple(bits // 8 for _, bits, _ in _WIDEN)
 """Bytes of an element of each kind."""
@@ -233,6 +239,32 @@ def spread(b: ir.IRBuilder, scalar: ir.Value, vector: ir.Type) -> ir.Value:
 def fma(b: ir.IRBuilder, x: ir.Value, y: ir.Value, z: ir.Value) -> ir.Value:
     """``x * y + z``, rounded once."""
     return call(b, f"llvm.fma.v{LANES}f32", VECTOR, [x, y, z])
+
+
+_HAS_PAIRS = bool(
+    not (config.CPU_NAME or config.CPU_FEATURES) and binding.get_host_cpu_features().get("avx512bf16")
+)
+"""Whether Numba compiles for a processor that adds up a pair at once; else two steps have the same bits.
+
+The instruction takes denormals for zero, as XLA:CPU tells its threads to do in every other.
+"""
+
+
+def multiply_add(b: ir.IRBuilder, kind: int, x: ir.Value, w: ir.Value, total: ir.Value) -> ir.Value:
+    """``total + x * w`` of f32, rounded once; of pairs ``total + x1 * w1 + x0 * w0``, once for each."""
+    if kind != PAIRS:
+        return fma(b, x, w, total)
+    if _HAS_PAIRS:
+        return call(b, "llvm.x86.avx512bf16.dpbf16ps.512", VECTOR, [total, x, w])
+    highs = (b.bitcast(b.and_(pair, _splat(0xFFFF0000)), VECTOR) for pair in (x, w))
+    lows = (b.bitcast(b.shl(pair, _splat(16)), VECTOR) for pair in (x, w))
+    return fma(b, *lows, fma(b, *highs, total))
+
+
+def paired(b: ir.IRBuilder, first: ir.Value, second: ir.Value) -> ir.Value:
+    """Two vectors of bf16, as bits, as one of pairs."""
+    low, high = (b.zext(half, WIDE) for half in (first, second))
+    return b.or_(low, b.shl(high, _splat(16)))
 
 
 def prefetch(b: ir.IRBuilder, address: ir.Value, size_bytes: int) -> None:

@@ -3,8 +3,8 @@
 import numpy as np
 from numba import literally, njit
 
-from kernels.host.elements import KINDS, LANES
-from kernels.host.memory import allocate, clear, release
+from kernels.host.elements import KINDS, LANES, PAIRS
+from kernels.host.memory import allocate, clear, copy, release
 from kernels.host.targets import FEW_ROWS
 from kernels.host.vectors import column_tile, row_tile, stream_tile, transpose_tile, widen_tile
 
@@ -13,6 +13,7 @@ __all__ = [
     "add_stretches",
     "multiply_columns",
     "multiply_stretch",
+    "stream_columns",
     "stream_rows",
     "tile_height",
     "tile_width",
@@ -122,14 +123,24 @@ def _stream_row(kind, x, w, size, out, k, n, behind):
 
 
 @njit
-def _stream_columns(kind, x, w, size, ldw, out, ldo, m, k, columns):
-    """Few rows, weights [k, n]: a few rows of weights at a time pass by once."""
+def stream_columns(kind, x, w, size, ldw, out, ldo, m, k, columns):
+    """Few rows, weights [k, n]: a few rows of weights at a time pass by once.
+
+    The sums lie by themselves meanwhile: as rows of ``out`` they share a few places of the first-level cache
+    with the rows of weights, which push them out.
+    """
     literally(kind)
+    row_bytes = 4 * columns + _ALIGN
+    memory = allocate(m * row_bytes + _ALIGN)
+    sums = (memory + _ALIGN - 1) // _ALIGN * _ALIGN
+    clear(sums, m * row_bytes)
     for top in range(0, k, _COLUMN_DEPTH):
         depth = min(_COLUMN_DEPTH, k - top)
-        add_product(
-            kind, x + 4 * top, 4 * k, w + top * ldw, size, ldw, out, ldo, m, depth, depth * ldw, columns
-        )
+        place, ahead = w + top * ldw, depth * ldw
+        add_product(kind, x + 4 * top, 4 * k, place, size, ldw, sums, row_bytes, m, depth, ahead, columns)
+    for row in range(m):
+        copy(out + row * ldo, sums + row * row_bytes, 4 * columns)
+    release(memory)
 
 
 @njit
@@ -162,7 +173,10 @@ def _row_groups(kind, x, w, size, out, ldo, m, k, columns):
     row = 0
     while row < m:
         x_row, out_row = x + 4 * k * row, out + ldo * row
-        if m - row >= 4:
+        if kind == PAIRS and m - row >= 8:
+            _row_group(kind, 8, 3, x_row, w, size, out_row, ldo, k, columns)
+            row += 8
+        elif m - row >= 4:
             _row_group(kind, 4, 6, x_row, w, size, out_row, ldo, k, columns)
             row += 4
         elif m - row >= 2:
@@ -231,11 +245,11 @@ def multiply_columns(kind, size, by_rows, x, w, out, m, k, n, columns):
     if by_rows and m <= FEW_ROWS:
         stream_rows(kind, x, w, size, out, ldo, m, k, columns)
         return
-    for row in range(m):
-        clear(out + row * ldo, 4 * columns)
     if m <= FEW_ROWS:
-        _stream_columns(kind, x, w, size, size * n, out, ldo, m, k, columns)
+        stream_columns(kind, x, w, size, size * n, out, ldo, m, k, columns)
     else:
+        for row in range(m):
+            clear(out + row * ldo, 4 * columns)
         _blocks(kind, by_rows, x, w, size, size * (k if by_rows else n), out, ldo, m, k, columns)
 
 

@@ -1,10 +1,10 @@
-"""The product of many rows of bf16 with bf16 weights, two terms at a time, as LLVM vector instructions."""
+"""Products of several rows of bf16 with bf16 weights, two terms at a time."""
 
 from collections.abc import Sequence
 from typing import Any
 
-from llvmlite import binding, ir
-from numba import config, literally, njit, types
+from llvmlite import ir
+from numba import literally, njit, types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
@@ -12,31 +12,26 @@ from kernels.host.elements import (
     INT,
     KINDS,
     LANES,
+    PAIRS,
     VECTOR,
     WIDE,
-    call,
     constant,
     first_lanes,
-    fma,
     load,
     load_masked,
     load_wide,
+    multiply_add,
+    paired,
     spread,
     store,
     store_masked,
 )
+from kernels.host.matmul import stream_columns, stream_rows
 from kernels.host.memory import allocate, clear, release
+from kernels.host.targets import FEW_ROWS
 from kernels.host.vectors import transposed
 
 __all__ = ["multiply_pairs"]
-
-_HAS_INSTRUCTION = bool(
-    not (config.CPU_NAME or config.CPU_FEATURES) and binding.get_host_cpu_features().get("avx512bf16")
-)
-"""Whether Numba compiles for a processor that adds up a pair at once; else two steps have the same bits.
-
-The instruction takes denormals for zero, as XLA:CPU tells its threads to do in every other.
-"""
 
 _PANEL_VECTORS = 4
 _PANEL = _PANEL_VECTORS * LANES
@@ -50,16 +45,6 @@ x at a time: each is 128 KiB of the second-level cache."""
 
 _TILE_ROWS = 6
 _ALIGN = 64
-
-
-def _add_pair(b: ir.IRBuilder, x: ir.Value, w: ir.Value, total: ir.Value) -> ir.Value:
-    """``total + x1 * w1 + x0 * w0`` of pairs of bf16 in 32-bit lanes, rounded after each addition."""
-    if _HAS_INSTRUCTION:
-        return call(b, "llvm.x86.avx512bf16.dpbf16ps.512", VECTOR, [total, x, w])
-    shift, upper = ir.Constant(WIDE, [16] * LANES), ir.Constant(WIDE, [0xFFFF0000] * LANES)
-    highs = (b.bitcast(b.and_(pair, upper), VECTOR) for pair in (x, w))
-    lows = (b.bitcast(b.shl(pair, shift), VECTOR) for pair in (x, w))
-    return fma(b, *lows, fma(b, *highs, total))
 
 
 @intrinsic(prefer_literal=True)
@@ -93,7 +78,7 @@ def _pair_tile(typing, rows, out, ldo, x, ldx, panel, pairs, columns):
                 pair = spread(b, load(b, b.add(column, b.mul(ldx, constant(r))), INT[32], 2), WIDE)
                 for v, weight in enumerate(weights):
                     total = sums[r * _PANEL_VECTORS + v]
-                    b.store(_add_pair(b, pair, weight, b.load(total)), total)
+                    b.store(multiply_add(b, PAIRS, pair, weight, b.load(total)), total)
         for (place, mask), total in zip(places, sums, strict=True):
             store_masked(b, b.load(total), place, mask)
         return context.get_dummy_value()
@@ -110,11 +95,8 @@ def _pack_columns(typing, panel, w, ldw, pairs, columns):
         mask = first_lanes(b, columns)
         with cgutils.for_range(b, pairs) as loop:
             first = b.add(w, b.mul(loop.index, b.add(ldw, ldw)))
-            low, high = (
-                b.zext(load_masked(b, place, INT[16], mask), WIDE) for place in (first, b.add(first, ldw))
-            )
-            pair = b.or_(low, b.shl(high, ir.Constant(WIDE, [16] * LANES)))
-            store(b, pair, b.add(panel, b.mul(loop.index, constant(_PAIR_ROW_BYTES))))
+            two = (load_masked(b, place, INT[16], mask) for place in (first, b.add(first, ldw)))
+            store(b, paired(b, *two), b.add(panel, b.mul(loop.index, constant(_PAIR_ROW_BYTES))))
         return context.get_dummy_value()
 
     return types.void(*[types.intp] * 5), generate
@@ -191,6 +173,11 @@ def _add_pairs(by_rows, x, w, ldw, out, ldo, m, k, columns):
 def multiply_pairs(by_rows, x, w, out, m, k, n, columns):
     """As ``matmul.multiply_columns``, of bf16 rows and weights."""
     literally(by_rows)
-    for row in range(m):
-        clear(out + 4 * n * row, 4 * columns)
-    _add_pairs(by_rows, x, w, 2 * (k if by_rows else n), out, 4 * n, m, k, columns)
+    if m <= FEW_ROWS and by_rows:
+        stream_rows(PAIRS, x, w, 4, out, 4 * n, m, k // 2, columns)
+    elif m <= FEW_ROWS:
+        stream_columns(PAIRS, x, w, 2, 4 * n, out, 4 * n, m, k // 2, columns)
+    else:
+        for row in range(m):
+            clear(out + 4 * n * row, 4 * columns)
+        _add_pairs(by_rows, x, w, 2 * (k if by_rows else n), out, 4 * n, m, k, columns)

@@ -78,7 +78,7 @@ def matmul_target(weights: str, *, by_rows: bool, pairs: bool = False) -> str:
 
 def in_pairs(x: str, weights: str, *, m: int, k: int) -> bool:
     """Whether the product of these types and sizes takes its terms in pairs."""
-    return x == weights == "bf16" and m > FEW_ROWS and k % 2 == 0
+    return x == weights == "bf16" and m > 1 and k % 2 == 0
 
 
 def why_not_matmul(

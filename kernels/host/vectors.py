@@ -16,6 +16,7 @@ from kernels.host.elements import (
     INT,
     KINDS,
     LANES,
+    PAIRS,
     SIZES,
     VECTOR,
     WIDE,
@@ -24,7 +25,10 @@ from kernels.host.elements import (
     fma,
     load,
     load_line,
+    load_masked,
     load_wide,
+    multiply_add,
+    paired,
     prefetch,
     spread,
     store,
@@ -60,13 +64,14 @@ def column_tile(typing, kind, rows, vectors, masked, out, ldo, x, ldx, w, ldw, d
     """``out[rows, vectors * LANES] += x[rows, depth] @ w[depth, vectors * LANES]``, one f32 sum each.
 
     ``out`` and ``x`` are f32 in memory, ``w`` of ``kind``; ``ld*`` are bytes from row to row. ``ahead`` is
-    the distance in bytes of what will be read next. ``masked``: only the first ``columns`` exist.
+    the distance in bytes of what will be read next. ``masked``: only the first ``columns`` exist. Of pairs
+    x holds the terms side by side, and w one above the other: a row of pairs is two rows of bf16.
     """
     found = _constants(kind, rows, vectors, masked)
     if found is None:
         return None
     code, num_rows, num_vectors, has_mask = found
-    size = SIZES[code]
+    factors = WIDE if code == PAIRS else VECTOR
 
     def body(b, out, ldo, x, ldx, w, ldw, depth, ahead, columns):
         mask = first_lanes(b, columns) if has_mask else None
@@ -80,18 +85,14 @@ def column_tile(typing, kind, rows, vectors, masked, out, ldo, x, ldx, w, ldw, d
             b.store(load_wide(b, KINDS["f32"], place, mask), total)
         with cgutils.for_range(b, depth) as loop:
             row = b.add(w, b.mul(loop.index, ldw))
-            weights = [
-                load_wide(b, code, b.add(row, constant(size * LANES * v)), mask) for v in range(num_vectors)
-            ]
-            if not has_mask:
-                prefetch(b, b.add(row, ahead), size * LANES * num_vectors)
+            weights = _load_row(b, code, row, ldw, num_vectors, mask, ahead)
             column = b.add(x, b.mul(loop.index, constant(4)))
             for r in range(num_rows):
-                scalar = load(b, b.add(column, b.mul(ldx, constant(r))), F32, 4)
-                factor = spread(b, scalar, VECTOR)
+                scalar = load(b, b.add(column, b.mul(ldx, constant(r))), factors.element, 2)
+                factor = spread(b, scalar, factors)
                 for v, weight in enumerate(weights):
                     total = sums[r * num_vectors + v]
-                    b.store(fma(b, factor, weight, b.load(total)), total)
+                    b.store(multiply_add(b, code, factor, weight, b.load(total)), total)
         for place, total in zip(places, sums, strict=True):
             store_masked(b, b.load(total), place, mask)
 
@@ -101,6 +102,28 @@ def column_tile(typing, kind, rows, vectors, masked, out, ldo, x, ldx, w, ldw, d
         return context.get_dummy_value()
 
     return types.void(kind, rows, vectors, masked, *[types.intp] * 9), generate
+
+
+def _load_row(
+    b: ir.IRBuilder,
+    kind: int,
+    row: ir.Value,
+    ldw: ir.Value,
+    count: int,
+    mask: ir.Value | None,
+    ahead: ir.Value,
+) -> list[ir.Value]:
+    """``count`` vectors of a row of weights, or of two as pairs; what lies ``ahead`` of it is asked for."""
+    stored = [row] if kind != PAIRS else [row, b.add(row, b.lshr(ldw, constant(1)))]
+    size = SIZES[kind] // len(stored)
+    if mask is None:
+        for place in stored:
+            prefetch(b, b.add(place, ahead), size * LANES * count)
+    places = [[b.add(place, constant(size * LANES * v)) for place in stored] for v in range(count)]
+    if kind != PAIRS:
+        return [load_wide(b, kind, place, mask) for [place] in places]
+    every = ir.Constant(ir.VectorType(INT[1], LANES), [1] * LANES) if mask is None else mask
+    return [paired(b, *(load_masked(b, place, INT[16], every) for place in two)) for two in places]
 
 
 _LINE_VECTORS = {1: 4, 2: 2, 4: 2}
@@ -156,8 +179,8 @@ def stream_tile(typing, kind, depth, out, x, w, ldw, ahead, columns):
 def row_tile(typing, kind, rows, columns, out, ldo, x, ldx, w, ldw, depth, ahead):
     """``out[rows, columns] = x[rows, depth] @ w[columns, depth].T``: dot products along memory.
 
-    Each is LANES f32 sums, added as a tree at the end. Arguments as of ``stream_tile``; of one row only,
-    what will be read later is asked for.
+    Each is LANES f32 sums, added as a tree at the end. Arguments as of ``column_tile``, but that pairs lie
+    side by side in both.
     """
     found = _constants(kind, rows, columns)
     if found is None:
@@ -173,22 +196,23 @@ def row_tile(typing, kind, rows, columns, out, ldo, x, ldx, w, ldw, depth, ahead
         def step(position: ir.Value, count: int, mask: ir.Value | None) -> None:
             at = b.mul(position, constant(size))
             places = [b.add(b.add(w, b.mul(ldw, constant(c))), at) for c in range(num_columns)]
+            if mask is None:
+                for place in places:
+                    prefetch(b, b.add(place, ahead), size * LANES * count)
             if count == 1:
                 lines = [[load_wide(b, code, place, mask)] for place in places]
             else:
-                for place in places:
-                    prefetch(b, b.add(place, ahead), size * LANES * count)
                 lines = [load_line(b, code, place, count) for place in places]
             for v in range(count):
                 first = b.mul(b.add(position, constant(LANES * v)), constant(4))
                 for r in range(num_rows):
                     place = b.add(b.add(x, b.mul(ldx, constant(r))), first)
-                    row = load_wide(b, KINDS["f32"], place, mask)
+                    row = load_wide(b, PAIRS if code == PAIRS else KINDS["f32"], place, mask)
                     for c, line in enumerate(lines):
                         total = sums[r * num_columns + c]
-                        b.store(fma(b, row, line[v], b.load(total)), total)
+                        b.store(multiply_add(b, code, row, line[v], b.load(total)), total)
 
-        # The sums of several rows alone fill the registers, and what they do hides the reading.
+        # The sums of several rows alone fill the registers.
         count = _LINE_VECTORS[size] if num_rows == 1 else 1
         line = constant(LANES * count)
         with cgutils.for_range(b, b.udiv(depth, line)) as loop:
