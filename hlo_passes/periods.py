@@ -69,8 +69,8 @@ class _Keys:
         return self._own(op), self._inside(op, {value: n for n, value in enumerate(op.operands)})
 
     def _own(self, op: ir.Operation) -> Hashable:
-        types = tuple(value.type for value in (*op.operands, *op.results))
-        attributes = tuple((name, self._attribute(op.attributes[name])) for name in op.attributes)
+        types = (*(value.type for value in op.operands), *op.results.types)
+        attributes = tuple((name, self._attribute(value)) for name, value in op.attributes.items())
         return op.name, types, attributes
 
     def _attribute(self, attribute: ir.Attribute) -> Hashable:

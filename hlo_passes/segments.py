@@ -131,5 +131,5 @@ def _content(op: ir.Operation) -> object:
     """What ``op`` does apart from its operands."""
     if is_composite(op):
         return op.attributes["decomposition"].value
-    attributes = tuple((name, op.attributes[name]) for name in op.attributes if name != "neuron.hbm_offset")
-    return op.name, attributes, tuple(result.type for result in op.results)
+    attributes = tuple(item for item in op.attributes.items() if item[0] != "neuron.hbm_offset")
+    return op.name, attributes, tuple(op.results.types)
