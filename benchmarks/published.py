@@ -132,11 +132,15 @@ def _weights(row: Mapping[str, str]) -> str | None:
 
 
 def _casts(row: Mapping[str, str], is_decoder: bool) -> dict[str, str]:
-    """Unless it says otherwise, a row is of neuronx-cc's default until 2.26; decoders were not cast."""
+    """As transformers-neuronx compiles decoders, and neuronx-cc until 2.26 the others, unless a row says.
+
+    Decoders of 16 bits have nothing to cast.
+    """
     text = row.get("autocast", "").lower()
     if is_decoder and row.get("model_dtype", "").lower() != "fp32":
         return {}
-    found = _CASTS.fullmatch("matmult" if text in _NOTHING - {"none"} else text)
+    default = "none" if is_decoder else "matmult"
+    found = _CASTS.fullmatch(default if text in _NOTHING - {"none"} else text)
     if found is None:
         raise CompileError(
             f"autocast is {row['autocast']!r}", op="row", fix="write it as Matmult-BF16 or None"

@@ -134,6 +134,10 @@ def _whole(row: Published) -> Iterator[Measured]:
     Where the row does not say how many batches were on their way, a throughput is that of one on each copy,
     and a latency that of one alone.
     """
+    if row.weights:
+        raise CompileError(
+            f"weights in {row.weights}, which decoders alone have", op="row", fix="leave it out"
+        )
     cfg = MODELS[row.name].config(row.name)
     positions = getattr(cfg, "positions", 0)
     if positions and not row.seq_len and not hasattr(cfg, "image"):

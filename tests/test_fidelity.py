@@ -148,6 +148,21 @@ def test_any_row_is_read_or_refused_with_a_reason(record) -> None:
         assert row.error(row.seconds) == 0
 
 
+def test_a_decoders_types_are_those_of_its_row() -> None:
+    row = {"model": "opt-125m", "instance": "inf2.xlarge", "seq_len": "128", "p50_ms": "1"}
+
+    def step_bytes(**fields: str) -> float:
+        [token] = measured(row | fields)
+        assert token.cores == 2
+        return time_program(token.runs[0].program(), token.instance).bytes_accessed
+
+    half, whole, small = step_bytes(), step_bytes(model_dtype="FP32"), step_bytes(weight_dtype="s8")
+    # The table of tokens, three tenths of the numbers, keeps its type.
+    assert whole == pytest.approx(2 * half, rel=0.02) and 0.5 * half < small < 0.75 * half
+    with pytest.raises(CompileError, match="decoders alone"):
+        measured(row | {"model": "bert-base-uncased", "weight_dtype": "int8"})
+
+
 _TWICE = pytest.approx(2, rel=0.05)
 
 
