@@ -126,7 +126,7 @@ UPDATES = [
 ]
 
 
-@pytest.mark.parametrize("element", ["bf16", "f8E4M3FN"])
+@pytest.mark.parametrize("element", ["bf16", "f8E4M3FN", "f32"])
 @pytest.mark.parametrize(("shape", "part", "starts"), UPDATES)
 def test_updates_are_those_of_xla(shape, part, starts, element, rng):
     array, update = (normal(rng, one, dtype(element).numpy) for one in (shape, part))

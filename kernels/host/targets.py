@@ -165,30 +165,31 @@ def filled_reference(x: np.ndarray, w: np.ndarray, mask: np.ndarray | None) -> n
     return np.pad(scores, [(0, 0), (0, 0), (0, len(mask) - filled)])
 
 
-_NARROW_FLOATS: Mapping[str, int] = {name: 1 for name in _FLOATS if name.startswith("f8")} | {"bf16": 2}
-"""Types that XLA:CPU widens, whole array and all, to update a slice; and their bytes."""
+_UPDATED: Mapping[str, int] = {name: element_type(name).bits // 8 for name in _FLOATS}
+"""Types of updated arrays, and their bytes. To update a slice XLA:CPU widens narrow floats, whole array and
+all, and copies others where a kernel reads the result, as the products with a cache do."""
 
 
 def update_target(dtype: str) -> str:
     """The custom call of ``dynamic_update_slice`` in the memory of its first operand."""
-    return f"neuronx_update_{_NARROW_FLOATS[dtype]}"
+    return f"neuronx_update_{_UPDATED[dtype]}"
 
 
 def update_targets() -> dict[str, int]:
     """Every target of the update kernel with the bytes of its elements."""
-    return {update_target(dtype): size for dtype, size in _NARROW_FLOATS.items()}
+    return {update_target(dtype): size for dtype, size in _UPDATED.items()}
 
 
 def why_not_update(dtype: str, shape: tuple[int, ...]) -> str:
     """Why XLA updates this array itself, or "" where the kernel does."""
-    if dtype not in _NARROW_FLOATS:
+    if dtype not in _UPDATED:
         return f"XLA updates arrays of {dtype} where they lie"
     return "" if shape else "it has no dims"
 
 
 def update_cost(dtype: str, update: Sequence[int]) -> Cost:
     """Of a slice with sizes ``update`` put into an array: the slice is read and written."""
-    return Cost(moved_bytes=2 * _NARROW_FLOATS[dtype] * math.prod(update), flops=0)
+    return Cost(moved_bytes=2 * _UPDATED[dtype] * math.prod(update), flops=0)
 
 
 def update_reference(array: np.ndarray, update: np.ndarray, starts: Sequence[int]) -> np.ndarray:
