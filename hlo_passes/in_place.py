@@ -4,9 +4,10 @@ from dataclasses import dataclass
 
 from hlo_passes.ir import func, ir
 from hlo_passes.ops import kind, tensor
+from hlo_passes.patterns import ELEMENTWISE
 from kernels.work import Tensor
 
-__all__ = ["Update", "updates"]
+__all__ = ["Update", "is_taken_along", "updates"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,6 +38,28 @@ def updates(function: func.FuncOp) -> tuple[Update, ...]:
         if start != value and start in arguments and start.type == value.type:
             found.append(Update(operand=arguments[start], result=result, written=tuple(written)))
     return tuple(found)
+
+
+def is_taken_along(function: func.FuncOp, operand: int, result: int) -> bool:
+    """Whether a kernel reads an element of the operand only to make those in its place, ``result``'s too.
+
+    Then the result may be written over the operand tile by tile, as a step of training does with a weight.
+    """
+    argument = function.arguments[operand]
+    block = function.entry_block
+    returned = block.operations[len(block.operations) - 1].operation
+    reached, waiting = {argument}, [argument]
+    while waiting:
+        for use in waiting.pop().uses:
+            reader = use.owner.operation
+            if reader == returned:
+                continue
+            if kind(reader) not in ELEMENTWISE or reader.results[0].type.shape != argument.type.shape:
+                return False
+            waiting += {*reader.results} - reached
+            reached |= {*reader.results}
+    value = returned.operands[result]
+    return value in reached and value.type == argument.type
 
 
 def _chain(value: ir.Value) -> tuple[ir.Value, list[Tensor]]:

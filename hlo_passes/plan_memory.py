@@ -5,9 +5,11 @@ from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
+from hlo_passes.in_place import is_taken_along
 from hlo_passes.ir import func, ir, main
 from hlo_passes.lifetimes import Item, Lifetimes, Place
 from hlo_passes.local import donations
+from hlo_passes.ops import is_composite
 from hlo_passes.signature import read_attributes
 from hlo_passes.work import WorkTable
 
@@ -26,7 +28,8 @@ def run(module: ir.Module, options: Options) -> None:
 
     Values that are never alive together may share memory. Arguments stay where they are to the end, unless
     donated: then the result that the user named takes their place, if a chain of in-place updates leads
-    there or the argument is dead before the result is made. Whether it all fits is not asked here.
+    there, or the argument is dead before the result is made or dies there element by element. Whether it all
+    fits is not asked here.
     """
     function, table = main(module), WorkTable(module)
     lifetimes = _with_realised_donations(function, table)
@@ -44,7 +47,7 @@ def _with_realised_donations(function: func.FuncOp, table: WorkTable) -> Lifetim
     wanted = dict((argument, result) for result, argument in donations(function))
     while True:
         lifetimes = Lifetimes(function, table, frozenset(wanted))
-        unusable = _hand_over(list(function.arguments), lifetimes, wanted)
+        unusable = _hand_over(list(function.arguments), lifetimes, table, wanted)
         if not unusable:
             return lifetimes
         for number in unusable:
@@ -52,7 +55,7 @@ def _with_realised_donations(function: func.FuncOp, table: WorkTable) -> Lifetim
 
 
 def _hand_over(
-    arguments: Sequence[ir.Value], lifetimes: Lifetimes, wanted: Mapping[int, int | None]
+    arguments: Sequence[ir.Value], lifetimes: Lifetimes, table: WorkTable, wanted: Mapping[int, int | None]
 ) -> list[int]:
     """Lets results have the places of donated arguments; returns the arguments that none can have.
 
@@ -70,14 +73,25 @@ def _hand_over(
             place = places.get(value)
             if place is held:
                 break
-            free = place is not None and held.end < place.start and place.size_bytes == held.size_bytes
-            if free and id(place) not in held_by_arguments:
+            if place is None or id(place) in held_by_arguments or place.size_bytes != held.size_bytes:
+                continue
+            if held.end < place.start or _dies_along(arguments[number], held, value, place, table):
                 held.end = place.end
                 places.update(dict.fromkeys(members[id(place)], held))
                 break
         else:
             unusable.append(number)
     return unusable
+
+
+def _dies_along(argument: ir.Value, held: Place, value: ir.Value, place: Place, table: WorkTable) -> bool:
+    """Whether the kernel that makes ``value`` is the last to read the argument, and takes it along."""
+    maker = value.owner.operation
+    if held.end != place.start + 1 or not is_composite(maker):
+        return False
+    read = [number for number, operand in enumerate(maker.operands) if operand == argument]
+    function, made = table.function(maker), ir.OpResult(value).result_number
+    return read != [] and all(is_taken_along(function, number, made) for number in read)
 
 
 def _assign(values: Iterable[Place], end: int, alignment_bytes: int) -> tuple[dict[int, int], int]:

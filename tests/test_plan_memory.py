@@ -179,6 +179,27 @@ def test_a_donated_cache_is_updated_where_it_lies():
     assert [memory.range_of(value) for value in list(returned)[1:]] == caches
 
 
+@pytest.mark.parametrize(
+    ("change", "shares"),
+    [
+        (lambda w, g: w - 0.1 * g, True),
+        (lambda w, g: jnp.where(w > 0, w, 0) * g, True),
+        (lambda w, g: w - 0.1 * g * w[::-1], False),
+        (lambda w, g: w / w.sum() + g, False),
+        (lambda w, g: g - w[0], False),
+    ],
+)
+def test_a_donated_weight_is_overwritten_where_each_element_is_read_for_itself_alone(change, shares):
+    def step(w, x):
+        return change(w, jnp.tanh(x.T @ x))
+
+    arguments = [((64, 64), "f4", None), ((8, 64), "f4", None)]
+    module = _planned(local_programs.local_module(step, arguments, tp=2, donate=[0]))
+    memory, function = Memory(module), main(module)
+    returned = function.entry_block.operations[len(function.entry_block.operations) - 1].operation.operands
+    assert (memory.range_of(returned[0]) == memory.range_of(function.arguments[0])) == shares
+
+
 def test_depth_does_not_cost_memory_beyond_the_weights():
     def temporaries(layers: int) -> int:
         module = _planned(local_programs.opt_prefill(layers=layers))
