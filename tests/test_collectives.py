@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 from distributed.collectives import COLLECTIVES, ORDERS, REDUCERS, run
 from distributed.executor import Executor
 from distributed.program import Collective
-from distributed.sums import add_up, is_added_up
+from distributed.sum_orders import is_added_up
+from distributed.sums import add_up
 
 FLOATS = (
     np.float64,
