@@ -121,6 +121,7 @@ def decode(cfg, dtype_, tp_degree, rng, **options):
     return fn.lower(*arguments).compile(), arguments
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype_", [jnp.bfloat16, jnp.float32])
 def test_a_decoder_has_the_bits_of_core_by_core(dtype_, rng, monkeypatch):
     """Six heads on four cores: the last computes on padding."""

@@ -60,6 +60,7 @@ def test_encoders_and_classifiers_have_one_program():
     assert classifier.tpot_s is None and classifier.fits
 
 
+@pytest.mark.slow
 def test_the_ideal_era_is_not_slower(rows):
     for slow, fast in zip(rows, _rows(era="ideal"), strict=True):
         assert fast.tpot_s < slow.tpot_s

@@ -67,6 +67,7 @@ def _bert_parameters(given):
     }
 
 
+@pytest.mark.slow
 def test_bert_is_transformers_bert() -> None:
     cfg = bert.BertConfig(**_TINY)
     theirs = transformers.FlaxBertModel(
@@ -169,7 +170,7 @@ def test_distilbert_is_transformers_distilbert() -> None:
     np.testing.assert_allclose(hidden, expected, atol=_TOLERANCE)
 
 
-@pytest.mark.parametrize(("kv_heads", "is_tied"), [(4, False), (2, True)])
+@pytest.mark.parametrize(("kv_heads", "is_tied"), [pytest.param(4, False, marks=pytest.mark.slow), (2, True)])
 def test_llama_is_transformers_llama(kv_heads: int, is_tied: bool) -> None:
     sizes = {"hidden": 64, "heads": 4, "kv_heads": kv_heads, "layers": 2, "ffn": 96, "vocab": 100}
     cfg = llama.LlamaConfig(name="tiny", **sizes, positions=64, is_tied=is_tied)
@@ -350,6 +351,7 @@ def test_gptj_is_transformers_gptj(is_gptj: bool) -> None:
     np.testing.assert_allclose(logits, expected[:, 11], atol=_TOLERANCE)
 
 
+@pytest.mark.slow
 def test_vit_is_transformers_vit() -> None:
     cfg = vit.ViTConfig(name="tiny", hidden=64, heads=4, layers=2, ffn=96, patch=4, image=16, classes=10)
     theirs = transformers.FlaxViTForImageClassification(
