@@ -44,6 +44,7 @@ class Books:
                     end_s=start_s + seconds * times,
                     busy_s=busy_s * times,
                     iterations=times,
+                    waited_for="loop",
                 )
             )
         inside = {run.number for run in body.runs}

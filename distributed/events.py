@@ -15,7 +15,8 @@ class Event:
     ``core`` is None). ``busy_s`` is less than ``end_s - start_s`` for a link, which waits between the steps
     of a collective, and where the event stands for ``iterations`` of a loop not listed one by one.
     Traffic of the DMA queues says what it ``waited_for``: room in "sbuf" to read ahead into, the "control"
-    CPU before which nothing is read, the "kernel" it belongs to, or its "collective".
+    CPU before which nothing is read, the "kernel" it belongs to, its "collective", or its "loop" to begin
+    anew.
     """
 
     name: str

@@ -192,6 +192,8 @@ def _places(work: KernelWork) -> tuple[list[tuple[str, ...]], list[int]]:
             repeated.update(op.results)
         if found.price in ("matmul", "transpose"):
             in_psum.setdefault(op.results[0], []).append(index)
-        reads.difference_update(op.results)
+        # A loop's results are what its body reads, which lies where the loop found it.
+        if op.kind not in elementwise.CONTROL:
+            reads.difference_update(op.results)
         placed.append(tuple(places))
     return placed, sorted(index for waiting in in_psum.values() for index in waiting)

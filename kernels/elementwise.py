@@ -8,11 +8,12 @@ from kernels.hardware import Core
 from kernels.ops import OPS, kinds_priced_as, rule
 from kernels.work import OpWork
 
-__all__ = ["EPILOGUE", "FREE", "MOVES", "engine_of", "legal", "price"]
+__all__ = ["CONTROL", "EPILOGUE", "FREE", "MOVES", "engine_of", "legal", "price"]
 
-_CONTROL = frozenset({"after_all", "case", "create_token", "if", "return", "while"})
+# Control flow, whose bodies are counted op by op.
+CONTROL = frozenset({"after_all", "case", "create_token", "if", "return", "while"})
 # Casts and access patterns: they ride along with the op that reads or writes.
-FREE = kinds_priced_as("free") - _CONTROL
+FREE = kinds_priced_as("free") - CONTROL
 _RANDOM = frozenset({"rng", "rng_bit_generator"})
 _ELEMENTWISE = kinds_priced_as("elementwise") - _RANDOM - {"map"}
 # What may follow or precede another kernel's main op.

@@ -65,6 +65,28 @@ def test_assumptions_are_said():
     assert "assumed: " in text and "trip count" in text
 
 
+def test_a_scan_over_layers_takes_as_long_as_the_layers():
+    """Their weights are read once, whether one loop slices them or each product takes its own."""
+
+    def scanned(params, x):
+        return jax.lax.scan(lambda x, layer: (mlp(layer, x), None), x, params)[0]
+
+    def unrolled(params, x):
+        for number in range(6):
+            x = mlp({name: stack[number] for name, stack in params.items()}, x)
+        return x
+
+    stacks = {"up": (6, 512, 2048), "down": (6, 2048, 512)}
+    params = {name: jax.ShapeDtypeStruct(shape, jnp.bfloat16) for name, shape in stacks.items()}
+    x = jax.ShapeDtypeStruct((128, 512), jnp.bfloat16)
+    loop, layers = (
+        neuronx.compile(fn).lower(params, x).compile().profile().timeline for fn in (scanned, unrolled)
+    )
+    assert loop.bytes_accessed == pytest.approx(layers.bytes_accessed, rel=0.02)
+    assert loop.busy_s["dma"] == pytest.approx(layers.busy_s["dma"], rel=0.02)
+    assert loop.total_s == pytest.approx(layers.total_s, rel=0.1)
+
+
 def test_the_trace_is_chromes_format(sharded, tmp_path):
     path = tmp_path / "x.trace.json"
     sharded.save(path)

@@ -64,6 +64,7 @@ def assert_times_sum(timeline):
     waits = stalls(timeline)
     assert waits.keys() == {e.engine for e in timeline.events if e.core is not None} - {"control"}
     for engine, reasons in waits.items():
+        assert "" not in reasons
         assert timeline.busy_s[engine] + sum(reasons.values()) == pytest.approx(timeline.total_s)
 
 
