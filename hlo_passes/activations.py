@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Mapping
 import numpy as np
 
 from hlo_passes.ir import ir, stablehlo
-from hlo_passes.ops import CASTS, kind, tensor
+from hlo_passes.ops import CASTS, kind, splat, tensor
 from kernels.dtypes import dtype
 
 __all__ = ["TABLE", "activations"]
@@ -103,7 +103,7 @@ def _sources(block: ir.Block) -> tuple[dict[ir.Value, ir.Value], dict[ir.Value, 
             continue
         result = op.results[0]
         if kind(op) == "constant":
-            value = _splat(op)
+            value = splat(result)
             if value is not None:
                 constants[result] = value
         elif kind(op) in _REPEATS | CASTS and op.operands[0] in constants:
@@ -117,14 +117,6 @@ def _sources(block: ir.Block) -> tuple[dict[ir.Value, ir.Value], dict[ir.Value, 
 def _is_real(value: ir.Value) -> bool:
     found = dtype(tensor(value.type).dtype)
     return not found.is_integer and not found.is_complex
-
-
-def _splat(op: ir.Operation) -> float | None:
-    attribute = op.attributes["value"]
-    if not isinstance(attribute, ir.DenseElementsAttr) or not attribute.is_splat:
-        return None
-    element = attribute.get_splat_value()
-    return float(element.value) if isinstance(element, ir.FloatAttr) else None
 
 
 def _cone(op: ir.Operation, sources: Mapping[ir.Value, ir.Value]) -> tuple[ir.Operation, ...]:

@@ -6,7 +6,7 @@ from typing import Literal
 
 from hlo_passes.activations import activations
 from hlo_passes.ir import ir, main, run_mlir_passes, stablehlo
-from hlo_passes.ops import TF32, is_tf32
+from hlo_passes.ops import TF32, is_tf32, kind, maker, splat
 
 __all__ = ["Options", "run"]
 
@@ -106,13 +106,13 @@ def _roles(function: ir.Operation, mode: str) -> list[tuple[ir.Operation, _Role 
     for block in {op.block for op in ops}:
         found = activations(block)
         roots, inside = roots | found[0], inside | found[1]
-    makers = {_maker(operand) for op in roots | inside for operand in op.operands}
-    inside |= {maker for maker in makers if maker is not None and _is_constant(maker)}
+    makers = {maker(operand) for op in roots | inside for operand in op.operands}
+    inside |= {op for op in makers if op is not None and _is_constant(op)}
     members = roots | inside
 
     def enters(value: ir.Value) -> bool:
-        maker = _maker(value)
-        return _is_f32(value) and (maker is None or not (maker in inside or _is_constant(maker)))
+        op = maker(value)
+        return _is_f32(value) and (op is None or not (op in inside or _is_constant(op)))
 
     def role(op: ir.Operation) -> _Role | None:
         if op not in members or op.name in _NOT_CAST or not _is_f32(op.results[0]):
@@ -123,15 +123,11 @@ def _roles(function: ir.Operation, mode: str) -> list[tuple[ir.Operation, _Role 
     return [(op, role(op)) for op in ops]
 
 
-def _maker(value: ir.Value) -> ir.Operation | None:
-    return None if isinstance(value.owner, ir.Block) else value.owner.operation
-
-
 def _is_constant(op: ir.Operation) -> bool:
     """A constant of one number, or one that repeats it."""
     if op.name == "stablehlo.broadcast_in_dim":
-        return _splat(op.operands[0]) is not None
-    return _splat(op.results[0]) is not None
+        return splat(op.operands[0]) is not None
+    return splat(op.results[0]) is not None
 
 
 def _element(value: ir.Value) -> ir.Type | None:
@@ -157,10 +153,10 @@ def _convert(value: ir.Value, element: ir.Type, like: ir.Operation) -> ir.Value:
     source = _converted_from(value)
     if _is_f32(value) and source is not None and _element(source) == element:
         return source
-    splat = _splat(value)
-    if splat is not None:
+    number = splat(value)
+    if number is not None:
         constant = ir.DenseElementsAttr.get_splat(
-            _with_element(value, element), ir.FloatAttr.get(element, splat)
+            _with_element(value, element), ir.FloatAttr.get(element, number)
         )
         return stablehlo.ConstantOp(constant, loc=like.location).result
     converted = stablehlo.ConvertOp(_with_element(value, element), value, loc=like.location)
@@ -174,21 +170,9 @@ def _take_back(op: ir.Operation) -> None:
         op.results[0].replace_all_uses_with(source)
 
 
-def _splat(value: ir.Value) -> float | None:
-    """The one number a float constant is filled with, or None."""
-    owner = value.owner
-    if not isinstance(owner, ir.Operation | ir.OpView) or owner.operation.name != "stablehlo.constant":
-        return None
-    constant = owner.operation.attributes["value"]
-    if not isinstance(constant, ir.DenseElementsAttr) or not constant.is_splat:
-        return None
-    return constant.get_splat_value().value
-
-
 def _converted_from(value: ir.Value) -> ir.Value | None:
-    owner = value.owner
-    is_convert = isinstance(owner, ir.Operation | ir.OpView) and owner.operation.name == "stablehlo.convert"
-    return owner.operation.operands[0] if is_convert else None
+    op = maker(value)
+    return op.operands[0] if op is not None and kind(op) == "convert" else None
 
 
 def _retype_result(op: ir.Operation, result: ir.Value, element: ir.Type) -> None:

@@ -23,9 +23,11 @@ __all__ = [
     "is_scalar",
     "is_tf32",
     "kind",
+    "maker",
     "nested_operands",
     "pairs",
     "replica_groups",
+    "splat",
     "tensor",
 ]
 
@@ -60,6 +62,23 @@ def tensor(value_type: ir.Type) -> Tensor:
             fix="remove the token or tuple from the function's interface",
         )
     return Tensor(shape=tuple(value_type.shape), dtype=str(value_type.element_type))
+
+
+def maker(value: ir.Value) -> ir.Operation | None:
+    """The op that ``value`` is a result of; None for the argument of a block."""
+    return value.owner.operation if isinstance(value, ir.OpResult) else None
+
+
+def splat(value: ir.Value) -> float | None:
+    """The one number that a constant of floats is filled with; None for anything else."""
+    op = maker(value)
+    if op is None or kind(op) != "constant":
+        return None
+    attribute = op.attributes["value"]
+    if not isinstance(attribute, ir.DenseElementsAttr) or not attribute.is_splat:
+        return None
+    element = attribute.get_splat_value()
+    return element.value if isinstance(element, ir.FloatAttr) else None
 
 
 def is_scalar(value: ir.Value) -> bool:

@@ -3,7 +3,7 @@
 import numpy as np
 
 from hlo_passes.ir import ir
-from hlo_passes.ops import is_scalar, kind
+from hlo_passes.ops import is_scalar, kind, maker
 
 __all__ = ["trip_count"]
 
@@ -17,7 +17,7 @@ def trip_count(loop: ir.Operation) -> int | None:
     bound (a constant, or a carried value that never changes), the body adds a constant.
     """
     condition, body = (region.blocks[0] for region in loop.regions)
-    test = _maker(_last(condition).operands[0])
+    test = maker(_last(condition).operands[0])
     if test is None or kind(test) != "compare":
         return None
     direction = _direction(test)
@@ -63,7 +63,7 @@ def _bound(loop: ir.Operation, value: ir.Value) -> int | None:
 
 def _step(body: ir.Block, number: int) -> int | None:
     """What the body adds to carried value ``number``."""
-    op = _maker(_last(body).operands[number])
+    op = maker(_last(body).operands[number])
     if op is None or kind(op) not in ("add", "subtract"):
         return None
     counter = body.arguments[number]
@@ -76,7 +76,7 @@ def _step(body: ir.Block, number: int) -> int | None:
 
 
 def _constant(value: ir.Value) -> int | None:
-    op = _maker(value)
+    op = maker(value)
     if op is None or kind(op) != "constant" or not is_scalar(value):
         return None
     if not isinstance(value.type.element_type, ir.IntegerType):
@@ -86,10 +86,6 @@ def _constant(value: ir.Value) -> int | None:
 
 def _direction(compare: ir.Operation) -> str:
     return str(compare.attributes["comparison_direction"]).split()[-1].rstrip(">")
-
-
-def _maker(value: ir.Value) -> ir.Operation | None:
-    return value.owner.operation if isinstance(value, ir.OpResult) else None
 
 
 def _last(block: ir.Block) -> ir.Operation:
