@@ -71,6 +71,12 @@ def _call(*arguments):
     return cli.main(cli.parse_arguments(["neuronx", *asked.split(), *arguments]))
 
 
+@pytest.fixture
+def planned(rows, monkeypatch):
+    """What the command has to say of rows that were planned before."""
+    monkeypatch.setattr("neuronx.cli.plan.deployments", lambda request, **options: iter(rows))
+
+
 def test_machines_to_compare_with_stand_at_their_roofline():
     machines = {"instances": ["g4dn.xlarge", "g5.48xlarge"], "batches": [1], "dtypes": ["f16", "f32"]}
     small = _rows("opt-6.7b", **machines)
@@ -98,24 +104,29 @@ def test_tables_that_are_looked_up_are_held_and_not_read():
     assert work.read_bytes == pytest.approx(2 * 85.6e6, rel=0.01)
 
 
-def test_three_formats_hold_the_same(capsys):
+def test_three_formats_hold_the_same(planned, rows, capsys):
     assert _call() == 0
     table = capsys.readouterr().out.splitlines()
     assert _call("--format", "csv") == 0
     found = list(csv.DictReader(io.StringIO(capsys.readouterr().out)))
     assert _call("--format", "json") == 0
     data = json.loads(capsys.readouterr().out)
-    assert len(table) - 1 == len(found) == len(data) == 2
-    assert [float(row["tpot_s"]) for row in found] == [row["tpot_s"] for row in data]
-    assert "cheapest" in table[2] and f"{data[1]['tpot_s'] * 1e3:.3f}" in table[2]
+    assert len(table) - 1 == len(found) == len(data) == len(rows)
+    for line, cells, values, row in zip(table[1:], found, data, rows, strict=True):
+        assert float(cells["tpot_s"]) == values["tpot_s"] == row.tpot_s
+        assert f" {row.tpot_s * 1e3:.3f} " in line
+        assert ("cheapest" in line) == (row is best(rows)["cheapest"])
 
 
-def test_what_cannot_be_had_is_said(capsys):
+def test_a_limit_that_nothing_keeps_to_is_said(planned, capsys):
     assert _call("--latency-limit-ms", "1000") == 0 and not capsys.readouterr().err
     assert _call("--latency-limit-ms", "0.001", "--format", "json") == 1
     out, err = capsys.readouterr()
     soonest = min(row["tpot_s"] for row in json.loads(out))
     assert f"no token comes within 0.001 ms; the soonest within {soonest * 1e3:.3f} ms" in err
+
+
+def test_what_cannot_be_had_is_said(capsys):
     assert _call("--model", "opt-66b") == 1
     assert "nothing fits" in capsys.readouterr().err
     assert _call("--tp", "12") == 1
