@@ -101,13 +101,29 @@ def test_no_faster_part_makes_a_step_of_24_cores_slower() -> None:
         ("gpt2-xl", "gpt2-xl"),
         ("microsoft/ResNet-50", "resnet50"),
         ("bert-large-cased-whole-word-masking", "bert-large-cased"),
+        ("BERT Large", "bert-large-uncased"),
+        ("BAAI/bge-base-en-v1.5", "bert-base-uncased"),
+        ("resnext50_32x4d", "resnext50-32x4d"),
+        ("ResNeXt-101", "resnext101-32x8d"),
     ],
 )
 def test_models_are_found_by_the_names_they_are_published_under(published, name) -> None:
     assert resolve(published) == name
 
 
-@pytest.mark.parametrize("name", ["", "bert", "bert-base", "llama-2-700b", "vit-base-patch16-38", "opt-13"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "",
+        "bert",
+        "bert-base-chinese",
+        "electra-base-generator",
+        "resnext50d-32x4d",
+        "llama-2-700b",
+        "vit-base-patch16-38",
+        "opt-13",
+    ],
+)
 def test_what_is_near_a_name_only_is_not_taken_for_it(name) -> None:
     with pytest.raises(CompileError, match="unknown model"):
         resolve(name)

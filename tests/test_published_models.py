@@ -1,6 +1,8 @@
 """BERT, GPT-2, Llama, ResNet and ViT of ``neuronx.models`` against transformers with the same weights."""
 
 import functools
+import itertools
+import math
 import os
 
 import jax
@@ -8,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from neuronx.models import bert, bloom, clip, gpt2, gptj, llama, opt, resnet, vgg, vit
+from neuronx.models import bert, bloom, clip, gpt2, gptj, llama, opt, perceiver, resnet, vgg, vit
 from neuronx.models.catalog import MODELS
 from neuronx.models.layers import tensor_parallel
 
@@ -465,8 +467,9 @@ def test_resnet_is_transformers_resnet_with_folded_norms(kind, expansion, names)
         seed=3,
     )
     cfg = resnet.ResNetConfig(
-        name="tiny", depths=(2, 1), widths=widths, stem=8, classes=10, expansion=expansion
-    )
+        name="tiny", depths=(2, 1), widths=widths, stem=8, classes=10, expansion=expansion,
+        is_plain=kind == "basic",
+    )  # fmt: skip
     given, stats = theirs.params["params"]["resnet"], theirs.params["batch_stats"]["resnet"]
 
     def fold(*path: str):
@@ -490,17 +493,124 @@ def test_resnet_is_transformers_resnet_with_folded_norms(kind, expansion, names)
     np.testing.assert_allclose(resnet.classify(cfg, params, jnp.asarray(images)), expected, atol=1e-4)
 
 
+def test_groups_of_a_resnext_are_blocks_of_a_resnets_weights() -> None:
+    """Figure 3 of its paper: a window in groups is a whole one, zero where the groups differ."""
+    sizes = {"depths": (2,), "widths": (16,), "stem": 8, "classes": 10, "expansion": 2}
+    cfg = resnet.ResNetConfig(name="tiny", **sizes, groups=4)
+    params = resnet.parameters(cfg, jnp.float32, np.random.default_rng().integers(1 << 30))
+    blocks = []
+    for block in params["stages"][0]:
+        grouped, whole = block["mix"]["w"], np.zeros((3, 3, 16, 16), np.float32)
+        assert grouped.shape == (3, 3, 4, 16)
+        for start in range(0, 16, 4):
+            own = slice(start, start + 4)
+            whole[:, :, own, own] = grouped[..., own]
+        blocks.append(block | {"mix": block["mix"] | {"w": jnp.asarray(whole)}})
+    images = jnp.asarray(np.random.default_rng().standard_normal((2, 16, 16, 3), dtype=np.float32))
+    expected = resnet.classify(
+        resnet.ResNetConfig(name="tiny", **sizes), params | {"stages": [blocks]}, images
+    )
+    found = resnet.classify(cfg, params, images)
+    # The tiny weights leave little but the bias of the head.
+    assert np.ptp(np.asarray(expected), axis=0).max() > 0
+    np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-8)
+
+
+def _wide_norm(weights, x):
+    centred = x - x.mean(-1, keepdims=True)
+    return centred / np.sqrt((centred**2).mean(-1, keepdims=True) + 1e-5) * weights["scale"] + weights["bias"]
+
+
+def _wide_perceiver_layer(one, x, inputs, heads):
+    """PerceiverLayer of transformers' modeling_perceiver.py, line by line, of one image in float64."""
+
+    def dense(name, x):
+        return x @ one[name]["w"] + one[name]["b"]
+
+    normal = _wide_norm(one["attention_norm"], x)
+    read = normal if inputs is None else _wide_norm(one["input_norm"], inputs)
+    q, k, v = dense("q", normal), dense("k", read), dense("v", read)
+    width, mixed = q.shape[-1] // heads, []
+    for head in range(heads):
+        own = slice(head * width, (head + 1) * width)
+        scores = np.exp(q[:, own] @ k[:, own].T / np.sqrt(width))
+        mixed.append(scores / scores.sum(-1, keepdims=True) @ v[:, own])
+    x = x + dense("o", np.concatenate(mixed, axis=-1))
+    up = dense("up", _wide_norm(one["ffn_norm"], x))
+    return x + dense("down", up * 0.5 * (1 + np.vectorize(math.erf)(up / np.sqrt(2))))
+
+
+def _wide_places(pixels, bands, resolution):
+    """generate_fourier_features of the same file."""
+    rows = []
+    for row, column in itertools.product(np.linspace(-1, 1, pixels), repeat=2):
+        turns = [place * band for place in (row, column) for band in np.linspace(1, resolution / 2, bands)]
+        rows.append([row, column, *np.sin(np.pi * np.array(turns)), *np.cos(np.pi * np.array(turns))])
+    return np.array(rows)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("reads", "features", "places"), [("window", 5, 0), ("product", 6, 4), ("pixels", 3, 0)]
+)
+def test_perceiver_is_the_one_of_transformers_source(reads: str, features: int, places: int) -> None:
+    sizes = {"latents": 7, "hidden": 16, "blocks": 2, "layers": 2, "heads": 4, "image": 16, "classes": 5}
+    cfg = perceiver.PerceiverConfig(
+        name="tiny", reads=reads, features=features, bands=0 if places else 3, places=places, **sizes
+    )
+    rng = np.random.default_rng()
+    given = perceiver.parameters(cfg, jnp.float32, 0)
+    if not places:
+        pixels, resolution = (3, 4) if reads == "window" else (16, 16)
+        np.testing.assert_allclose(given["places"], _wide_places(pixels, 3, resolution), atol=1e-6)
+    waves = given["places"]
+    # Larger weights than a model starts with, so that every part of it moves the result.
+    params = jax.tree_util.tree_map(
+        lambda leaf: jnp.asarray(rng.normal(0, 0.3, leaf.shape).astype(np.float32)), given
+    )
+    params = params if places else params | {"places": waves}
+    images = rng.standard_normal((2, 16, 16, 3), dtype=np.float32)
+    wide = jax.tree_util.tree_map(lambda leaf: np.asarray(leaf, np.float64), params)
+    found = perceiver.classify(cfg, params, jnp.asarray(images))
+    for image, logits in zip(images.astype(np.float64), found, strict=True):
+        seen = image.reshape(-1, 3)
+        if reads == "window":
+            edged, window = np.pad(image, [(3, 3), (3, 3), (0, 0)]), wide["window"]
+            made = np.zeros((8, 8, 5))
+            for row, column in itertools.product(range(8), repeat=2):
+                cut = edged[2 * row : 2 * row + 7, 2 * column : 2 * column + 7]
+                made[row, column] = np.maximum(np.einsum("hwc,hwcf->f", cut, window["w"]) + window["b"], 0)
+            starts = itertools.product(range(0, 6, 2), repeat=2)
+            seen = np.array([made[row : row + 3, column : column + 3].max((0, 1)) for row, column in starts])
+        where = wide["places"]
+        if places:
+            where = where @ wide["place"]["w"] + wide["place"]["b"]
+            seen = seen @ wide["product"]["w"] + wide["product"]["b"]
+        x = _wide_perceiver_layer(wide["read"], wide["latents"], np.concatenate([seen, where], axis=-1), 1)
+        for one in wide["layers"] * 2:
+            x = _wide_perceiver_layer(one, x, None, 4)
+        answer = _wide_perceiver_layer(wide["answer"], wide["query"], x, 1)[0]
+        np.testing.assert_allclose(
+            logits, answer @ wide["head"]["w"] + wide["head"]["b"], rtol=1e-4, atol=1e-4
+        )
+
+
 @pytest.mark.parametrize(
     ("name", "billions"),
     [
+        ("llama-7b", 6.74),
+        ("llama-30b", 32.53),
+        ("llama-65b", 65.29),
         ("llama-2-7b", 6.74),
         ("llama-2-13b", 13.0),
         ("llama-2-70b", 69.0),
         ("llama-3-8b", 8.03),
         ("llama-3.1-70b", 70.6),
+        ("llama-3.1-405b", 405.85),
         ("llama-3.2-1b", 1.236),
         ("llama-3.2-3b", 3.213),
         ("codellama-34b", 33.74),
+        ("codellama-70b", 68.98),
         ("tinyllama-1.1b", 1.1),
         ("mistral-7b", 7.24),
     ],
@@ -550,6 +660,11 @@ def test_published_encoders_and_classifiers_have_their_published_size() -> None:
         # Batch norms are folded: their scales and means are gone.
         "resnet18": (resnet, 11.69e6),
         "resnet50": (resnet, 25.5e6),
+        "resnext50-32x4d": (resnet, 25_028_904),
+        "resnext101-32x8d": (resnet, 88_791_336),
+        "resnext101-64x4d": (resnet, 83_455_272),
+        "wide-resnet50-2": (resnet, 68_883_240),
+        "wide-resnet101-2": (resnet, 126_886_696),
         "vgg11": (vgg, 132_863_336),
         "vgg13": (vgg, 133_047_848),
         "vgg16": (vgg, 138_357_544),
@@ -565,6 +680,7 @@ def test_published_encoders_and_classifiers_have_their_published_size() -> None:
         "vit-base-patch32-384": (vit, 88.3e6),
         "clip-vit-base-patch32": (clip, 151.3e6),
         "clip-vit-large-patch14": (clip, 427.6e6),
+        "vision-perceiver-learned": (perceiver, 62.3e6),
     }
     for name, (module, count) in sizes.items():
         shapes = jax.tree_util.tree_leaves(module.parameter_shapes(module.config(name), jnp.float32))

@@ -14,7 +14,7 @@ from jax.sharding import PartitionSpec
 from kernels.errors import CompileError
 from neuronx.api import compile as compile_function
 from neuronx.driver import AUTO_CAST_TYPES, AUTO_CASTS
-from neuronx.models import bert, bloom, clip, gpt2, gptj, llama, opt, resnet, vgg, vit
+from neuronx.models import bert, bloom, clip, gpt2, gptj, llama, opt, perceiver, resnet, vgg, vit
 from neuronx.models.layers import tensor_parallel
 from neuronx.models.quantised import quantised_shapes
 from neuronx.models.sizes import find
@@ -59,6 +59,7 @@ _WHOLE: Mapping[ModuleType, tuple[Callable[..., Any], Callable[..., list[jax.Sha
     resnet: (resnet.classify, _images),
     vgg: (vgg.classify, _images),
     vit: (vit.classify, _images),
+    perceiver: (perceiver.classify, _images),
     clip: (clip.match, _images_and_sentences),
 }
 # Tables that are only looked up; OPT and GPT-2 choose the next token with theirs.
@@ -75,6 +76,26 @@ _BATCH = re.compile(r"\bbatch\b")
 _MODULES: tuple[ModuleType, ...] = (*DECODERS, *_WHOLE)
 # Every published size and the module it is written in.
 MODELS: Mapping[str, ModuleType] = {name: module for module in _MODULES for name in module.SIZES}
+# Other whole names of the same shapes, and short ones that mean only one of them.
+_ALSO_CALLED: Mapping[str, str] = {
+    "bert-base": "bert-base-uncased",
+    "bert-large": "bert-large-uncased",
+    "bge-base-en-v1.5": "bert-base-uncased",
+    "bge-large-en-v1.5": "bert-large-uncased",
+    "distilbert": "distilbert-base-uncased",
+    "distilbert-base": "distilbert-base-uncased",
+    "distilroberta": "distilroberta-base",
+    "e5-base-v2": "bert-base-uncased",
+    "e5-large-v2": "bert-large-uncased",
+    "electra-base": "electra-base-discriminator",
+    "electra-large": "electra-large-discriminator",
+    "gpt-neox": "gpt-neox-20b",
+    "resnext50": "resnext50-32x4d",
+    "resnext101": "resnext101-32x8d",
+    "vicuna-7b-v1.5": "llama-2-7b",
+    "vicuna-13b-v1.5": "llama-2-13b",
+    "zephyr-7b-beta": "mistral-7b",
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -103,11 +124,15 @@ def resolve(name: str) -> str:
       CompileError: none is meant.
     """
     words = re.split(r"[-_ ]+", name.lower().rpartition("/")[2].removeprefix("meta-"))
-    spelled = {known.replace("-", ""): known for known in MODELS}
+    also, spelled = _spelled(_ALSO_CALLED), _spelled({known: known for known in MODELS})
     starts = ("".join(words[:count]) for count in range(len(words), 0, -1))
-    meant = next((spelled[start] for start in starts if start in spelled), name)
+    meant = also.get("".join(words)) or next((spelled[start] for start in starts if start in spelled), name)
     find(MODELS, meant)
     return meant
+
+
+def _spelled(names: Mapping[str, str]) -> dict[str, str]:
+    return {name.replace("-", ""): known for name, known in names.items()}
 
 
 def _config(name: str) -> tuple[ModuleType, Any]:

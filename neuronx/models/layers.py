@@ -84,13 +84,19 @@ def linear_parameters(make: Make, width_in: int, width_out: int) -> dict[str, An
     return {"w": make((width_in, width_out), 0.0), "b": make((width_out,), 0.0)}
 
 
-def convolution_parameters(make: Make, features_in: int, features_out: int, size: int) -> dict[str, Any]:
-    """What ``convolution`` reads: a window of ``size`` by ``size``."""
-    return {"w": make((size, size, features_in, features_out), 0.0), "b": make((features_out,), 0.0)}
+def convolution_parameters(
+    make: Make, features_in: int, features_out: int, size: int, groups: int = 1
+) -> dict[str, Any]:
+    """What ``convolution`` reads: a window of ``size`` by ``size``, in ``groups`` of features."""
+    w = make((size, size, features_in // groups, features_out), 0.0)
+    return {"w": w, "b": make((features_out,), 0.0)}
 
 
 def convolution(weights: dict[str, Any], x: jax.Array, stride: int) -> jax.Array:
-    """Of images [batch, height, width, features] padded with zeros, of odd windows; cast as by ``linear``."""
+    """Of images [batch, height, width, features] padded with zeros, of odd windows; cast as by ``linear``.
+
+    A window that reads fewer features than there are reads those of its own group.
+    """
     kernel = weights["w"]
     around = (kernel.shape[0] - 1) // 2
     y = jax.lax.conv_general_dilated(
@@ -99,6 +105,7 @@ def convolution(weights: dict[str, Any], x: jax.Array, stride: int) -> jax.Array
         (stride, stride),
         [(around, around)] * 2,
         dimension_numbers=("NHWC", "HWIO", "NHWC"),
+        feature_group_count=x.shape[-1] // kernel.shape[2],
         preferred_element_type=x.dtype,
     )
     return y + weights["b"]

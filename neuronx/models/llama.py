@@ -91,17 +91,23 @@ _LLAMA_32 = _LLAMA_31 | {"rope_factor": 32.0, "is_tied": True}
 SIZES = {
     size.name: size
     for size in (
+        _size("llama-7b", 4096, 32, 32, 32, 11008, positions=2048),
+        _size("llama-13b", 5120, 40, 40, 40, 13824, positions=2048),
+        _size("llama-30b", 6656, 52, 52, 60, 17920, positions=2048),
+        _size("llama-65b", 8192, 64, 64, 80, 22016, positions=2048),
         _size("llama-2-7b", 4096, 32, 32, 32, 11008),
         _size("llama-2-13b", 5120, 40, 40, 40, 13824),
         _size("llama-2-70b", 8192, 64, 8, 80, 28672),
         _size("codellama-7b", 4096, 32, 32, 32, 11008, **_CODE),
         _size("codellama-13b", 5120, 40, 40, 40, 13824, **_CODE),
         _size("codellama-34b", 8192, 64, 8, 48, 22016, **_CODE | {"vocab": 32000}),
+        _size("codellama-70b", 8192, 64, 8, 80, 28672, **_CODE),
         _size("tinyllama-1.1b", 2048, 32, 4, 22, 5632, positions=2048),
         _size("llama-3-8b", 4096, 32, 8, 32, 14336, **_LLAMA_3),
         _size("llama-3-70b", 8192, 64, 8, 80, 28672, **_LLAMA_3),
         _size("llama-3.1-8b", 4096, 32, 8, 32, 14336, **_LLAMA_31),
         _size("llama-3.1-70b", 8192, 64, 8, 80, 28672, **_LLAMA_31),
+        _size("llama-3.1-405b", 16384, 128, 8, 126, 53248, **_LLAMA_31),
         _size("llama-3.2-1b", 2048, 32, 8, 16, 8192, **_LLAMA_32),
         _size("llama-3.2-3b", 3072, 24, 8, 28, 8192, **_LLAMA_32),
         _size("llama-3.3-70b", 8192, 64, 8, 80, 28672, **_LLAMA_31),

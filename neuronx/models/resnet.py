@@ -1,4 +1,4 @@
-"""ResNet in plain JAX for inference: batch norms folded into the convolutions, as compilers do."""
+"""ResNets, plain, wide and in groups, in plain JAX: batch norms folded into convolutions, as compilers do."""
 
 import functools
 from dataclasses import dataclass
@@ -25,8 +25,8 @@ __all__ = ["SIZES", "ResNetConfig", "classify", "config", "parameter_shapes", "p
 class ResNetConfig:
     """``depths`` blocks per stage, ``widths`` wide inside, ``expansion`` times that outside.
 
-    At an ``expansion`` of 4 they are bottlenecks, at 1 plain blocks of two 3 x 3 convolutions. Images are
-    ``image`` pixels high and wide.
+    They are bottlenecks whose 3 x 3 convolution has ``groups``, or (``is_plain``) two 3 x 3 convolutions.
+    Images are ``image`` pixels high and wide.
     """
 
     name: str
@@ -35,19 +35,34 @@ class ResNetConfig:
     stem: int = 64
     classes: int = 1000
     expansion: int = 4
+    groups: int = 1
+    is_plain: bool = False
     image: int = 224
 
 
-# Source: He et al., Deep Residual Learning for Image Recognition, table 1 (strides as in torchvision:
-# on the 3 x 3 convolution).
+_PLAIN = {"expansion": 1, "is_plain": True}
+_TWICE, _FOUR_TIMES = (128, 256, 512, 1024), (256, 512, 1024, 2048)
+
+# Sources: He et al., Deep Residual Learning for Image Recognition, table 1; Xie et al., Aggregated Residual
+# Transformations, table 1; Zagoruyko et al., Wide Residual Networks. Strides as in torchvision: on the 3 x 3
+# convolution.
 SIZES = {
     size.name: size
     for size in (
-        ResNetConfig(name="resnet18", depths=(2, 2, 2, 2), expansion=1),
-        ResNetConfig(name="resnet34", depths=(3, 4, 6, 3), expansion=1),
+        ResNetConfig(name="resnet18", depths=(2, 2, 2, 2), **_PLAIN),
+        ResNetConfig(name="resnet34", depths=(3, 4, 6, 3), **_PLAIN),
         ResNetConfig(name="resnet50", depths=(3, 4, 6, 3)),
         ResNetConfig(name="resnet101", depths=(3, 4, 23, 3)),
         ResNetConfig(name="resnet152", depths=(3, 8, 36, 3)),
+        ResNetConfig(name="resnext50-32x4d", depths=(3, 4, 6, 3), widths=_TWICE, expansion=2, groups=32),
+        ResNetConfig(
+            name="resnext101-32x8d", depths=(3, 4, 23, 3), widths=_FOUR_TIMES, expansion=1, groups=32
+        ),
+        ResNetConfig(
+            name="resnext101-64x4d", depths=(3, 4, 23, 3), widths=_FOUR_TIMES, expansion=1, groups=64
+        ),
+        ResNetConfig(name="wide-resnet50-2", depths=(3, 4, 6, 3), widths=_TWICE, expansion=2),
+        ResNetConfig(name="wide-resnet101-2", depths=(3, 4, 23, 3), widths=_TWICE, expansion=2),
     )
 }
 
@@ -74,12 +89,12 @@ def _parameter_tree(cfg: ResNetConfig, make: Make) -> dict[str, Any]:
         blocks = []
         for _ in range(depth):
             outside = cfg.expansion * width
-            if cfg.expansion == 1:
+            if cfg.is_plain:
                 block = {"mix": conv(features, width, 3), "expand": conv(width, outside, 3)}
             else:
                 block = {
                     "reduce": conv(features, width, 1),
-                    "mix": conv(width, width, 3),
+                    "mix": conv(width, width, 3, cfg.groups),
                     "expand": conv(width, outside, 1),
                 }
             blocks.append(block if features == outside else {**block, "shortcut": conv(features, outside, 1)})

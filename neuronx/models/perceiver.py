@@ -1,0 +1,180 @@
+"""Perceiver IO for images in plain JAX: published sizes, latents that read all pixels, logits of images."""
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from neuronx.models.layers import (
+    ACTIVATIONS,
+    Make,
+    attention,
+    convolution,
+    convolution_parameters,
+    layer_norm,
+    linear,
+    linear_parameters,
+    norm_parameters,
+    random,
+    shapes,
+    split_heads,
+    through_layers,
+)
+from neuronx.models.sizes import find
+
+__all__ = ["SIZES", "PerceiverConfig", "classify", "config", "parameter_shapes", "parameters"]
+
+NORM_EPSILON = 1e-5
+
+
+@dataclass(frozen=True, kw_only=True)
+class PerceiverConfig:
+    """One published size: ``latents`` vectors of ``hidden`` numbers that read the image once, and then pass
+    ``blocks`` times through the same ``layers``.
+
+    An image becomes ``features`` numbers a pixel: its colours ("pixels"), a product of them ("product"), or
+    those of a window of 7 by 7 on a quarter as many pixels in each direction ("window"). Behind those stand
+    numbers for the place: ``bands`` waves in each direction, or a learned table of ``places`` numbers.
+    """
+
+    name: str
+    reads: str
+    features: int
+    bands: int = 0
+    places: int = 0
+    latents: int = 512
+    hidden: int = 1024
+    blocks: int = 8
+    layers: int = 6
+    heads: int = 8
+    image: int = 224
+    classes: int = 1000
+
+    @property
+    def across(self) -> int:
+        """Pixels in each direction that are read."""
+        return ((self.image // 2) - 3) // 2 + 1 if self.reads == "window" else self.image
+
+    @property
+    def place_width(self) -> int:
+        return self.places or 2 + 4 * self.bands
+
+
+# Source: config.json of deepmind/<name> on the Hugging Face hub, and transformers' classes of their names.
+SIZES = {
+    size.name: size
+    for size in (
+        PerceiverConfig(name="vision-perceiver-conv", reads="window", features=64, bands=64),
+        PerceiverConfig(name="vision-perceiver-learned", reads="product", features=256, places=256),
+        PerceiverConfig(name="vision-perceiver-fourier", reads="pixels", features=3, bands=64),
+    )
+}
+
+
+def config(name: str) -> PerceiverConfig:
+    """The published size called ``name``; raises CompileError for any other."""
+    return find(SIZES, name)
+
+
+def parameter_shapes(cfg: PerceiverConfig, dtype: Any, matrix_dtype: Any = None) -> dict[str, Any]:
+    """The parameter tree as ``jax.ShapeDtypeStruct``s; matrices may have a type of their own."""
+    return _parameter_tree(cfg, shapes(dtype, matrix_dtype))
+
+
+def parameters(cfg: PerceiverConfig, dtype: Any, seed: int) -> dict[str, Any]:
+    """Random parameters; norm scales around 1, and waves where no table of places is learned."""
+    tree = _parameter_tree(cfg, random(dtype, seed))
+    return tree if cfg.places else tree | {"places": jnp.asarray(_waves(cfg), dtype)}
+
+
+def _parameter_tree(cfg: PerceiverConfig, make: Make) -> dict[str, Any]:
+    def layer(width: int) -> dict[str, Any]:
+        """Latents read ``width`` numbers, and mix as many."""
+        return {
+            "attention_norm": norm_parameters(make, cfg.hidden),
+            "q": linear_parameters(make, cfg.hidden, width),
+            "k": linear_parameters(make, width, width),
+            "v": linear_parameters(make, width, width),
+            "o": linear_parameters(make, width, cfg.hidden),
+            "ffn_norm": norm_parameters(make, cfg.hidden),
+            "up": linear_parameters(make, cfg.hidden, cfg.hidden),
+            "down": linear_parameters(make, cfg.hidden, cfg.hidden),
+        }
+
+    def reader(width: int) -> dict[str, Any]:
+        return layer(width) | {"input_norm": norm_parameters(make, width)}
+
+    tree = {
+        "places": make((cfg.across**2, cfg.place_width), 0.0),
+        "latents": make((cfg.latents, cfg.hidden), 0.0),
+        "read": reader(cfg.features + cfg.place_width),
+        "layers": [layer(cfg.hidden) for _ in range(cfg.layers)],
+        "query": make((1, cfg.hidden), 0.0),
+        "answer": reader(cfg.hidden),
+        "head": linear_parameters(make, cfg.hidden, cfg.classes),
+    }
+    if cfg.places:
+        tree["place"] = linear_parameters(make, cfg.places, cfg.places)
+    if cfg.reads == "window":
+        tree["window"] = convolution_parameters(make, 3, cfg.features, 7)
+    if cfg.reads == "product":
+        tree["product"] = linear_parameters(make, 3, cfg.features)
+    return tree
+
+
+def classify(cfg: PerceiverConfig, params: dict[str, Any], images: jax.Array) -> jax.Array:
+    """Logits [batch, classes] of images [batch, height, width, 3]."""
+    batch, dtype = images.shape[0], images.dtype
+    seen = _pixels(cfg, params, images)
+    places = params["places"].astype(dtype)
+    if cfg.places:
+        places = linear(params["place"], places)
+    seen = jnp.concatenate([seen, jnp.broadcast_to(places, (batch, *places.shape))], axis=-1)
+    x = jnp.broadcast_to(params["latents"].astype(dtype), (batch, cfg.latents, cfg.hidden))
+    x = _layer(params["read"], x, seen, 1)
+
+    def layer(x: jax.Array, weights: dict[str, Any]) -> tuple[jax.Array, None]:
+        return _layer(weights, x, None, cfg.heads), None
+
+    x, _ = through_layers(layer, x, params["layers"] * cfg.blocks)
+    query = jnp.broadcast_to(params["query"].astype(dtype), (batch, 1, cfg.hidden))
+    return linear(params["head"], _layer(params["answer"], query, x, 1)[:, 0])
+
+
+def _pixels(cfg: PerceiverConfig, params: dict[str, Any], images: jax.Array) -> jax.Array:
+    """[batch, pixels, features]."""
+    x = images
+    if cfg.reads == "window":
+        x = jax.nn.relu(convolution(params["window"], x, 2))
+        x = jax.lax.reduce_window(x, -jnp.inf, jax.lax.max, (1, 3, 3, 1), (1, 2, 2, 1), "VALID")
+    x = x.reshape(x.shape[0], cfg.across**2, -1)
+    return linear(params["product"], x) if cfg.reads == "product" else x
+
+
+def _layer(weights: dict[str, Any], x: jax.Array, inputs: jax.Array | None, heads: int) -> jax.Array:
+    """``x`` [batch, length, hidden] with what it takes from ``inputs`` or itself, and the products after."""
+    normal = layer_norm(weights["attention_norm"], x, NORM_EPSILON)
+    read = normal if inputs is None else layer_norm(weights["input_norm"], inputs, NORM_EPSILON)
+    q = split_heads(linear(weights["q"], normal), heads)
+    k, v = (split_heads(linear(weights[name], read), heads) for name in ("k", "v"))
+    mixed = attention(q * (1 / math.sqrt(q.shape[-1])), k, v, jnp.ones((1, 1), bool))
+    x = x + linear(weights["o"], mixed.transpose(0, 2, 1, 3).reshape(*x.shape[:2], -1))
+    up = ACTIVATIONS["gelu"](linear(weights["up"], layer_norm(weights["ffn_norm"], x, NORM_EPSILON)))
+    return x + linear(weights["down"], up)
+
+
+def _waves(cfg: PerceiverConfig) -> np.ndarray:
+    """[pixels, place_width]: row and column from -1 to 1, sines of both, and cosines.
+
+    Each has ``bands`` waves, from half a turn over the image to one for every two of its pixels (of the
+    ones read by a window a quarter of the image's pixels in each direction).
+    """
+    line = np.linspace(-1.0, 1.0, cfg.across)
+    places = np.stack(np.meshgrid(line, line, indexing="ij"), axis=-1).reshape(-1, 2)
+    size = cfg.image // 4 if cfg.reads == "window" else cfg.image
+    turns = np.pi * places[:, :, None] * np.linspace(1.0, size / 2, cfg.bands)
+    turns = turns.reshape(len(places), -1)
+    return np.concatenate([places, np.sin(turns), np.cos(turns)], axis=-1)
