@@ -119,12 +119,12 @@ def test_random_shardings_enter_the_program(
 ) -> None:
     monkeypatch.setenv("NEURONX_DUMP", str(tmp_path / "dump"))
     files = _write(tmp_path, good=GOOD, fails=FAILS)
-    for seed in range(3):
+    for seed in range(2):
         arguments = ("run", "--check", "--tp-degree", "4", "--shard", f"random:{seed}", *files)
         assert _call(*arguments) == 1
         assert capfd.readouterr().out.splitlines()[-1] == "passed 1 of 2"
     inputs = [path.read_text() for path in sorted(tmp_path.rglob("00_input.mlir"))]
-    assert len(inputs) == 6
+    assert len(inputs) == 4
     assert all(text.count("sdy.sharding_constraint") == 2 for text in inputs)
     assert any('{"x"' in text or '{"y"' in text for text in inputs)
 
@@ -137,7 +137,7 @@ def test_random_shardings_keep_results(tmp_path: Path, capfd: pytest.CaptureFixt
     (file,) = _write(tmp_path, dot=text)
     rng = np.random.default_rng(9)
     a, b = (rng.standard_normal(shape).astype(np.float32) for shape in ((7, 6), (6, 5)))
-    for degree in (2, 3, 8):
+    for degree in (3, 8):
         shard = ("--tp-degree", str(degree), "--shard", f"random:{degree}")
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", UserWarning)  # three is not a degree AWS documents

@@ -10,7 +10,7 @@ from random_programs import CORES, MAX_STEPS, generate
 _PARTS, _PART = 8, 250
 
 
-@settings(max_examples=20, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=12, deadline=None, suppress_health_check=list(HealthCheck))
 @given(seed=st.integers(0, 2**32 - 1), steps=st.integers(1, MAX_STEPS))
 def test_a_few_random_programs(seed: int, steps: int) -> None:
     """What hypothesis prints of a failure has the fewest steps; the command runs it again."""
