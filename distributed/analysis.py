@@ -2,9 +2,9 @@
 
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
-from distributed.events import Run, Timeline
+from distributed.events import Part, Run, Timeline
 
 __all__ = [
     "KernelRow",
@@ -35,7 +35,8 @@ class PathStep:
 class KernelRow:
     """All runs of one name and source line. Seconds are from first to last instruction, summed.
 
-    ``bound`` is what bounds most of that time.
+    ``bound`` is what bounds most of that time. ``parts`` are the ops of loops and branches by kind, line and
+    engine, those that take longest first.
     """
 
     name: str
@@ -47,6 +48,7 @@ class KernelRow:
     flops: float
     bytes: float
     engine_s: Mapping[str, float]
+    parts: tuple[Part, ...] = ()
 
 
 def mfu(timeline: Timeline) -> float:
@@ -136,4 +138,19 @@ def _row(kind: str, name: str, location: str, runs: Sequence[Run]) -> KernelRow:
         flops=sum(run.flops * run.iterations for run in runs),
         bytes=sum(run.bytes * run.iterations for run in runs),
         engine_s={engine: seconds for engine, seconds in engine_s.items() if seconds},
+        parts=_parts(runs),
     )
+
+
+def _parts(runs: Sequence[Run]) -> tuple[Part, ...]:
+    found: dict[tuple[str, str, str], Part] = {}
+    for run in runs:
+        for part in run.parts:
+            key = part.name, part.location, part.engine
+            before = found.get(key, replace(part, count=0, seconds=0.0))
+            found[key] = replace(
+                before,
+                count=before.count + part.count * run.iterations,
+                seconds=before.seconds + part.seconds * run.iterations,
+            )
+    return tuple(sorted(found.values(), key=lambda part: -part.seconds))

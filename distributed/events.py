@@ -4,7 +4,7 @@ import bisect
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-__all__ = ["Event", "Queue", "Run", "Timeline"]
+__all__ = ["Event", "Part", "Queue", "Run", "Timeline"]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -33,6 +33,20 @@ class Event:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class Part:
+    """An op in a kernel that is a loop or branch; ``count`` is how often it runs.
+
+    ``seconds`` is how long that keeps the ``engine`` with most of its work; engines work side by side.
+    """
+
+    name: str
+    location: str
+    count: int
+    engine: str
+    seconds: float
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Run:
     """One kernel, collective or decision of the control CPU, and why it took as long and began as late.
 
@@ -43,6 +57,7 @@ class Run:
         not fetched yet); empty where it began at once.
       bound: what decided its length: pe, vector, scalar, gpsimd, hbm, link or latency.
       iterations: of the loop it stands in; all its numbers are those of one.
+      parts: what a kernel that is a loop or branch is made of.
     """
 
     number: int
@@ -58,6 +73,7 @@ class Run:
     bytes: float = 0.0
     engine_s: Mapping[str, float] = field(default_factory=dict)
     iterations: int = 1
+    parts: tuple[Part, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)

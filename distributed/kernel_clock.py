@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from distributed.books import Books
-from distributed.events import Event, Queue, Run
+from distributed.events import Event, Part, Queue, Run
 from distributed.program import Buffer, Kernel
 from distributed.sbuf import Sbuf, Uses
 from kernels.cost import KernelCost, cost
@@ -109,6 +109,7 @@ class KernelClock:
             engine_s=price.engine_s | {"dma": traffic.early_s + traffic.late_s},
             engines=used,
             results=kernel.results,
+            parts=_parts(kernel.work, price),
         )
         self.position += 1
         if kernel.work.uncounted_loops:
@@ -262,6 +263,15 @@ class KernelClock:
                 waited_for=waited_for,
             )
         )
+
+
+def _parts(work: KernelWork, price: KernelCost) -> tuple[Part, ...]:
+    """The ops of a loop or branch that keep an engine busy; other kernels list no lines."""
+    return tuple(
+        Part(name=op.kind, location=line, count=op.repeats, engine=engine, seconds=seconds)
+        for op, line, (engine, seconds) in zip(work.ops, work.lines, price.busiest, strict=False)
+        if seconds
+    )
 
 
 def _waited(ready: float, free: float, origin: float) -> str:

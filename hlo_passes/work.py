@@ -7,8 +7,8 @@ from dataclasses import replace
 from hlo_passes.activations import activations
 from hlo_passes.fused_instructions import fused_instructions
 from hlo_passes.in_place import Update, updates
-from hlo_passes.ir import func, ir, stablehlo
-from hlo_passes.ops import is_tf32, kind, tensor
+from hlo_passes.ir import func, ir, source_line, stablehlo
+from hlo_passes.ops import CONTROL, is_tf32, kind, tensor
 from hlo_passes.trip_count import trip_count
 from kernels.work import KernelWork, OpWork, Tensor
 
@@ -57,6 +57,7 @@ def _kernel_work(kernel: str, function: func.FuncOp, in_place: list[Update]) -> 
         for number, argument in enumerate(function.arguments)
         for part in _read(argument, number in overwritten)
     ]
+    ops = list(_block_work(function.entry_block, 1))
     written = {update.result: update.written for update in in_place}
     writes = [
         part
@@ -65,10 +66,11 @@ def _kernel_work(kernel: str, function: func.FuncOp, in_place: list[Update]) -> 
     ]
     return KernelWork(
         name=kernel,
-        ops=tuple(_block_work(function.entry_block, 1)),
+        ops=tuple(work for _, work in ops),
         reads=tuple(reads),
         writes=tuple(writes),
         uncounted_loops=_uncounted_loops(function),
+        lines=tuple(source_line(op) for op, _ in ops) if any(kind(op) in CONTROL for op, _ in ops) else (),
     )
 
 
@@ -109,7 +111,7 @@ def _parts_read(value: ir.Value, overwritten: bool) -> list[Tensor] | None:
     return parts
 
 
-def _block_work(block: ir.Block, repeats: int) -> Iterator[OpWork]:
+def _block_work(block: ir.Block, repeats: int) -> Iterator[tuple[ir.Operation, OpWork]]:
     roots, inside = activations(block)
     fused, replaced = fused_instructions(block)
     roots, inside = roots | (fused - inside), inside | replaced
@@ -120,7 +122,7 @@ def _block_work(block: ir.Block, repeats: int) -> Iterator[OpWork]:
         work = _as_load(op, op_work(op, repeats))
         if op in roots or op in inside:
             work = replace(work, activation="result" if op in roots else "inside")
-        yield work
+        yield op, work
         if kind(op) == "while":
             # Once where the count is not known before the program runs; ``uncounted_loops`` says so.
             times = trip_count(op)
@@ -139,12 +141,12 @@ def _as_load(op: ir.Operation, work: OpWork) -> OpWork:
     return replace(work, operands=(work.results[0], *work.operands[1:]))
 
 
-def _costliest(branches: list[list[OpWork]]) -> list[OpWork]:
+def _costliest(branches: list[list[tuple[ir.Operation, OpWork]]]) -> list[tuple[ir.Operation, OpWork]]:
     """The branch with the most arithmetic and data: a time for the worst case."""
 
-    def weight(ops: list[OpWork]) -> int:
-        products = sum(2 * math.prod(op.matmul) * op.repeats for op in ops if op.matmul)
-        return products + sum(part.size * op.repeats for op in ops for part in op.results)
+    def weight(ops: list[tuple[ir.Operation, OpWork]]) -> int:
+        products = sum(2 * math.prod(work.matmul) * work.repeats for _, work in ops if work.matmul)
+        return products + sum(part.size * work.repeats for _, work in ops for part in work.results)
 
     return max(branches, key=weight)
 

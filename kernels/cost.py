@@ -30,6 +30,8 @@ class KernelCost:
       stall_s: waits of dependent instructions.
       latency_s: seconds from its start to its last write, run alone with its operands in HBM.
       bound: the busiest engine, or "latency" where waiting outweighs any engine's work.
+      busiest: of each op the engine it keeps longest ("" for none), and for how long, in all its repeats; of
+        one that is a part of the kernel's own load or store this is "dma".
     """
 
     flops: int
@@ -44,6 +46,7 @@ class KernelCost:
     stall_s: float
     latency_s: float
     bound: str
+    busiest: tuple[tuple[str, float], ...]
 
 
 # The price rules named in the op table. Places say where each operand lies: "psum" for a product still
@@ -125,7 +128,19 @@ def cost(work: KernelWork, core: Core) -> KernelCost:
         stall_s=stalled_s,
         latency_s=max(waiting_s + max(busy["dma"], compute_s), traffic_s),
         bound=busiest if busy[busiest] >= waiting_s else "latency",
+        busiest=tuple(
+            _busiest(op, price, places, core) for (op, price), places in zip(runs, placed, strict=True)
+        ),
     )
+
+
+def _busiest(op: OpWork, price: OpCost, places: tuple[str, ...], core: Core) -> tuple[str, float]:
+    busy = price.engine_s
+    if rule(op.kind).price == "move" and "hbm" in places:
+        moved = data_movement.moved(op)
+        busy = {"dma": dma_s(moved.size_bytes, moved.size, core)}
+    engine = max(busy, key=lambda engine: busy[engine], default="")
+    return engine, op.repeats * busy.get(engine, 0.0)
 
 
 def _side_by_side_s(busy: dict[str, float], core: Core) -> float:

@@ -6,9 +6,9 @@ from kernels.elementwise import FREE, MOVES
 from kernels.engines import OpCost, dma_s
 from kernels.hardware import Core
 from kernels.ops import OPS
-from kernels.work import OpWork
+from kernels.work import OpWork, Tensor
 
-__all__ = ["legal", "price", "price_free"]
+__all__ = ["legal", "moved", "price", "price_free"]
 
 _MOVES = MOVES | {"transpose"}
 
@@ -18,12 +18,17 @@ def legal(kinds: Sequence[str]) -> bool:
     return bool(kinds) and all(kind in _MOVES or kind in FREE for kind in kinds)
 
 
+def moved(op: OpWork) -> Tensor:
+    """What an op moves."""
+    return op.operands[1] if op.kind == "dynamic_update_slice" else op.results[0]
+
+
 def price(op: OpWork, places: tuple[str, ...], core: Core) -> OpCost:
     """The bytes moved inside SBUF; none where the op rides on the kernel's own load or store."""
     if "hbm" in places:
         return OpCost()
-    moved = op.operands[1] if op.kind == "dynamic_update_slice" else op.results[0]
-    return OpCost(engine_s={"dma": dma_s(moved.size_bytes, moved.size, core)}, chain=1)
+    part = moved(op)
+    return OpCost(engine_s={"dma": dma_s(part.size_bytes, part.size, core)}, chain=1)
 
 
 def price_free(op: OpWork, places: tuple[str, ...], core: Core) -> OpCost:

@@ -2,7 +2,7 @@
 
 import functools
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from kernels.dtypes import dtype as find_dtype
 
@@ -54,6 +54,8 @@ class KernelWork:
     """One kernel: the ops it fuses, what it reads from HBM and what it writes there.
 
     ``uncounted_loops`` is how many loops inside run an unknown number of times; their bodies count once.
+    ``lines`` are the source lines of the ops of a kernel that is a loop or branch, else empty; equal work may
+    stand on other lines as well.
     """
 
     name: str
@@ -61,3 +63,4 @@ class KernelWork:
     reads: tuple[Tensor, ...]
     writes: tuple[Tensor, ...]
     uncounted_loops: int = 0
+    lines: tuple[str, ...] = field(default=(), compare=False)

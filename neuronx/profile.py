@@ -5,13 +5,21 @@ import itertools
 import json
 import re
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-from distributed.analysis import critical_path, exposed_collective_s, kernel_rows, mbu, mfu, path_s
-from distributed.events import Timeline
+from distributed.analysis import (
+    KernelRow,
+    critical_path,
+    exposed_collective_s,
+    kernel_rows,
+    mbu,
+    mfu,
+    path_s,
+)
+from distributed.events import Part, Timeline
 from distributed.layers import LayerRow, layer_rows
 from distributed.stalls import stalls
 from distributed.trace import to_trace
@@ -20,6 +28,7 @@ from distributed.xplane import to_xspace
 __all__ = ["Profile"]
 
 _TOP_KERNELS = 10
+_TOP_PARTS = 5
 _PAGE_EVENTS = 20_000
 _DATA = "/*DATA*/null"
 
@@ -48,7 +57,7 @@ class Profile:
             "",
             *_table(("engine", "busy", "of total", "stands still for"), self._engines()),
             "",
-            *_table(("kernel", "count", "time", "of total", "bound", "at"), self._kernels()),
+            *_table(("kernel", "count", "time", "of total", "bound", "at"), list(self._kernels())),
             "",
             *self._layers(),
             *self._path(),
@@ -163,18 +172,16 @@ class Profile:
             rows.append((busiest, self.timeline.busy_s[busiest], f"busiest of {len(links)} links"))
         return [(engine, _time(busy_s), f"{self._part(busy_s):.1%}", note) for engine, busy_s, note in rows]
 
-    def _kernels(self) -> list[tuple[str, ...]]:
-        return [
-            (
-                row.name,
-                str(row.count),
-                _time(row.seconds),
-                f"{self._part(row.seconds):.1%}",
-                row.bound,
-                row.location,
-            )
-            for row in kernel_rows(self.timeline)[:_TOP_KERNELS]
-        ]
+    def _kernels(self) -> Iterator[tuple[str, ...]]:
+        """A row a kernel; below a loop or branch what its ops take of the engine each keeps longest."""
+        for row in kernel_rows(self.timeline)[:_TOP_KERNELS]:
+            yield self._kernel(row.name, row, row.bound)
+            for part in row.parts[:_TOP_PARTS]:
+                yield self._kernel(f"- {part.name}", part, part.engine)
+
+    def _kernel(self, name: str, row: KernelRow | Part, bound: str) -> tuple[str, ...]:
+        share = f"{self._part(row.seconds):.1%}"
+        return name, str(row.count), _time(row.seconds), share, bound, row.location
 
     def _layers(self) -> list[str]:
         groups = itertools.groupby(layer_rows(self.timeline), key=lambda row: row.group)

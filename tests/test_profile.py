@@ -2,12 +2,16 @@
 
 import json
 import re
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import pytest
 
 import neuronx
+from distributed.analysis import kernel_rows
+
+SOURCE = Path(__file__).read_text().splitlines()
 
 
 def mlp(params, x):
@@ -85,6 +89,13 @@ def test_a_scan_over_layers_takes_as_long_as_the_layers():
     assert loop.bytes_accessed == pytest.approx(layers.bytes_accessed, rel=0.02)
     assert loop.busy_s["dma"] == pytest.approx(layers.busy_s["dma"], rel=0.02)
     assert loop.total_s == pytest.approx(layers.total_s, rel=0.1)
+    [row] = kernel_rows(loop)
+    parts = {part.name: part for part in row.parts}
+    assert parts["dot_general"].count == 12 and parts["dot_general"].engine == "pe"
+    assert parts["dot_general"].seconds <= loop.busy_s["pe"]
+    assert parts["dynamic_slice"].seconds == pytest.approx(loop.busy_s["dma"], rel=0.02)
+    product = next(number for number, line in enumerate(SOURCE, 1) if "softmax(" in line)
+    assert parts["dot_general"].location.endswith(f"test_profile.py:{product}")
 
 
 def test_the_trace_is_chromes_format(sharded, tmp_path):
