@@ -18,15 +18,15 @@ _REDUCING = frozenset({"all_reduce", "reduce_scatter"})
 class DeviceMemory:
     """Bytes in the HBM of each core.
 
-    ``caches`` are donated arguments, whose memory results take; ``temporaries`` is what the plan needs beyond
-    inputs and outputs at its peak; ``collective_buffers`` two chunks of the largest reducing collective (one
-    arrives while the other is added); ``replicated_bytes`` the part of inputs, outputs and temporaries that
-    every core holds whole (of the temporaries an estimate: their share among all temporaries, whenever they
-    live).
+    ``donated`` are arguments whose memory results take: caches, and in training weights and optimizer state;
+    ``temporaries`` is what the plan needs beyond inputs and outputs at its peak; ``collective_buffers`` two
+    chunks of the largest reducing collective (one arrives while the other is added); ``replicated_bytes`` the
+    part of inputs, outputs and temporaries that every core holds whole (of the temporaries an estimate: their
+    share among all temporaries, whenever they live).
     """
 
     weights_bytes: int
-    caches_bytes: int
+    donated_bytes: int
     inputs_bytes: int
     outputs_bytes: int
     temporaries_bytes: int
@@ -41,7 +41,7 @@ class DeviceMemory:
         """What the bytes are for."""
         return {
             "weights": self.weights_bytes,
-            "caches": self.caches_bytes,
+            "donated": self.donated_bytes,
             "inputs": self.inputs_bytes,
             "outputs": self.outputs_bytes,
             "temporaries": self.temporaries_bytes,
@@ -58,8 +58,9 @@ class DeviceMemory:
         """The table that the Neuron runtime logs when it runs out of memory, for one chip of ``cores`` cores.
 
         Weights are among its Tensors, temporaries its Scratchpad; what it lists as DMA rings is in Runtime.
+        Left out is what no plan tells: constants, shared scratchpad, XT CC, buffers of the profiler.
         """
-        tensors = self.weights_bytes + self.caches_bytes + self.inputs_bytes + self.outputs_bytes
+        tensors = self.weights_bytes + self.donated_bytes + self.inputs_bytes + self.outputs_bytes
         columns = (
             ("", "TOTAL", self.total_bytes),
             ("Model", "Code", self.microcode_bytes),
@@ -97,7 +98,7 @@ def device_memory(program: Program, *, weights: Collection[int] = (), family: st
     sizes = [buffers[number].tensor.size_bytes for number in arguments]
     donated = {index for _, index in program.aliases}
     weights_bytes = sum(size for index, size in enumerate(sizes) if index in weights)
-    caches_bytes = sum(size for index, size in enumerate(sizes) if index in donated - set(weights))
+    donated_bytes = sum(size for index, size in enumerate(sizes) if index in donated - set(weights))
     aliased = {output for output, _ in program.aliases}
     own_outputs = {
         number
@@ -113,8 +114,8 @@ def device_memory(program: Program, *, weights: Collection[int] = (), family: st
     share = _size(passing, uniform=True) / max(_size(passing), 1)
     return DeviceMemory(
         weights_bytes=weights_bytes,
-        caches_bytes=caches_bytes,
-        inputs_bytes=sum(sizes) - weights_bytes - caches_bytes,
+        donated_bytes=donated_bytes,
+        inputs_bytes=sum(sizes) - weights_bytes - donated_bytes,
         outputs_bytes=outputs_bytes,
         temporaries_bytes=temporaries_bytes,
         collective_buffers_bytes=_staging_bytes(program),

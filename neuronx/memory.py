@@ -23,7 +23,7 @@ class MemoryStats:
       peak_memory_in_bytes: arguments, results and temporaries at their peak.
       peak_hbm_bytes: the same with the micro-code and what the runtime takes.
       hbm_bytes_by_use: what fills ``peak_hbm_bytes``. Weights are captured arrays and undonated
-        arguments inside a container, caches donated arguments (in training also what is updated).
+        arguments inside a container; donated are caches, and in training what is updated.
       hbm_capacity_bytes: what one core has.
       cores_per_chip: of those the program runs on, which share a chip.
       smallest: the instance of the family, and the tp_degree there, that should hold the program on the
@@ -62,7 +62,7 @@ def memory_stats(program: Program, used: DeviceMemory, instance: str) -> MemoryS
     family = load_instance(instance).family
     return MemoryStats(
         generated_code_size_in_bytes=used.microcode_bytes,
-        argument_size_in_bytes=used.weights_bytes + used.caches_bytes + used.inputs_bytes,
+        argument_size_in_bytes=used.weights_bytes + used.donated_bytes + used.inputs_bytes,
         output_size_in_bytes=sum(sizes[number] for number in results),
         alias_size_in_bytes=sum(sizes[results[output]] for output, _ in program.aliases),
         temp_size_in_bytes=used.temporaries_bytes + used.collective_buffers_bytes,

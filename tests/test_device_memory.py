@@ -55,7 +55,7 @@ def test_donated_and_passed_through_outputs_need_no_memory():
     steps = [b.launch("s", [cache, x], [updated], donated=((0, 0),))]
     used = device_memory(b.program([cache, x], steps, [updated, x], aliases=((0, 0),)))
     assert (used.outputs_bytes, used.temporaries_bytes) == (0, 0)
-    assert (used.caches_bytes, used.inputs_bytes) == (512 * 512 * 4, 512 * 4)
+    assert (used.donated_bytes, used.inputs_bytes) == (512 * 512 * 4, 512 * 4)
 
 
 def sharded(num_cores, whole_gib, replicated_gib=0):
