@@ -176,7 +176,7 @@ def _decoder(row: Published) -> Iterator[Measured]:
     that of the whole request. The older rows show none of that (their mean token is slower than their p50).
     """
     length = row.seq_len or (row.in_len or 0) + (row.out_len or 0)
-    positions = MODELS[row.name].config(row.name).positions
+    positions = getattr(MODELS[row.name].config(row.name), "positions", length)
     if not 0 < length <= positions:
         raise CompileError(
             f"seq_len is {length}, and {row.name} has {positions} positions", op="row", fix="give seq_len"

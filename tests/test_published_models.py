@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from neuronx.models import bert, bloom, clip, gpt2, gptj, llama, opt, perceiver, resnet, vgg, vit
+from neuronx.models import bert, bloom, clip, gpt2, gptj, llama, opt, perceiver, resnet, t5, vgg, vit
 from neuronx.models.catalog import MODELS
 from neuronx.models.layers import tensor_parallel
 
@@ -353,6 +353,82 @@ def test_gptj_is_transformers_gptj(is_gptj: bool) -> None:
     np.testing.assert_allclose(logits, expected[:, 11], atol=_TOLERANCE)
 
 
+def _t5_stack(given, reads):
+    def heads(one):
+        return {name: _linear(one[name]) for name in "qkvo"}
+
+    layers = []
+    for index in range(2):
+        one = given["block"][str(index)]["layer"]
+        first, last = one["0"], one["1" if reads else "2"]
+        products = last["DenseReluDense"]
+        names = {"wi": "up", "wi_0": "gate", "wi_1": "up", "wo": "down"}
+        layer = {
+            **heads(first["SelfAttention"]),
+            "attention_norm": first["layer_norm"]["weight"],
+            "ffn_norm": last["layer_norm"]["weight"],
+            **{names[name]: _linear(part) for name, part in products.items()},
+        }
+        if not reads:
+            source = {"source": heads(one["1"]["EncDecAttention"])}
+            layer |= source | {"source_norm": one["1"]["layer_norm"]["weight"]}
+        layers.append(layer)
+    distances = given["block"]["0"]["layer"]["0"]["SelfAttention"]["relative_attention_bias"]["embedding"]
+    return {"layers": layers, "distances": distances, "final_norm": given["final_layer_norm"]["weight"]}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("is_gated", [False, True])
+def test_t5_is_transformers_t5(is_gated: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    # Theirs calls it by an older name of the argument.
+    clip = jnp.clip
+    monkeypatch.setattr(jnp, "clip", lambda x, *, a_max=None, **bounds: clip(x, max=a_max, **bounds))
+    sizes = {"hidden": 64, "heads": 4, "layers": 2, "ffn": 96, "head_dim": 8, "vocab": 100}
+    cfg = t5.T5Config(name="tiny", **sizes, is_gated=is_gated)
+    theirs = transformers.FlaxT5ForConditionalGeneration(
+        transformers.T5Config(
+            vocab_size=100, d_model=64, d_kv=8, d_ff=96, num_layers=2, num_heads=4,
+            feed_forward_proj="gated-gelu" if is_gated else "relu", tie_word_embeddings=not is_gated,
+            decoder_start_token_id=0,
+        ),
+        seed=9,
+    )  # fmt: skip
+    given = theirs.params
+    params = {
+        "tokens": given["shared"]["embedding"],
+        "reader": _t5_stack(given["encoder"], True),
+        "writer": _t5_stack(given["decoder"], False),
+    }
+    if is_gated:
+        params["head"] = _linear(given["lm_head"])
+    rng = np.random.default_rng()
+    # Longer than the near distances, which have a bias each, and the farthest of all.
+    source, answer = rng.integers(1, 100, (2, 150)), rng.integers(1, 100, (2, 20))
+    answer[:, 0] = 0
+    expected = jax.jit(lambda own: theirs(source, decoder_input_ids=answer, params=own).logits)(given)
+    # The size as it is, and for three cores: two heads and two tokens of zeros more.
+    wide = t5.padded(cfg, 3)
+    assert (wide.extra_heads, wide.vocab) == (2, 102)
+    zeros = jax.tree_util.tree_map(
+        lambda leaf, to: jnp.pad(
+            leaf, [(0, there - here) for here, there in zip(leaf.shape, to.shape, strict=True)]
+        ),
+        params,
+        t5.parameter_shapes(wide, jnp.float32),
+    )
+    for size, weights in ((cfg, params), (wide, zeros)):
+        read = jax.jit(functools.partial(t5.prefill, size, 160))
+        _, logits, cache = read(weights, jnp.asarray(source))
+        np.testing.assert_allclose(logits[:, :100], expected[:, 0], atol=2e-4, rtol=1e-4)
+        kept = t5.cache_shapes(size, 2, 160, jnp.float32)
+        assert jax.tree_util.tree_map(jnp.shape, cache) == jax.tree_util.tree_map(jnp.shape, kept)
+        step = jax.jit(functools.partial(t5.decode, size))
+        for position in range(1, 20):
+            token = jnp.asarray(answer[:, position])
+            _, logits, cache = step(weights, cache, token, jnp.int32(position))
+            np.testing.assert_allclose(logits[:, :100], expected[:, position], atol=2e-4, rtol=1e-4)
+
+
 @pytest.mark.slow
 def test_vit_is_transformers_vit() -> None:
     cfg = vit.ViTConfig(name="tiny", hidden=64, heads=4, layers=2, ffn=96, patch=4, image=16, classes=10)
@@ -627,6 +703,10 @@ def test_published_llamas_have_their_published_size(name: str, billions: float) 
         ("gpt-neox-20b", 20.55),
         ("pythia-1.4b", 1.415),
         ("pythia-12b", 11.85),
+        ("t5-small", 0.060506624),
+        ("t5-3b", 2.851598336),
+        ("flan-t5-base", 0.247577856),
+        ("flan-t5-xl", 2.849757184),
         ("bloom-560m", 0.559),
         ("bloom-7b1", 7.069),
     ],

@@ -14,7 +14,7 @@ from jax.sharding import PartitionSpec
 from kernels.errors import CompileError
 from neuronx.api import compile as compile_function
 from neuronx.driver import AUTO_CAST_TYPES, AUTO_CASTS
-from neuronx.models import bert, bloom, clip, gpt2, gptj, llama, opt, perceiver, resnet, vgg, vit
+from neuronx.models import bert, bloom, clip, gpt2, gptj, llama, opt, perceiver, resnet, t5, vgg, vit
 from neuronx.models.layers import tensor_parallel
 from neuronx.models.quantised import quantised_shapes
 from neuronx.models.sizes import find
@@ -36,7 +36,7 @@ __all__ = [
     "workload",
 ]
 
-DECODERS = (opt, gpt2, gptj, bloom, llama)
+DECODERS = (opt, gpt2, gptj, bloom, llama, t5)
 
 
 def _sentences(cfg: Any, batch: int, length: int, dtype: Any) -> list[jax.ShapeDtypeStruct]:
@@ -68,7 +68,10 @@ _LOOKED_UP: Mapping[ModuleType, tuple[str, ...]] = {
     clip: ("tokens", "positions"),
     gptj: ("tokens",),
     llama: ("tokens",),
+    t5: ("tokens",),
 }
+# transformers-neuronx does not have them; the device looks tokens up itself.
+_LOOKS_UP = frozenset({t5})
 _BY_HEADS = PartitionSpec(None, "tp")
 # What an auto_cast_type is stored as; tf32 lies in memory as f32.
 _STORED = {"bf16": jnp.bfloat16, "fp16": jnp.float16, "tf32": jnp.float32, "fp8_e4m3": jnp.float8_e4m3}
@@ -220,10 +223,11 @@ def host_bytes(name: str, *, tokens: int, batch: int, dtype: Any, cores: int) ->
     """What a decoder that reads ``tokens`` in all exchanges with the host in one run: bytes in and out.
 
     As in transformers-neuronx, where nothing else is asked for, the host looks tokens up and chooses the next
-    ones: each core gets its copy of the tokens' vectors, f32 logits come back.
+    ones: each core gets its copy of the tokens' vectors (or of i32 tokens), f32 logits come back.
     """
-    _, cfg = _config(name)
-    return cores * tokens * cfg.hidden * jnp.dtype(dtype).itemsize, 4 * batch * cfg.vocab
+    module, cfg = _config(name)
+    token_bytes = 4 if module in _LOOKS_UP else cfg.hidden * jnp.dtype(dtype).itemsize
+    return cores * tokens * token_bytes, 4 * batch * cfg.vocab
 
 
 def _only(

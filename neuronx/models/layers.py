@@ -165,13 +165,13 @@ def split_heads(x: jax.Array, heads: int) -> jax.Array:
 
 
 def attention(
-    q: jax.Array, k: jax.Array, v: jax.Array, visible: jax.Array, slopes: jax.Array | None = None
+    q: jax.Array, k: jax.Array, v: jax.Array, visible: jax.Array, bias: jax.Array | None = None
 ) -> jax.Array:
     """[batch, heads, queries or keys, head_dim] each; ``visible`` broadcasts to bool [.., queries, keys].
 
-    Where ``k`` has fewer heads than ``q``, equally many of q's share each, in one row of queries. With
-    ``slopes`` [heads] a key's score grows with its position by its head's (ALiBi), and no heads are shared.
-    The softmax is f32; q is scaled already.
+    Where ``k`` has fewer heads than ``q``, equally many of q's share each, in one row of queries. A ``bias``
+    is added to the scores [batch, heads, queries, keys], and no heads are shared. The softmax is f32; q is
+    scaled already.
     """
     batch, heads, length, width = q.shape
     shared = heads // k.shape[1]
@@ -179,24 +179,24 @@ def attention(
         rows = q.reshape(batch, k.shape[1], shared * length, width)
         return attention(rows, k, v, jnp.tile(visible, (shared, 1))).reshape(q.shape)
     scores = jnp.einsum("bhqd,bhkd->bhqk", q, k, preferred_element_type=jnp.float32)
-    if slopes is not None:
-        scores = scores + slopes[:, None, None] * jnp.arange(k.shape[2], dtype=jnp.float32)
+    if bias is not None:
+        scores = scores + bias
     scores = jnp.where(visible, scores, jnp.finfo(jnp.float32).min)
     return jnp.einsum("bhqk,bhkd->bhqd", jax.nn.softmax(scores, axis=-1).astype(v.dtype), v)
 
 
-def prompt_attention(length: int, max_len: int, slopes: jax.Array | None = None) -> Attend:
+def prompt_attention(length: int, max_len: int, bias: jax.Array | None = None) -> Attend:
     """Each position of a prompt sees itself and those before; what is kept has room for ``max_len``."""
     causal = jnp.tril(jnp.ones((length, length), bool))
     room = [(0, 0), (0, 0), (0, max_len - length), (0, 0)]
 
     def attend(q: jax.Array, k: jax.Array, v: jax.Array, old: None) -> tuple[jax.Array, Cache]:
-        return attention(q, k, v, causal, slopes), {"k": jnp.pad(k, room), "v": jnp.pad(v, room)}
+        return attention(q, k, v, causal, bias), {"k": jnp.pad(k, room), "v": jnp.pad(v, room)}
 
     return attend
 
 
-def step_attention(max_len: int, position: jax.Array, slopes: jax.Array | None = None) -> Attend:
+def step_attention(max_len: int, position: jax.Array, bias: jax.Array | None = None) -> Attend:
     """Of one more position, whose keys and values are written at ``position`` of what was kept."""
     visible = (jnp.arange(max_len) <= position)[None, :]
     start = (0, 0, position, 0)
@@ -204,7 +204,7 @@ def step_attention(max_len: int, position: jax.Array, slopes: jax.Array | None =
     def attend(q: jax.Array, k: jax.Array, v: jax.Array, old: Cache) -> tuple[jax.Array, Cache]:
         keys = jax.lax.dynamic_update_slice(old["k"], k, start)
         values = jax.lax.dynamic_update_slice(old["v"], v, start)
-        return attention(q, keys, values, visible, slopes), {"k": keys, "v": values}
+        return attention(q, keys, values, visible, bias), {"k": keys, "v": values}
 
     return attend
 

@@ -154,7 +154,7 @@ def prefill(
       the KV cache, filled up to ``length``.
     """
     length = tokens.shape[1]
-    attend = prompt_attention(length, max_len, _slopes(cfg))
+    attend = prompt_attention(length, max_len, _bias(cfg, length))
     x = _embed(cfg, params, tokens, jnp.arange(length))
     x, cache = _decoder(cfg, params, x, attend, [None] * cfg.layers)
     return *_next_token(cfg, params, x[:, -1]), cache
@@ -172,7 +172,8 @@ def decode(
     Returns:
       As ``prefill``, with the updated cache (to be donated, so that it stays where it is).
     """
-    attend = step_attention(cache[0]["k"].shape[2], position, _slopes(cfg))
+    max_len = cache[0]["k"].shape[2]
+    attend = step_attention(max_len, position, _bias(cfg, max_len))
     x = _embed(cfg, params, token[:, None], position[None])
     x, updated = _decoder(cfg, params, x, attend, cache)
     return *_next_token(cfg, params, x[:, -1]), updated
@@ -187,12 +188,16 @@ def _embed(cfg: OPTConfig, params: dict[str, Any], tokens: jax.Array, positions:
     return x + jnp.take(params["positions"], positions + cfg.position_offset, axis=0, mode="clip")
 
 
-def _slopes(cfg: OPTConfig) -> jax.Array | None:
-    """ALiBi's slope of each head, of which there is a power of two; heads of zero weights have none."""
+def _bias(cfg: OPTConfig, keys: int) -> jax.Array | None:
+    """ALiBi's [heads, 1, keys]: a key's score grows with its position by its head's slope.
+
+    There is a power of two of heads; those of zero weights have no slope.
+    """
     if not cfg.has_alibi:
         return None
     slopes = [2.0 ** (-8 * (head + 1) / cfg.heads) for head in range(cfg.heads)]
-    return jnp.array(slopes + [0.0] * cfg.extra_heads, jnp.float32)
+    of_heads = jnp.array(slopes + [0.0] * cfg.extra_heads, jnp.float32)
+    return of_heads[:, None, None] * jnp.arange(keys, dtype=jnp.float32)
 
 
 def _decoder(

@@ -1,0 +1,281 @@
+"""T5 and Flan-T5 in plain JAX: published sizes, reading a source and writing an answer with a cache."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from neuronx.models.layers import (
+    ACTIVATIONS,
+    Attend,
+    Cache,
+    Make,
+    attention,
+    linear,
+    prompt_attention,
+    random,
+    rms_norm,
+    shapes,
+    split_heads,
+    step_attention,
+    through_layers,
+)
+from neuronx.models.sizes import find
+
+__all__ = [
+    "SIZES",
+    "T5Config",
+    "cache_shapes",
+    "config",
+    "decode",
+    "padded",
+    "parameter_shapes",
+    "parameters",
+    "prefill",
+]
+
+NORM_EPSILON = 1e-6
+# Scores are biased by the distance of two positions: one bias each for the near ones, shared by ever more of
+# the far ones, and one for all beyond.
+_DISTANCES, _FARTHEST = 32, 128
+
+
+@dataclass(frozen=True, kw_only=True)
+class T5Config:
+    """One published size: as many ``layers`` read as write. ``extra_heads`` of zero weights are added where
+    heads have to divide evenly over cores.
+
+    ``is_gated``: Flan-T5's products gate each other, and it has a head of its own; else the head is the table
+    of tokens. Positions are not limited.
+    """
+
+    name: str
+    hidden: int
+    heads: int
+    layers: int
+    ffn: int
+    head_dim: int = 64
+    is_gated: bool = False
+    extra_heads: int = 0
+    vocab: int = 32128
+
+    @property
+    def all_heads(self) -> int:
+        return self.heads + self.extra_heads
+
+    @property
+    def is_tied(self) -> bool:
+        return not self.is_gated
+
+
+def _size(name: str, hidden: int, heads: int, layers: int, ffn: int, **other: Any) -> T5Config:
+    return T5Config(name=name, hidden=hidden, heads=heads, layers=layers, ffn=ffn, **other)
+
+
+# Source: config.json of google-t5/<name> and google/<name> on the Hugging Face hub.
+SIZES = {
+    size.name: size
+    for size in (
+        _size("t5-small", 512, 8, 6, 2048),
+        _size("t5-base", 768, 12, 12, 3072),
+        _size("t5-large", 1024, 16, 24, 4096),
+        _size("t5-3b", 1024, 32, 24, 16384, head_dim=128),
+        _size("t5-11b", 1024, 128, 24, 65536, head_dim=128),
+        _size("flan-t5-small", 512, 6, 8, 1024, is_gated=True),
+        _size("flan-t5-base", 768, 12, 12, 2048, is_gated=True),
+        _size("flan-t5-large", 1024, 16, 24, 2816, is_gated=True),
+        _size("flan-t5-xl", 2048, 32, 24, 5120, is_gated=True),
+        _size("flan-t5-xxl", 4096, 64, 24, 10240, is_gated=True),
+    )
+}
+
+
+def config(name: str) -> T5Config:
+    """The published size called ``name``; raises CompileError for any other."""
+    return find(SIZES, name)
+
+
+def padded(cfg: T5Config, cores: int) -> T5Config:
+    """The size that divides over ``cores``: heads, features and tokens padded."""
+    vocab, ffn = (size + -size % cores for size in (cfg.vocab, cfg.ffn))
+    return replace(cfg, vocab=vocab, ffn=ffn, extra_heads=-cfg.heads % cores)
+
+
+def parameter_shapes(cfg: T5Config, dtype: Any) -> dict[str, Any]:
+    """The parameter tree as ``jax.ShapeDtypeStruct``s: no memory."""
+    return _parameter_tree(cfg, shapes(dtype))
+
+
+def parameters(cfg: T5Config, dtype: Any, seed: int) -> dict[str, Any]:
+    """Random parameters; norm scales around 1."""
+    return _parameter_tree(cfg, random(dtype, seed))
+
+
+def _parameter_tree(cfg: T5Config, make: Make) -> dict[str, Any]:
+    width = cfg.all_heads * cfg.head_dim
+
+    def matrix(width_in: int, width_out: int) -> dict[str, Any]:
+        return {"w": make((width_in, width_out), 0.0)}
+
+    def heads() -> dict[str, Any]:
+        made = {name: matrix(cfg.hidden, width) for name in ("q", "k", "v")}
+        return made | {"o": matrix(width, cfg.hidden)}
+
+    def layer(reads: bool) -> dict[str, Any]:
+        names = ("gate", "up") if cfg.is_gated else ("up",)
+        norms = ("attention_norm", "ffn_norm") if reads else ("attention_norm", "source_norm", "ffn_norm")
+        return {
+            **heads(),
+            **({} if reads else {"source": heads()}),
+            **{name: matrix(cfg.hidden, cfg.ffn) for name in names},
+            "down": matrix(cfg.ffn, cfg.hidden),
+            **{name: make((cfg.hidden,), 1.0) for name in norms},
+        }
+
+    def stack(reads: bool) -> dict[str, Any]:
+        return {
+            "layers": [layer(reads) for _ in range(cfg.layers)],
+            "distances": make((_DISTANCES, cfg.all_heads), 0.0),
+            "final_norm": make((cfg.hidden,), 1.0),
+        }
+
+    tree = {"tokens": make((cfg.vocab, cfg.hidden), 0.0), "reader": stack(True), "writer": stack(False)}
+    return tree if cfg.is_tied else {**tree, "head": matrix(cfg.hidden, cfg.vocab)}
+
+
+def cache_shapes(cfg: T5Config, batch: int, max_len: int, dtype: Any) -> dict[str, Any]:
+    """What steps read: per layer keys and values of the answer and of the source, of [batch, heads, max_len,
+    head_dim] each, and which of the source's positions there are."""
+    entry = jax.ShapeDtypeStruct((batch, cfg.all_heads, max_len, cfg.head_dim), dtype)
+    names = ("k", "v", "source_k", "source_v")
+    return {
+        "layers": [dict.fromkeys(names, entry) for _ in range(cfg.layers)],
+        "readable": jax.ShapeDtypeStruct((batch, cfg.all_heads, 1, max_len), jnp.bool_),
+    }
+
+
+def prefill(
+    cfg: T5Config, max_len: int, params: dict[str, Any], tokens: jax.Array
+) -> tuple[jax.Array, jax.Array, dict[str, Any]]:
+    """Reads the source, i32 [batch, length], and writes the first token of the answer.
+
+    The cache holds ``max_len`` positions of either.
+
+    Returns:
+      The first token of each answer, i32 [batch]; the f32 logits it was chosen from, [batch, vocab]; the
+      cache, to be gone on with at position 1.
+    """
+    batch, length = tokens.shape
+    seen = _read(cfg, params, tokens)
+    room = [(0, 0), (0, 0), (0, max_len - length), (0, 0)]
+
+    def source(weights: dict[str, Any]) -> Cache:
+        made = {name: split_heads(linear(weights[name], seen), cfg.all_heads) for name in ("k", "v")}
+        return {f"source_{name}": jnp.pad(part, room) for name, part in made.items()}
+
+    sources = [source(weights["source"]) for weights in params["writer"]["layers"]]
+    readable = jnp.broadcast_to(jnp.arange(max_len) < length, (batch, cfg.all_heads, 1, max_len))
+    # An answer starts with token 0, which is padding elsewhere.
+    start, position = jnp.zeros((batch,), jnp.int32), jnp.zeros((1,), jnp.int32)
+    bias = _bias(params["writer"]["distances"], position, position, both_ways=False)
+    return _write(cfg, params, start, prompt_attention(1, max_len, bias), sources, readable)
+
+
+def decode(
+    cfg: T5Config,
+    params: dict[str, Any],
+    cache: dict[str, Any],
+    token: jax.Array,
+    position: jax.Array,
+) -> tuple[jax.Array, jax.Array, dict[str, Any]]:
+    """Reads one token of each answer and writes its keys and values at ``position`` (an i32 scalar).
+
+    Returns:
+      As ``prefill``, with the updated cache (to be donated, so that it stays where it is).
+    """
+    max_len = cache["readable"].shape[-1]
+    bias = _bias(params["writer"]["distances"], position[None], jnp.arange(max_len), both_ways=False)
+    attend = step_attention(max_len, position, bias)
+    return _write(cfg, params, token, attend, cache["layers"], cache["readable"])
+
+
+def _read(cfg: T5Config, params: dict[str, Any], tokens: jax.Array) -> jax.Array:
+    """Hidden states [batch, length, hidden] of a source."""
+    reader, places = params["reader"], jnp.arange(tokens.shape[1])
+    bias = _bias(reader["distances"], places, places, both_ways=True)
+
+    def layer(x: jax.Array, weights: dict[str, Any]) -> tuple[jax.Array, None]:
+        normal = rms_norm(weights["attention_norm"], x, NORM_EPSILON)
+        q, k, v = (split_heads(linear(weights[name], normal), cfg.all_heads) for name in ("q", "k", "v"))
+        x = x + _joined(weights["o"], attention(q, k, v, jnp.ones((1, 1), bool), bias))
+        return _fed_forward(cfg, weights, x), None
+
+    x = jnp.take(params["tokens"], tokens, axis=0, mode="clip")
+    x, _ = through_layers(layer, x, reader["layers"])
+    return rms_norm(reader["final_norm"], x, NORM_EPSILON)
+
+
+def _write(
+    cfg: T5Config,
+    params: dict[str, Any],
+    token: jax.Array,
+    attend: Attend,
+    cache: Sequence[Cache],
+    readable: jax.Array,
+) -> tuple[jax.Array, jax.Array, dict[str, Any]]:
+    """One token more, chosen greedily, with its logits and what was kept."""
+    writer = params["writer"]
+
+    def layer(x: jax.Array, weights: dict[str, Any], old: Cache) -> tuple[jax.Array, Cache]:
+        normal = rms_norm(weights["attention_norm"], x, NORM_EPSILON)
+        q, k, v = (split_heads(linear(weights[name], normal), cfg.all_heads) for name in ("q", "k", "v"))
+        mixed, kept = attend(q, k, v, old)
+        x = x + _joined(weights["o"], mixed)
+        normal, source = rms_norm(weights["source_norm"], x, NORM_EPSILON), weights["source"]
+        q = split_heads(linear(source["q"], normal), cfg.all_heads)
+        x = x + _joined(source["o"], attention(q, old["source_k"], old["source_v"], readable))
+        return _fed_forward(cfg, weights, x), old | kept
+
+    x = jnp.take(params["tokens"], token[:, None], axis=0, mode="clip")
+    x, kept = through_layers(layer, x, writer["layers"], cache)
+    last = rms_norm(writer["final_norm"], x, NORM_EPSILON)[:, -1]
+    if cfg.is_tied:
+        head, last = params["tokens"].T, last * (1 / math.sqrt(cfg.hidden))
+    else:
+        head = params["head"]["w"]
+    logits = jnp.matmul(last, head, preferred_element_type=jnp.float32)
+    chosen = jnp.argmax(logits, axis=-1).astype(jnp.int32)
+    return chosen, logits, {"layers": kept, "readable": readable}
+
+
+def _joined(weights: dict[str, Any], mixed: jax.Array) -> jax.Array:
+    """[batch, heads, length, head_dim] projected to [batch, length, hidden]."""
+    batch, heads, length, width = mixed.shape
+    return linear(weights, mixed.transpose(0, 2, 1, 3).reshape(batch, length, heads * width))
+
+
+def _fed_forward(cfg: T5Config, weights: dict[str, Any], x: jax.Array) -> jax.Array:
+    normal = rms_norm(weights["ffn_norm"], x, NORM_EPSILON)
+    up = linear(weights["up"], normal)
+    if cfg.is_gated:
+        up = ACTIVATIONS["gelu_new"](linear(weights["gate"], normal)) * up
+    else:
+        up = ACTIVATIONS["relu"](up)
+    return x + linear(weights["down"], up)
+
+
+def _bias(table: jax.Array, queries: jax.Array, keys: jax.Array, *, both_ways: bool) -> jax.Array:
+    """f32 [heads, queries, keys] of ``table`` [distances, heads]; ``both_ways``: keys may come later, and
+    half of the distances are theirs."""
+    ahead = keys[None, :] - queries[:, None]
+    count = _DISTANCES // 2 if both_ways else _DISTANCES
+    first = jnp.where(ahead > 0, count, 0) if both_ways else 0
+    far = jnp.abs(ahead) if both_ways else jnp.maximum(-ahead, 0)
+    exact = count // 2
+    ratio = jnp.log(jnp.maximum(far, 1) / exact) / math.log(_FARTHEST / exact)
+    shared = jnp.minimum(exact + (ratio * (count - exact)).astype(jnp.int32), count - 1)
+    chosen = first + jnp.where(far < exact, far, shared)
+    return jnp.take(table, chosen, axis=0, mode="clip").astype(jnp.float32).transpose(2, 0, 1)
