@@ -21,7 +21,7 @@ __all__ = ["main"]
 
 _LINE = "{:<44} {:<13} {:>3} {:>6} {:<8} {:>12} {:>12} {:>8} {:>12}"
 _HEAD = ("figure", "instance", "tp", "length", "SDK", "published", "predicted", "error", "datasheet")
-_FIGURES = ("latency", "tpot", "ttft", "throughput")
+_FIGURES = ("latency", "tpot", "p99", "ttft", "throughput")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -46,6 +46,7 @@ class Published:
     weights: str | None
     per_s: float | None
     p50_s: float | None
+    p99_s: float | None
     ttft_s: float | None
     tpot_s: float | None
     in_flight: int | None
@@ -60,11 +61,15 @@ def read(record: Mapping[str | None, Any]) -> Published:
     """Reads one record of a CSV file; columns may be missing.
 
     Raises:
-      CompileError: a model or instance that is not known, or a field that cannot be read.
+      CompileError: a model or instance that is not known, more cores than there are, or a field that cannot
+        be read.
     """
     row = {str(key).strip().lower(): str(value or "").strip() for key, value in record.items()}
     name, instance = resolve(row.get("model", "")), row.get("instance", "").lower()
     is_decoder, cores = MODELS[name] in DECODERS, load_instance(instance).cores
+    tp = _count(row, "tp") or (cores if is_decoder else 1)
+    if tp > cores:
+        raise CompileError(f"tp is {tp}, and {instance} has {cores} cores", op="row", fix="give what it has")
     batch, per_s, p50_s = _count(row, "batch") or 1, _number(row, "throughput"), _seconds(row, "p50_ms")
     in_flight = _number(row, "little_concurrency")
     if in_flight is None and per_s and p50_s:
@@ -73,7 +78,7 @@ def read(record: Mapping[str | None, Any]) -> Published:
         published=row["model"],
         name=name,
         instance=instance,
-        tp=_count(row, "tp") or (cores if is_decoder else 1),
+        tp=tp,
         batch=batch,
         seq_len=_count(row, "seq_len"),
         in_len=_count(row, "in_len"),
@@ -83,6 +88,7 @@ def read(record: Mapping[str | None, Any]) -> Published:
         weights=_weights(row),
         per_s=per_s,
         p50_s=p50_s,
+        p99_s=_seconds(row, "p99_ms"),
         ttft_s=_seconds(row, "ttft_p50_ms"),
         tpot_s=_seconds(row, "tpot_p50_ms"),
         in_flight=None if in_flight is None else max(1, round(in_flight)),

@@ -2,6 +2,7 @@
 
 import csv
 import functools
+import statistics
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -20,7 +21,16 @@ from kernels.hardware import load_instance
 from neuronx.comparing import Work, model_work
 from neuronx.models.catalog import MODELS, Workload, compile_prompt, compile_step, host_bytes, workload
 
-__all__ = ["Measured", "Run", "calibration_rows", "decode_program", "measured", "predict_s", "whole"]
+__all__ = [
+    "Measured",
+    "Run",
+    "calibration_rows",
+    "decode_program",
+    "measured",
+    "predict_s",
+    "tail_factors",
+    "whole",
+]
 
 _MATMULT = (("auto_cast", "matmult"), ("auto_cast_type", "bf16"))
 # transformers-neuronx has a program for each power of two from these on: src/transformers_neuronx/bucket.py.
@@ -46,8 +56,8 @@ class Measured:
 
     Attributes:
       model: as AWS names it.
-      what: "latency" (of a batch), "tpot" (time per output token), "ttft" (time to first token) or
-        "throughput".
+      what: "latency" (of a batch), "tpot" (time per output token), "p99" (of either), "ttft" (time to first
+        token) or "throughput".
       seconds: published; of a throughput what ``amount`` results take by it.
       amount: tokens or inferences that one repetition of ``runs`` makes where a throughput is published;
         None where a time is.
@@ -56,6 +66,7 @@ class Measured:
       queue: batches on their way to each copy of the model: above one, launch and transfers hide behind the
         device, and each waits for the others.
       cores: that share one copy.
+      factor: what the median time is multiplied by.
     """
 
     model: str
@@ -70,6 +81,7 @@ class Measured:
     runs: tuple[Run, ...]
     queue: float = 1.0
     cores: int
+    factor: float = 1.0
 
     @property
     def name(self) -> str:
@@ -93,13 +105,27 @@ def predict_s(row: Measured, era: str | Era) -> float:
         bytes_in, bytes_out = run.exchanged()
         alone_s = request_s(device_s, links, bytes_in=bytes_in, bytes_out=bytes_out)
         total_s += run.times * max(alone_s, row.queue * device_s)
-    return total_s
+    return row.factor * total_s
 
 
 def calibration_rows() -> list[Measured]:
     """The figures of data/published_calibration.csv, in its order."""
+    return [one for record in _calibration() for one in measured(record)]
+
+
+@functools.cache
+def tail_factors() -> tuple[float, ...]:
+    """p99 over the median time in each calibration row of the era, the least first.
+
+    The simulated device takes as long every time; what varies is the host's.
+    """
+    rows = [row for row in map(read, _calibration()) if row.p99_s and row.p50_s and _is_of_the_era(row.sdk)]
+    return tuple(sorted(row.p99_s / row.p50_s for row in rows))
+
+
+def _calibration() -> csv.DictReader:
     text = files("benchmarks").joinpath("data", "published_calibration.csv").read_text(encoding="utf-8")
-    return [one for record in csv.DictReader(text.splitlines()) for one in measured(record)]
+    return csv.DictReader(text.splitlines())
 
 
 def measured(record: Mapping[str | None, Any]) -> list[Measured]:
@@ -160,9 +186,11 @@ def _whole(row: Published) -> Iterator[Measured]:
         work=lambda: _work(row.name, row.batch, length, 0)[0],
     )
     in_flight = row.in_flight or copies
-    common = _common(row, length) | {"runs": (run,), "queue": max(1.0, in_flight / max(1, copies))}
+    common = _common(row, length) | {"runs": (run,), "queue": max(1.0, in_flight / copies)}
     if row.p50_s:
         yield Measured(what="latency", seconds=row.p50_s, is_fitted=_is_of_the_era(row.sdk), **common)
+    if row.p99_s:
+        yield _p99(row, common)
     if row.per_s:
         amount = in_flight * row.batch
         yield Measured(what="throughput", seconds=amount / row.per_s, amount=amount, **common)
@@ -188,11 +216,12 @@ def _decoder(row: Published) -> Iterator[Measured]:
         return _bucket(tokens, _TOKEN_BUCKET, length) if has_buckets else length
 
     start = row.in_len or length - written
+    middle = (_step(row, cache(start + written // 2)),)
     if row.tpot_s or row.p50_s:
-        middle = _step(row, cache(start + written // 2))
-        is_fitted = _is_of_the_era(row.sdk)
-        seconds = row.tpot_s or row.p50_s
-        yield Measured(what="tpot", seconds=seconds, is_fitted=is_fitted, runs=(middle,), **common)
+        is_fitted, seconds = _is_of_the_era(row.sdk), row.tpot_s or row.p50_s
+        yield Measured(what="tpot", seconds=seconds, is_fitted=is_fitted, runs=middle, **common)
+    if row.p99_s:
+        yield _p99(row, common | {"runs": middle})
     prompt = ()
     if row.in_len:
         size = _bucket(row.in_len, _PROMPT_BUCKET, length) if has_buckets else row.in_len
@@ -209,6 +238,10 @@ def _decoder(row: Published) -> Iterator[Measured]:
         amount = row.batch * written
         seconds = amount / row.per_s
         yield Measured(what="throughput", seconds=seconds, amount=amount, runs=(*prompt, *steps), **common)
+
+
+def _p99(row: Published, common: Mapping[str, Any]) -> Measured:
+    return Measured(what="p99", seconds=row.p99_s, factor=statistics.median(tail_factors()), **common)
 
 
 def _bucket(size: int, least: int, most: int) -> int:
