@@ -60,7 +60,11 @@ def write_sections(path: str | os.PathLike[str], sections: Mapping[str, bytes]) 
     head = json.dumps(index).encode()
     # The first section starts aligned, so that tensors can be used where they are mapped.
     head += b" " * (-(_HEADER.size + 8 + len(head)) % _ALIGNMENT)
-    descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
+    try:
+        descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
+    except OSError as error:
+        error.filename = str(path)  # what the user knows of
+        raise
     try:
         with os.fdopen(descriptor, "wb") as file:
             digest, length = hashlib.sha256(), 0

@@ -1,12 +1,14 @@
 """What the compiler decided and why, as text: plan, prices, collectives, what was given up."""
 
 from collections import Counter
+from collections.abc import Callable
 
 from distributed.events import Timeline
 from distributed.layout import Layout
 from distributed.program import Program
 from hlo_passes.ir import ir
 from hlo_passes.notes import notes
+from kernels.errors import CompileError
 from kernels.work import Tensor
 from neuronx.fastest import Tried
 
@@ -29,27 +31,38 @@ _PRICES = (
 )
 
 
-def explain(module: ir.Module, program: Program, timeline: Timeline, tried: Tried | None = None) -> str:
+def explain(
+    module: ir.Module, program: Program, clock: Callable[[], Timeline], tried: Tried | None = None
+) -> str:
     """The account of one compilation: shardings, prices, collectives, order and notes.
+
+    Where the clock has no price for an op it says for which, and leaves out what takes times.
 
     Args:
       module: at any level from LOCAL on.
       program: what became of it.
-      timeline: of ``program``.
+      clock: times ``program``.
       tried: the plans that were clocked.
     """
+    try:
+        timeline, untimed = clock(), []
+    except CompileError as error:
+        timeline, untimed = None, str(error).splitlines()
     prices = "prices of plans (ops and collectives one after the other; exe.profile() overlaps them)"
     reordered = [note.removeprefix(_ORDER) for note in notes(module) if note.startswith(_ORDER)]
     said = [note for note in notes(module) if not note.startswith(_ORDER)]
+    in_order = "program order" if untimed else "program order: no other saves 1 % of the time"
     sections = {
         "arguments": _arguments(program),
-        "padding of uneven arguments": _padding(program, timeline.bandwidth_bytes_per_s),
+        "padding of uneven arguments": _padding(program, timeline),
         prices: _prices(module),
-        "plans by the clock": _plans(tried, timeline.total_s) if tried else ["none was clocked"],
-        "collectives": _collectives(timeline),
-        "order of kernels and collectives": reordered or ["program order: no other saves 1 % of the time"],
+        "plans by the clock": _plans(tried, timeline.total_s) if tried and timeline else ["none was clocked"],
+        "collectives": _collectives(timeline) if timeline else ["not timed"],
+        "order of kernels and collectives": reordered or [in_order],
         "notes": [f"- {note}" for note in said] or ["nothing was given up"],
     }
+    if untimed:
+        sections = {"the clock cannot time this program": untimed} | sections
     return "\n".join(
         f"{title}\n" + "".join(f"  {line}\n" for line in lines) for title, lines in sections.items()
     )
@@ -81,7 +94,7 @@ def _layout(layout: Layout) -> str:
     return f"{layout.dtype}[{dims}]: " + ("whole" if layout.is_replicated else f"[{held}] a core")
 
 
-def _padding(program: Program, bandwidth_bytes_per_s: float) -> list[str]:
+def _padding(program: Program, timeline: Timeline | None) -> list[str]:
     """What the fullest core holds of each uneven argument beyond an even share, and the time to read it."""
     extra: Counter[Layout] = Counter()
     for layout in filter(lambda layout: layout.is_padded, program.input_layouts):
@@ -92,9 +105,12 @@ def _padding(program: Program, bandwidth_bytes_per_s: float) -> list[str]:
         )
     if not extra:
         return ["none"]
-    read_s = extra.total() / bandwidth_bytes_per_s
     lines = [f"{size:12d} B a core  {_layout(layout)}" for layout, size in extra.most_common()]
-    return [*lines, f"{extra.total()} B a core in all, {read_s * 1e3:.3f} ms to read them once"]
+    total = f"{extra.total()} B a core in all"
+    if timeline is None:
+        return [*lines, total]
+    read_s = extra.total() / timeline.bandwidth_bytes_per_s
+    return [*lines, f"{total}, {read_s * 1e3:.3f} ms to read them once"]
 
 
 def _prices(module: ir.Module) -> list[str]:

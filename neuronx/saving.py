@@ -13,7 +13,7 @@ from jax.tree_util import PyTreeDef, default_registry, tree_flatten, tree_struct
 from hlo_passes.ir import context, ir, stablehlo
 from kernels.errors import CompileError
 from neuronx.container import read_sections, write_sections
-from neuronx.driver import Artifacts
+from neuronx.driver import Artifacts, copy_module
 from neuronx.frontend import Exported, logical, physical
 from neuronx.records import decode, encode
 from neuronx.tensors import pack_tensors, unpack_tensors
@@ -108,7 +108,8 @@ def artifacts_from(sections: Mapping[str, bytes | memoryview]) -> Artifacts:
 
 def _portable(module: ir.Module) -> bytes:
     """The module in StableHLO's versioned form, with Shardy's and CHLO's parts as they are."""
-    return stablehlo.serialize_portable_artifact(module, stablehlo.get_current_version(), True)
+    # A copy: what is serialized is rewritten in place.
+    return stablehlo.serialize_portable_artifact(copy_module(module), stablehlo.get_current_version(), True)
 
 
 def _describe(exported: Exported) -> dict[str, Any]:

@@ -3,7 +3,7 @@
 import functools
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import jax
@@ -159,9 +159,10 @@ class Compiled:
         """The sharding of each argument, what plans cost, every collective, and what was given up and why.
 
         The first time this compiles what plans there are besides, and the levels where layers were folded.
+        Where an op has no price it says which, and leaves out what takes times.
         """
         module = parse(self._artifacts.levels["planned"])
-        return explain(module, self.program, self._timeline, self._tried)
+        return explain(module, self.program, lambda: self._timeline, self._tried)
 
     @functools.cached_property
     def _tried(self) -> Tried | None:
@@ -192,7 +193,7 @@ class Compiled:
     def save(self, path: str | os.PathLike[str], *, weights: Sequence[Any] = ()) -> None:
         """Writes the program to one file that ``neuronx.load`` reads; whole, or not at all.
 
-        What ``explain`` would compile is compiled first: a loaded program explains itself.
+        Where layers were folded the levels are compiled first.
 
         Args:
           path: of the file.
@@ -200,8 +201,9 @@ class Compiled:
 
         Raises:
           CompileError: weights that are not those, or a tree or type that cannot be saved.
+          OSError: ``path`` cannot be written.
         """
-        save_program(path, self._exported, replace(self._artifacts, tried=self._tried), weights)
+        save_program(path, self._exported, self._artifacts, weights)
 
     def profile(self) -> Profile:
         """The timeline of the program on every engine and link."""

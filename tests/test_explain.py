@@ -102,7 +102,13 @@ def test_says_in_what_order_things_start():
 
 
 def test_what_has_no_time_names_its_line():
-    executable = compiled(jnp.linalg.solve, (8, 8), (8, 3), tp_degree=2)
+    executable = compiled(lambda a, b, w: jnp.linalg.solve(a, b) @ w, (8, 8), (8, 8), (8, 13), tp_degree=2)
+    text = executable.explain()
+    untimed, _, rest = text.partition("\narguments\n")
+    assert untimed.startswith("the clock cannot time this program\n")
+    assert "custom_call" in untimed and "test_explain.py" in untimed
+    assert "1 x f32[8, 13 over tp]: [8, 7] a core" in rest and "B a core in all" in rest
+    assert "none was clocked" in rest and "not timed" in rest
     with pytest.raises(CompileError, match="unknown custom calls") as raised:
-        executable.explain()
+        executable.cost_analysis()
     assert raised.value.op == "custom_call" and raised.value.location

@@ -61,7 +61,7 @@ def _explained(source: bytes, module: ir.Module, program: Program | None, stages
     is_free = cut and not is_folded and not is_annotated(parse(source))
     tried = clock_named(source, stages, DEFAULT_ERA) if is_free else None
     instance = load_instance(stages[-1].options.instance)
-    return explain(module, program, time_program(program, instance, era=DEFAULT_ERA), tried)
+    return explain(module, program, lambda: time_program(program, instance, era=DEFAULT_ERA), tried)
 
 
 def _read(name: str) -> ir.Module:
