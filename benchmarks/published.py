@@ -18,13 +18,34 @@ _DTYPES = {"fp32": jnp.float32, "fp16": jnp.float16, "bf16": jnp.bfloat16}
 _CASTS = re.compile(r"(matmult|all|none)(?:[-_ ]?(bf16|fp16|tf32|fp8_e4m3))?")
 _WEIGHTS = {"int8": "int8", "s8": "int8", "fp8": "fp8_e4m3", "f8e4m3": "fp8_e4m3", "fp8_e4m3": "fp8_e4m3"}
 
+# Pipelines that make images, by the names (as the catalog spells names) of their parts, and how often the
+# first part runs where a row does not say: diffusers' default.
+_IMAGE_MAKERS: Mapping[str, str] = {
+    "stablediffusionv15": "stable-diffusion-v1-5",
+    "stablediffusion1.5": "stable-diffusion-v1-5",
+    "stablediffusion1.5512x512": "stable-diffusion-v1-5",
+    "stablediffusion21": "stable-diffusion-2-1",
+    "stablediffusion2.1": "stable-diffusion-2-1",
+    "stablediffusion2.1768x768": "stable-diffusion-2-1",
+    "stablediffusion21base": "stable-diffusion-2-1-base",
+    "stablediffusion2.1base": "stable-diffusion-2-1-base",
+    "stablediffusion2.1512x512": "stable-diffusion-2-1-base",
+    "stablediffusionxlbase1.0": "stable-diffusion-xl-base-1.0",
+    "stablediffusionxlbase": "stable-diffusion-xl-base-1.0",
+    "stablediffusionxl": "stable-diffusion-xl-base-1.0",
+    "stablediffusionxl1024x1024": "stable-diffusion-xl-base-1.0",
+}
+_STEPS = 50
+
 
 @dataclass(frozen=True, kw_only=True)
 class Published:
     """One row; None where it does not say.
 
     Attributes:
-      published, name: the model as the row and as the catalog name it.
+      published, name: the model as the row and as the catalog name it; of a pipeline that makes images its
+        U-Net.
+      steps: how often that runs for an image, then ``decoder`` once; None for other models.
       tp: cores that share the model, of a decoder all of the instance's where the row does not say.
       seq_len: positions of a decoder's cache, tokens of an encoder's sequence.
       options: what it was compiled with, as ``neuronx.compile`` takes it.
@@ -35,6 +56,7 @@ class Published:
 
     published: str
     name: str
+    steps: int | None
     instance: str
     tp: int
     batch: int
@@ -53,6 +75,10 @@ class Published:
     sdk: str
 
     @property
+    def decoder(self) -> str:
+        return self.name.removesuffix("-unet") + "-vae"
+
+    @property
     def is_decoder(self) -> bool:
         return MODELS[self.name] in DECODERS
 
@@ -65,7 +91,8 @@ def read(record: Mapping[str | None, Any]) -> Published:
         be read.
     """
     row = {str(key).strip().lower(): str(value or "").strip() for key, value in record.items()}
-    name, instance = resolve(row.get("model", "")), row.get("instance", "").lower()
+    images, instance = _images(row), row.get("instance", "").lower()
+    name = f"{images}-unet" if images else resolve(row.get("model", ""))
     is_decoder, cores = MODELS[name] in DECODERS, load_instance(instance).cores
     tp = _count(row, "tp") or (cores if is_decoder else 1)
     if tp > cores:
@@ -77,6 +104,7 @@ def read(record: Mapping[str | None, Any]) -> Published:
     return Published(
         published=row["model"],
         name=name,
+        steps=(_count(row, "steps") or _STEPS) if images else None,
         instance=instance,
         tp=tp,
         batch=batch,
@@ -94,6 +122,11 @@ def read(record: Mapping[str | None, Any]) -> Published:
         in_flight=None if in_flight is None else max(1, round(in_flight)),
         sdk=row.get("neuron_version", ""),
     )
+
+
+def _images(row: Mapping[str, str]) -> str | None:
+    """The pipeline that the row's model is, if it is one."""
+    return _IMAGE_MAKERS.get(re.sub(r"[-_ ]+", "", row.get("model", "").lower().rpartition("/")[2]))
 
 
 def _number(row: Mapping[str, str], column: str) -> float | None:

@@ -14,7 +14,22 @@ from jax.sharding import PartitionSpec
 from kernels.errors import CompileError
 from neuronx.api import compile as compile_function
 from neuronx.driver import AUTO_CAST_TYPES, AUTO_CASTS
-from neuronx.models import bert, bloom, clip, gpt2, gptj, llama, opt, perceiver, resnet, t5, vgg, vit
+from neuronx.models import (
+    bert,
+    bloom,
+    clip,
+    gpt2,
+    gptj,
+    llama,
+    opt,
+    perceiver,
+    resnet,
+    t5,
+    unet,
+    vae,
+    vgg,
+    vit,
+)
 from neuronx.models.layers import tensor_parallel
 from neuronx.models.quantised import quantised_shapes
 from neuronx.models.sizes import find
@@ -53,6 +68,21 @@ def _images_and_sentences(cfg: Any, batch: int, length: int, dtype: Any) -> list
     return [*_images(cfg, batch, length, dtype), jax.ShapeDtypeStruct((batch, length), jnp.int32)]
 
 
+def _latents(cfg: Any, batch: int, length: int, dtype: Any) -> list[jax.ShapeDtypeStruct]:
+    return [jax.ShapeDtypeStruct((batch, cfg.across, cfg.across, unet.LATENTS), dtype)]
+
+
+def _noisy_latents(cfg: Any, batch: int, length: int, dtype: Any) -> list[jax.ShapeDtypeStruct]:
+    """With the step, the sentence, and of SDXL the whole sentence's numbers and six sizes."""
+    step = jax.ShapeDtypeStruct((batch,), jnp.int32)
+    sentence = jax.ShapeDtypeStruct((batch, cfg.tokens, cfg.context), dtype)
+    sent = [*_latents(cfg, batch, length, dtype), step, sentence]
+    if not cfg.pooled:
+        return sent
+    sizes = jax.ShapeDtypeStruct((batch, 6), jnp.int32)
+    return [*sent, jax.ShapeDtypeStruct((batch, cfg.pooled), dtype), sizes]
+
+
 # Models that are one program: its function, and what it takes from the host.
 _WHOLE: Mapping[ModuleType, tuple[Callable[..., Any], Callable[..., list[jax.ShapeDtypeStruct]]]] = {
     bert: (bert.encode, _sentences),
@@ -61,6 +91,8 @@ _WHOLE: Mapping[ModuleType, tuple[Callable[..., Any], Callable[..., list[jax.Sha
     vit: (vit.classify, _images),
     perceiver: (perceiver.classify, _images),
     clip: (clip.match, _images_and_sentences),
+    unet: (unet.denoise, _noisy_latents),
+    vae: (vae.decode_images, _latents),
 }
 # Tables that are only looked up; OPT and GPT-2 choose the next token with theirs.
 _LOOKED_UP: Mapping[ModuleType, tuple[str, ...]] = {

@@ -18,6 +18,7 @@ __all__ = [
     "convolution",
     "convolution_parameters",
     "encoder_attention",
+    "group_norm",
     "layer_norm",
     "layer_parameters",
     "linear",
@@ -148,6 +149,15 @@ def layer_norm(weights: dict[str, Any], x: jax.Array, epsilon: float) -> jax.Arr
     mean = wide.mean(axis=-1, keepdims=True)
     variance = jnp.square(wide - mean).mean(axis=-1, keepdims=True)
     normal = (wide - mean) * jax.lax.rsqrt(variance + epsilon)
+    return (normal * weights["scale"] + weights["bias"]).astype(x.dtype)
+
+
+def group_norm(weights: dict[str, Any], x: jax.Array, epsilon: float, groups: int = 32) -> jax.Array:
+    """Of images [batch, height, width, features], each of ``groups`` of features by itself; in f32."""
+    wide = x.astype(jnp.float32).reshape(*x.shape[:3], groups, -1)
+    mean = wide.mean(axis=(1, 2, 4), keepdims=True)
+    variance = jnp.square(wide - mean).mean(axis=(1, 2, 4), keepdims=True)
+    normal = ((wide - mean) * jax.lax.rsqrt(variance + epsilon)).reshape(x.shape)
     return (normal * weights["scale"] + weights["bias"]).astype(x.dtype)
 
 
