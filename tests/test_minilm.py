@@ -42,14 +42,14 @@ def reference(model, batch):
     return np.asarray(jax.jit(model.embed)(model.params, *batch))
 
 
-@pytest.mark.parametrize("tp_degree", [1, 2, 4, 12])
+@pytest.mark.parametrize("tp_degree", [1, 2, 12])
 def test_float32_embeddings_are_those_of_jit(model, batch, reference, tp_degree):
     got = np.asarray(neuronx.compile(model.embed, tp_degree=tp_degree)(model.params, *batch))
     assert got.dtype == np.float32 and got.shape == (len(SENTENCES), 384)
     assert np.abs(got - reference).max() <= 1e-5
 
 
-@pytest.mark.parametrize("tp_degree", [1, 2, 4, 12])
+@pytest.mark.parametrize("tp_degree", [1, 12])
 def test_bf16_products_keep_the_direction(model, batch, reference, tp_degree):
     compiled = neuronx.compile(model.embed, tp_degree=tp_degree, auto_cast="matmult", auto_cast_type="bf16")
     got = np.asarray(compiled(model.params, *batch))
@@ -58,7 +58,7 @@ def test_bf16_products_keep_the_direction(model, batch, reference, tp_degree):
     assert np.abs(got - reference).max() > 1e-5
 
 
-@pytest.mark.parametrize("tp_degree", [2, 4, 12])
+@pytest.mark.parametrize("tp_degree", [2, 12])
 def test_a_layer_ends_with_two_all_reduces(model, batch, tp_degree):
     compiled = neuronx.compile(model.embed, tp_degree=tp_degree).lower(model.params, *batch).compile()
     text = compiled.as_text(level="local")

@@ -92,7 +92,7 @@ ROWS = {"output"}
 
 
 def test_data_and_tensor_parallel_shardings_of_the_users_own(rng):
-    """BERT on 2 x 3 cores: sentences over one axis, weights over the other, forwards and backwards."""
+    """Gradients of BERT on 2 x 3 cores: sentences over one axis, weights over the other."""
     model = third_party.MODELS["bert"](rng)
     mesh = AbstractMesh((2, 3), ("data", "model"))
 
@@ -105,9 +105,7 @@ def test_data_and_tensor_parallel_shardings_of_the_users_own(rng):
         return NamedSharding(mesh, PartitionSpec())
 
     weights = jax.tree_util.tree_map_with_path(sharding, model.params)
-    asked = (weights, NamedSharding(mesh, PartitionSpec("data", None)))
-    assert_runs_as_jitted(model, in_shardings=asked)
-    assert_same_gradients(model, in_shardings=asked)
+    assert_same_gradients(model, in_shardings=(weights, NamedSharding(mesh, PartitionSpec("data", None))))
 
 
 @pytest.mark.slow

@@ -48,7 +48,7 @@ def _check(seed, count):
 
 
 def test_small_graphs_against_brute_force():
-    _check(seed=0, count=12)
+    _check(seed=0, count=5)
 
 
 @pytest.mark.slow

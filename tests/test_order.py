@@ -148,7 +148,7 @@ def test_chains_are_left_alone(program):
 _CHOICE = st.tuples(st.integers(0, 50), st.integers(0, 50), st.integers(0, 50))
 
 
-@settings(deadline=None, max_examples=15)
+@settings(deadline=None, max_examples=6)
 @given(st.lists(_CHOICE, min_size=4, max_size=12))
 def test_never_slower_and_the_same_numbers(choices):
     """Random programs with donation and updates, ordered wherever the clock allows it at all."""
