@@ -1,4 +1,4 @@
-"""Launches that compute on all cores in one call, together with the all-reduces of what they make."""
+"""Launches that compute on all cores in one call, together with collectives of what they make."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -17,17 +17,23 @@ class Joint:
 
     ``shared`` are the arguments of the segment that all cores have in common: it takes each once, and of the
     others one array for each core. ``sums`` are (result, algorithm) of results that are all-reduced over all
-    cores: it gives out their sum once, and of other results one array for each core.
+    cores, ``gathers`` (result, dim) of those that are all-gathered: what these make it gives out once, and of
+    other results one array for each core.
     """
 
     cores: int
     shared: frozenset[int]
     sums: tuple[tuple[int, str], ...] = ()
+    gathers: tuple[tuple[int, int], ...] = ()
+
+    def num_given(self, result: int) -> int:
+        """How many arrays are given out of a result."""
+        return 1 if result in dict(self.sums) or result in dict(self.gathers) else self.cores
 
 
 @dataclass(frozen=True, kw_only=True)
 class JointLaunch:
-    """A varying ``Launch`` for all cores at once; where ``joint`` adds up, ``results`` are the sums."""
+    """A varying ``Launch`` for all cores at once; ``results`` are the sums where ``joint`` adds up."""
 
     segment: str
     operands: tuple[int, ...]
@@ -55,8 +61,8 @@ class _Joiner:
         dying = self._deaths[id(block)].after
         for number, step in enumerate(block.steps):
             before = steps[-1] if steps else None
-            if isinstance(before, JointLaunch) and self._is_sum(step, before, dying[number]):
-                steps[-1] = _with_sums(before, step)
+            if isinstance(before, JointLaunch) and self._is_part(step, before, dying[number]):
+                steps[-1] = _with(before, step)
             else:
                 steps.append(self._step(step))
         return replace(block, steps=tuple(steps))
@@ -83,28 +89,29 @@ class _Joiner:
             joint=Joint(cores=self._cores, shared=shared),
         )
 
-    def _is_sum(self, step: Step, before: JointLaunch, dying: tuple[int, ...]) -> bool:
-        """Whether ``step`` adds up over all cores what ``before`` makes and nobody else reads."""
-        return (
-            isinstance(step, Collective)
-            and len(step.groups) == 1
-            and sorted(step.groups[0]) == list(range(self._cores))
-            and all(
-                number in before.results
-                and number in dying
-                and is_added_up(step, dtype(self._buffers[number].tensor.dtype).numpy)
-                for number in step.operands
+    def _is_part(self, step: Step, before: JointLaunch, dying: tuple[int, ...]) -> bool:
+        """Whether ``step`` adds up or gathers over all cores what ``before`` makes and nobody else reads."""
+        if not isinstance(step, Collective) or len(step.groups) != 1:
+            return False
+        [group] = step.groups
+        everyone = tuple(range(self._cores))
+        if step.kind == "all_gather":
+            is_possible = group == everyone
+        else:
+            types = {self._buffers[number].tensor.dtype for number in step.operands}
+            is_possible = tuple(sorted(group)) == everyone and all(
+                is_added_up(step, dtype(name).numpy) for name in types
             )
-        )
+        return is_possible and {*step.operands} <= {*before.results} & {*dying}
 
 
-def _with_sums(launch: JointLaunch, collective: Collective) -> JointLaunch:
+def _with(launch: JointLaunch, collective: Collective) -> JointLaunch:
     made = dict(zip(collective.operands, collective.results, strict=True))
-    sums = tuple(
-        (place, collective.algorithm) for place, number in enumerate(launch.results) if number in made
-    )
-    return replace(
-        launch,
-        results=tuple(made.get(number, number) for number in launch.results),
-        joint=replace(launch.joint, sums=launch.joint.sums + sums),
-    )
+    places = [place for place, number in enumerate(launch.results) if number in made]
+    joint = launch.joint
+    if collective.kind == "all_gather":
+        joint = replace(joint, gathers=joint.gathers + tuple((place, collective.dim) for place in places))
+    else:
+        joint = replace(joint, sums=joint.sums + tuple((place, collective.algorithm) for place in places))
+    results = tuple(made.get(number, number) for number in launch.results)
+    return replace(launch, results=results, joint=joint)

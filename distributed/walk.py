@@ -179,9 +179,8 @@ class Walk:
             whole = number in joint.shared or len(arrays) == cores
             arguments += arrays if whole else arrays * cores
         outputs = iter(self.executables[step.segment, joint](arguments))
-        added = {place for place, _ in joint.sums}
         for place, number in enumerate(step.results):
-            self.values[number] = list(itertools.islice(outputs, 1 if place in added else cores))
+            self.values[number] = list(itertools.islice(outputs, joint.num_given(place)))
 
     def owned(self, number: int, count: int) -> list[jax.Array]:
         """The arrays of a buffer, one for each of ``count`` cores, each to be overwritten."""

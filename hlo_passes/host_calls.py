@@ -5,20 +5,19 @@ from collections.abc import Sequence
 from hlo_passes.ir import ir, stablehlo
 from hlo_passes.ops import kind, tensor
 
-__all__ = ["call_together", "kernel_call", "target_of"]
+__all__ = ["call_together", "is_in_place", "kernel_call", "target_of"]
 
 
 def kernel_call(
-    target: str, operands: Sequence[ir.Value], results: Sequence[ir.Type], *, in_place: bool = False
+    target: str, operands: Sequence[ir.Value], results: Sequence[ir.Type], *, shared: Sequence[int] = ()
 ) -> list[ir.Value]:
     """Calls a kernel of the host on operands that lie in memory as their dims are written.
 
     Args:
-      operands: of as many calls in one as there are ``results``, one call's after the other's.
-      in_place: whether each result shares its memory with the first operand of its call.
+      operands: of one or more calls in one, one call's after the other's.
+      shared: of each result, where it is written in place, the operand that it shares its memory with.
     """
-    step = len(operands) // len(results)
-    aliases = [_alias(number, step * number, len(results)) for number in range(len(results) * in_place)]
+    aliases = [_alias(number, operand, len(results)) for number, operand in enumerate(shared)]
     # Without layouts XLA may hand over operands in any order of their dims.
     call = stablehlo.CustomCallOp(
         results,
@@ -41,12 +40,18 @@ def target_of(op: ir.Operation, targets: frozenset[str]) -> str:
 
 def call_together(call: ir.Operation, rows: Sequence[Sequence[ir.Value]]) -> list[ir.Value]:
     """The results of calls like ``call`` with each of several rows of operands, as one call."""
+    in_place = range(len(rows) if is_in_place(call) else 0)
     return kernel_call(
         call.attributes["call_target_name"].value,
         [value for row in rows for value in row],
         [call.results[0].type] * len(rows),
-        in_place=len(call.attributes["output_operand_aliases"]) > 0,
+        shared=[number * len(rows[0]) for number in in_place],
     )
+
+
+def is_in_place(call: ir.Operation) -> bool:
+    """Whether each result shares its memory with the first operand of its call."""
+    return len(call.attributes["output_operand_aliases"]) > 0
 
 
 def _in_order(value_type: ir.Type) -> ir.Attribute:

@@ -227,7 +227,7 @@ def _lower_update(op: ir.Operation) -> Decision:
             for start in starts
         ]
         places = stablehlo.concatenate(words, 0)
-        [result] = kernel_call(target, [array, update, places], [array.type], in_place=True)
+        [result] = kernel_call(target, [array, update, places], [array.type], shared=[0])
         op.results[0].replace_all_uses_with(result)
     op.erase()
     return Decision(op=name, target=target, cost=update_cost(found.dtype, tensor(update.type).shape))

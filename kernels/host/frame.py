@@ -7,7 +7,17 @@ from numba import njit
 
 from kernels.host.memory import store_word, word
 
-__all__ = ["answer_query", "argument", "data", "dims", "num_arguments", "num_results", "rank", "result"]
+__all__ = [
+    "answer_query",
+    "argument",
+    "data",
+    "dims",
+    "num_arguments",
+    "num_results",
+    "rank",
+    "result",
+    "share",
+]
 
 _FRAME_EXTENSION = 1
 _FRAME_NUM_ARGUMENTS, _FRAME_ARGUMENTS = 7, 9
@@ -61,3 +71,17 @@ def rank(buffer):
 def dims(buffer):
     """The address of a buffer's sizes, one word each."""
     return word(buffer, _BUFFER_DIMS)
+
+
+@njit
+def share(buffer, dims_of_one, number, element_bytes):
+    """The address of what a buffer holds for one of the cores.
+
+    With a dim more than ``dims_of_one`` it holds one core's after the other's, else the same for all.
+    """
+    if rank(buffer) == dims_of_one:
+        return data(buffer)
+    size_bytes = element_bytes
+    for dim in range(1, rank(buffer)):
+        size_bytes *= word(dims(buffer), dim)
+    return data(buffer) + number * size_bytes

@@ -6,7 +6,17 @@ from numba import carray, cfunc, literally, njit
 
 from kernels.host.elements import KINDS, SIZES
 from kernels.host.filled import multiply_filled, up_to_last, weighted
-from kernels.host.frame import answer_query, argument, data, dims, num_arguments, num_results, result
+from kernels.host.frame import (
+    answer_query,
+    argument,
+    data,
+    dims,
+    num_arguments,
+    num_results,
+    rank,
+    result,
+    share,
+)
 from kernels.host.matmul import add_stretches, multiply_columns, multiply_stretch, tile_height, tile_width
 from kernels.host.memory import (
     add_atomically,
@@ -34,13 +44,16 @@ __all__ = ["compile_product"]
 
 # Words of the job. Of each product x is [batch, m, k], w [batch, k, n] or (by rows) [batch, n, k] and out
 # [batch, m, n]. What a product falls into are columns or, of one row, rows of weights, so many each.
-_FRAME, _OPERANDS, _PLACES, _BATCH, _M, _K, _N, _SIZE, _PARTS, _TURN, _DONE, _SUMS = range(
-    FIRST_OWN_WORD, FIRST_OWN_WORD + 12
+_FRAME, _CORES, _X_BYTES, _PLACES, _BATCH, _M, _K, _N, _SIZE, _PARTS, _TURN, _DONE, _SUMS = range(
+    FIRST_OWN_WORD, FIRST_OWN_WORD + 13
 )
 
 # Words of a place: which of the call's products it is, and how much of its cache is filled.
 _NUMBER, _FILLED, _PLACE = range(3)
 _WORD_BYTES = 8
+
+_DIMS = 3
+"""Of x, the weights and the result of one product."""
 
 _PARALLEL_FROM = 1 << 17
 """Multiplications that are worth waking another thread for."""
@@ -50,16 +63,34 @@ _TURNS = 16
 
 
 @njit
-def _operand(job, place, number):
-    """The address of the data of one of a product's operands."""
+def _operand(frame, cores, product, number, x_bytes):
+    """The address of an operand of a product: 0 is x, 1 the weights, 2 the mask, if there is one."""
+    group, core = divmod(product, cores)
+    first = group * (num_arguments(frame) // num_results(frame))
+    if number == 0:
+        return share(argument(frame, first), _DIMS, core, x_bytes)
+    if number == 1:
+        return data(argument(frame, first + 1 + core))
+    return share(argument(frame, first + 1 + cores), 1, core, 1)
+
+
+@njit
+def _operand_of(job, place, number):
     product = word(word(job, _PLACES), _PLACE * place + _NUMBER)
-    return data(argument(word(job, _FRAME), product * word(job, _OPERANDS) + number))
+    return _operand(word(job, _FRAME), word(job, _CORES), product, number, word(job, _X_BYTES))
+
+
+@njit
+def _result(frame, cores, product):
+    """The address of a product's result, f32."""
+    group, core = divmod(product, cores)
+    return share(result(frame, group), _DIMS, core, 4)
 
 
 @njit
 def _out(job, place):
     product = word(word(job, _PLACES), _PLACE * place + _NUMBER)
-    return data(result(word(job, _FRAME), product))
+    return _result(word(job, _FRAME), word(job, _CORES), product)
 
 
 @njit
@@ -74,7 +105,7 @@ def _compute_stretches(kind, size, job, tile):
     )  # fmt: skip
     one, begin = divmod(tile * turn, (parts + turn - 1) // turn * turn)
     place, batch = divmod(one, word(job, _BATCH))
-    x, w = _operand(job, place, 0) + 4 * batch * k, _operand(job, place, 1) + size * batch * k * n
+    x, w = _operand_of(job, place, 0) + 4 * batch * k, _operand_of(job, place, 1) + size * batch * k * n
     out, sums = _out(job, place) + 4 * batch * n, word(job, _SUMS) + 4 * n * parts * one
     end = min(begin + turn, parts)
     last = min(end * height, k)
@@ -97,8 +128,8 @@ def _compute_columns(kind, size, by_rows, pairs, job, tile):
     one, part = divmod(tile, word(job, _PARTS))
     place, batch = divmod(one, word(job, _BATCH))
     first = part * width
-    x = _operand(job, place, 0) + (2 if pairs else 4) * batch * m * k
-    w = _operand(job, place, 1) + size * (batch * k * n + first * (k if by_rows else 1))
+    x = _operand_of(job, place, 0) + (2 if pairs else 4) * batch * m * k
+    w = _operand_of(job, place, 1) + size * (batch * k * n + first * (k if by_rows else 1))
     out, columns = _out(job, place) + 4 * (batch * m * n + first), min(width, n - first)
     if pairs:
         multiply_pairs(by_rows, x, w, out, m, k, n, columns)
@@ -112,8 +143,8 @@ def _compute_filled(kind, size, by_rows, job, tile):
     literally(by_rows)
     m, k, n = word(job, _M), word(job, _K), word(job, _N)
     place, batch = divmod(tile, word(job, _BATCH))
-    x = _operand(job, place, 0) + 4 * batch * m * k
-    w = _operand(job, place, 1) + size * batch * k * n
+    x = _operand_of(job, place, 0) + 4 * batch * m * k
+    w = _operand_of(job, place, 1) + size * batch * k * n
     filled = word(word(job, _PLACES), _PLACE * place + _FILLED)
     multiply_filled(kind, size, by_rows, x, w, _out(job, place) + 4 * batch * m * n, m, k, n, filled)
 
@@ -134,20 +165,21 @@ def _compute_tile(kind, size, by_rows, pairs, filled, job, tile):
 
 
 @njit
-def _is_as_before(frame, product, operands):
+def _is_as_before(frame, cores, product, operands, x_bytes):
     """Whether a product has the very operands of the one before it, as on cores that share all they hold."""
-    for number in range(product * operands, (product + 1) * operands):
-        if data(argument(frame, number)) != data(argument(frame, number - operands)):
+    for number in range(operands):
+        found = _operand(frame, cores, product, number, x_bytes)
+        if found != _operand(frame, cores, product - 1, number, x_bytes):
             return False
     return True
 
 
 @njit
-def _find_places(frame, products, operands, places):
+def _find_places(frame, cores, products, operands, x_bytes, places):
     """The products that are not those before them; how many there are."""
     count = 0
     for product in range(products):
-        if product == 0 or not _is_as_before(frame, product, operands):
+        if product == 0 or not _is_as_before(frame, cores, product, operands, x_bytes):
             store_word(places, _PLACE * count + _NUMBER, product)
             count += 1
     return count
@@ -160,13 +192,13 @@ def _fill_in(job, places, count, by_rows):
     total = 0
     for place in range(count):
         if by_rows:
-            mask = _operand(job, place, 2)
-            if place and mask == _operand(job, place - 1, 2):
+            mask = _operand_of(job, place, 2)
+            if place and mask == _operand_of(job, place - 1, 2):
                 filled = word(places, _PLACE * (place - 1) + _FILLED)
             else:
                 filled = up_to_last(carray(pointer(mask), n, np.uint8))
         else:
-            filled = weighted(_operand(job, place, 0), k)  # of the first row: of more each finds out
+            filled = weighted(_operand_of(job, place, 0), k)  # of the first row: of more each finds out
         store_word(places, _PLACE * place + _FILLED, filled)
         total += batch * m * filled * (k if by_rows else n)
     return total
@@ -185,31 +217,35 @@ def _cut(by_rows, filled, m, k, n):
 
 
 @njit
-def _copy_repeated(frame, products, operands, size_bytes):
+def _copy_repeated(frame, cores, products, operands, x_bytes, size_bytes):
     """The results of products that are those before them."""
     for product in range(1, products):
-        if _is_as_before(frame, product, operands):
-            copy(data(result(frame, product)), data(result(frame, product - 1)), size_bytes)
+        if _is_as_before(frame, cores, product, operands, x_bytes):
+            copy(_result(frame, cores, product), _result(frame, cores, product - 1), size_bytes)
 
 
 @njit
-def _run(frame, by_rows, filled, task):
+def _run(frame, by_rows, filled, x_bytes, task):
     """Reads the call frame, makes the job and works on it, with others, until it is done."""
-    products = num_results(frame)
-    operands = num_arguments(frame) // products
-    x_dims, out_dims = dims(argument(frame, 0)), dims(result(frame, 0))
-    batch, m, k, n = word(out_dims, 0), word(out_dims, 1), word(x_dims, 2), word(out_dims, 2)
+    operands = 3 if filled and by_rows else 2
+    x, out = argument(frame, 0), result(frame, 0)
+    before = rank(out) - _DIMS
+    cores = word(dims(out), 0) if before else 1
+    products = cores * num_results(frame)
+    batch, m, n = word(dims(out), before), word(dims(out), before + 1), word(dims(out), before + 2)
+    k = word(dims(x), rank(x) - 1)
     in_stretches = m == 1 and not by_rows and not filled
     size, parts = _cut(by_rows, filled, m, k, n)
     turn = max(1, min(parts, products * batch * parts // _TURNS)) if in_stretches else 1
     memory_bytes = _WORD_BYTES * (_PLACE * products + products * batch)
     memory = allocate(memory_bytes + (4 * products * batch * parts * n if in_stretches and parts > 1 else 0))
-    count = _find_places(frame, products, operands, memory)
+    count = _find_places(frame, cores, products, operands, x_bytes, memory)
     done = memory + _WORD_BYTES * _PLACE * products
     clear(done, _WORD_BYTES * products * batch)
     job = new_job(count * batch * ((parts + turn - 1) // turn))
     store_word(job, _FRAME, frame)
-    store_word(job, _OPERANDS, operands)
+    store_word(job, _CORES, cores)
+    store_word(job, _X_BYTES, x_bytes)
     store_word(job, _PLACES, memory)
     store_word(job, _BATCH, batch)
     store_word(job, _M, m)
@@ -226,7 +262,7 @@ def _run(frame, by_rows, filled, task):
     release_job(job)
     release(memory)
     if count < products:
-        _copy_repeated(frame, products, operands, 4 * batch * m * n)
+        _copy_repeated(frame, cores, products, operands, x_bytes, 4 * batch * m * n)
 
 
 _COMPILED = []
@@ -241,7 +277,9 @@ def compile_product(
     Operands, of one product after the other: f32, or with ``pairs`` bf16, [batch, m, k] and weights
     [batch, k, n], or with ``by_rows`` [batch, n, k]; results f32 [batch, m, n]. With ``filled`` the weights
     are a cache: ``by_rows`` a mask i1 [n] says which columns of the result somebody looks at, else what lies
-    behind the last of x that is not zero is not read. Loaded from Numba's cache on disk where this machine
+    behind the last of x that is not zero is not read. A result with one dim more, the first, is that of all
+    cores: then there are weights of each core, and x and mask are those of all with such a dim, or the same
+    for all without. Loaded from Numba's cache on disk where this machine
     compiled it before.
 
     Args:
@@ -267,7 +305,7 @@ def compile_product(
     @cfunc("intp(intp)", cache=True)
     def handler(frame):
         if not answer_query(frame):
-            _run(frame, by_rows, filled, function_address(task_name))
+            _run(frame, by_rows, filled, 2 if pairs else 4, function_address(task_name))
         return 0
 
     _COMPILED.extend((task, handler))

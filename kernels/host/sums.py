@@ -3,7 +3,7 @@
 import numpy as np
 from numba import carray, cfunc, njit, types
 
-from kernels.host.frame import answer_query, argument, data, result
+from kernels.host.frame import answer_query, argument, data, num_arguments, rank, result, share
 from kernels.host.memory import pointer, word
 
 __all__ = ["compile_sum"]
@@ -58,17 +58,19 @@ def _store(narrow, address, total, start, count):
 
 
 @njit
-def _array(frame, number):
+def _array(frame, number, narrow):
     """The address of an array that is added; the plan is the first operand."""
+    if num_arguments(frame) == 2:
+        return share(argument(frame, 1), rank(result(frame, 0)), number, 2 if narrow else 4)
     return data(argument(frame, number + 1))
 
 
 @njit
 def _add_up(narrow, rounds, frame, order, first, end, total, own, start, count):
     """The arrays number ``first`` to ``end`` of the order."""
-    _widen(narrow, total, _array(frame, word(order, first)), start, count)
+    _widen(narrow, total, _array(frame, word(order, first), narrow), start, count)
     for stop in range(first + 1, end):
-        _widen(narrow, own, _array(frame, word(order, stop)), start, count)
+        _widen(narrow, own, _array(frame, word(order, stop), narrow), start, count)
         for i in range(count):
             total[i] += own[i]
         _round(narrow and rounds, total, count)
@@ -118,8 +120,9 @@ _COMPILED = []
 def compile_sum(dtype: str, stamp: str) -> int:
     """The address of the compiled XLA handler for arrays of one type, one of ``targets.ADDED``.
 
-    Operands: a plan by ``targets.sum_plan`` as i64, and the arrays. Sums are f32, rounded to the type at
-    every stop if the plan says so, and at the end; no number is too small for them.
+    Operands: a plan by ``targets.sum_plan`` as i64, and the arrays, or one with a dim more, the first, that
+    holds all. Sums are f32, rounded to the type at every stop if the plan says so, and at the end; no number
+    is too small for them.
     """
     narrow = dtype == "bf16"
 

@@ -2,12 +2,25 @@
 
 from numba import cfunc, njit
 
-from kernels.host.frame import answer_query, argument, data, dims, num_results, rank, result
+from kernels.host.frame import (
+    answer_query,
+    argument,
+    data,
+    dims,
+    num_arguments,
+    num_results,
+    rank,
+    result,
+    share,
+)
 from kernels.host.memory import copy, word
 
 __all__ = ["compile_update"]
 
-_OPERANDS = 3
+_BESIDE_ARRAYS = 2
+"""The slice and its starts."""
+
+_WORD_BYTES = 8
 
 
 @njit
@@ -28,9 +41,13 @@ def _place(outer, sizes, parts, starts, last):
 
 
 @njit
-def _update(frame, number, element_bytes):
-    update, out = argument(frame, _OPERANDS * number + 1), result(frame, number)
-    sizes, parts, starts = dims(out), dims(update), data(argument(frame, _OPERANDS * number + 2))
+def _update(frame, number, cores, element_bytes):
+    group, core = divmod(number, cores)
+    behind, out = group * (cores + _BESIDE_ARRAYS) + cores, result(frame, number)
+    update = argument(frame, behind)
+    sizes, parts = dims(out), dims(update) + _WORD_BYTES * (rank(update) - rank(out))
+    starts = share(argument(frame, behind + 1), 1, core, _WORD_BYTES)
+    source = share(update, rank(out), core, element_bytes)
     last = rank(out) - 1
     rows = 1
     for dim in range(last):
@@ -38,7 +55,7 @@ def _update(frame, number, element_bytes):
     row_bytes = word(parts, last) * element_bytes
     for row in range(rows):
         place = _place(row, sizes, parts, starts, last) * element_bytes
-        copy(data(out) + place, data(update) + row * row_bytes, row_bytes)
+        copy(data(out) + place, source + row * row_bytes, row_bytes)
 
 
 _COMPILED = []
@@ -49,14 +66,16 @@ def compile_update(element_bytes: int, stamp: str) -> int:
     """The address of the compiled XLA handler for arrays with elements of so many bytes.
 
     Operands, of one update after the other: the array, which the result shares memory with, the slice, and
-    i64 starts, one for each dim.
+    i64 starts, one for each dim. In an update on all cores arrays and results are those of each, and slice
+    and starts those of all, with one dim more, the first, or the same for all.
     """
 
     @cfunc("intp(intp)", cache=True)
     def handler(frame):
         if not answer_query(frame) and stamp != "":  # the stamp is part of the cache's key
+            groups = (num_arguments(frame) - num_results(frame)) // _BESIDE_ARRAYS
             for number in range(num_results(frame)):
-                _update(frame, number, element_bytes)
+                _update(frame, number, num_results(frame) // groups, element_bytes)
         return 0
 
     _COMPILED.append(handler)
