@@ -223,6 +223,29 @@ def test_llama_is_transformers_llama(kv_heads: int, is_tied: bool) -> None:
         np.testing.assert_allclose(logits, expected[:, position], atol=_TOLERANCE)
 
 
+def test_a_token_takes_its_experts_by_their_shares() -> None:
+    """Mixtral's paper, section 2.1: of a softmax over the largest of the router's scores."""
+    sizes = {"hidden": 16, "heads": 2, "kv_heads": 1, "layers": 1, "ffn": 24, "vocab": 10}
+    cfg = llama.LlamaConfig(name="tiny", **sizes, experts=4, chosen=2)
+    rng = np.random.default_rng()
+    [layer] = llama.parameters(cfg, jnp.float32, 0)["layers"]
+    layer = jax.tree_util.tree_map(lambda leaf: rng.normal(0, 0.5, leaf.shape), layer)
+    x, expected = rng.standard_normal((2, 5, 16)), np.zeros((2, 5, 16))
+    for place in np.ndindex(2, 5):
+        token = x[place]
+        scores = token @ layer["router"]["w"]
+        chosen = np.argsort(scores)[-2:]
+        shares = np.exp(scores[chosen]) / np.exp(scores[chosen]).sum()
+        for share, index in zip(shares, chosen, strict=True):
+            one = layer["experts"][index]
+            gate = token @ one["gate"]["w"]
+            up = gate / (1 + np.exp(-gate)) * (token @ one["up"]["w"])
+            expected[place] += share * (up @ one["down"]["w"])
+    narrow = jax.tree_util.tree_map(lambda leaf: jnp.asarray(leaf, jnp.float32), layer)
+    found = llama._feed_forward(cfg, narrow, jnp.asarray(x, jnp.float32))
+    np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5)
+
+
 @pytest.mark.slow
 def test_gpt2_is_transformers_gpt2() -> None:
     cfg = opt.OPTConfig(
@@ -689,6 +712,8 @@ def test_perceiver_is_the_one_of_transformers_source(reads: str, features: int, 
         ("codellama-70b", 68.98),
         ("tinyllama-1.1b", 1.1),
         ("mistral-7b", 7.24),
+        ("mixtral-8x7b", 46.70),
+        ("mixtral-8x22b", 140.62),
     ],
 )
 def test_published_llamas_have_their_published_size(name: str, billions: float) -> None:

@@ -1,4 +1,4 @@
-"""Llama, Code Llama, TinyLlama and Mistral in plain JAX: published sizes, prefill and decode with a cache."""
+"""Llama, Mistral, Mixtral and their kin in plain JAX: published sizes, prefill and decode with a cache."""
 
 import functools
 import math
@@ -44,7 +44,8 @@ class LlamaConfig:
     Where heads have to divide evenly over cores, shared keys and values are held ``kv_copies`` times, and
     ``extra_heads`` of zero weights are added to the queries (and to keys and values that are not shared).
     Where ``is_tied`` the table of tokens is the head as well. ``rope_factor``: how far Llama 3.1 and later
-    stretch the rotation's slow waves, 1 for none.
+    stretch the rotation's slow waves, 1 for none. Mixtral has several ``experts`` for the products behind
+    attention, of which each token takes ``chosen``.
     """
 
     name: str
@@ -59,6 +60,8 @@ class LlamaConfig:
     rope_factor: float = 1.0
     is_tied: bool = False
     norm_epsilon: float = 1e-5
+    experts: int = 1
+    chosen: int = 1
     extra_heads: int = 0
     kv_copies: int = 1
 
@@ -85,6 +88,7 @@ def _size(name: str, hidden: int, heads: int, kv_heads: int, layers: int, ffn: i
 _CODE = {"vocab": 32016, "positions": 16384, "rope_base": 1e6}
 _LLAMA_3 = {"vocab": 128256, "positions": 8192, "rope_base": 5e5}
 _LLAMA_31 = _LLAMA_3 | {"positions": 131072, "rope_factor": 8.0}
+_MIXTRAL = {"rope_base": 1e6, "experts": 8, "chosen": 2}
 _LLAMA_32 = _LLAMA_31 | {"rope_factor": 32.0, "is_tied": True}
 
 # Source: config.json of each model on the Hugging Face hub.
@@ -112,6 +116,8 @@ SIZES = {
         _size("llama-3.2-3b", 3072, 24, 8, 28, 8192, **_LLAMA_32),
         _size("llama-3.3-70b", 8192, 64, 8, 80, 28672, **_LLAMA_31),
         _size("mistral-7b", 4096, 32, 8, 32, 14336, positions=32768),
+        _size("mixtral-8x7b", 4096, 32, 8, 32, 14336, positions=32768, **_MIXTRAL),
+        _size("mixtral-8x22b", 6144, 48, 8, 56, 16384, positions=65536, **_MIXTRAL),
     )
 }
 
@@ -155,10 +161,19 @@ def _parameter_tree(cfg: LlamaConfig, make: Make) -> dict[str, Any]:
             "v": linear_of(cfg.hidden, kv_width),
             "o": linear_of(width, cfg.hidden),
             "ffn_norm": make((cfg.hidden,), 1.0),
+            **(products() if cfg.experts == 1 else experts()),
+        }
+
+    def products() -> dict[str, Any]:
+        return {
             "gate": linear_of(cfg.hidden, cfg.ffn),
             "up": linear_of(cfg.hidden, cfg.ffn),
             "down": linear_of(cfg.ffn, cfg.hidden),
         }
+
+    def experts() -> dict[str, Any]:
+        router = linear_of(cfg.hidden, cfg.experts)
+        return {"router": router, "experts": [products() for _ in range(cfg.experts)]}
 
     tree = {
         "tokens": make((cfg.vocab, cfg.hidden), 0.0),
@@ -222,12 +237,31 @@ def _decoder(
         y, kept = _self_attention(cfg, weights, normal, turn, functools.partial(attend, old=old))
         x = x + y
         normal = rms_norm(weights["ffn_norm"], x, cfg.norm_epsilon)
-        gated = jax.nn.silu(linear(weights["gate"], normal)) * linear(weights["up"], normal)
-        return x + linear(weights["down"], gated), kept
+        return x + _feed_forward(cfg, weights, normal), kept
 
     x = jnp.take(params["tokens"], tokens, axis=0, mode="clip")
     x, kept = through_layers(layer, x, params["layers"], cache)
     return rms_norm(params["final_norm"], x, cfg.norm_epsilon), kept
+
+
+def _feed_forward(cfg: LlamaConfig, layer: dict[str, Any], x: jax.Array) -> jax.Array:
+    """The products behind attention, or the weighted sum of the experts' that each token of ``x`` chose.
+
+    As transformers-neuronx does it (src/transformers_neuronx/mixtral/hlo.py), every expert works on every
+    token; those that were not chosen have no weight.
+    """
+    if cfg.experts == 1:
+        return linear(layer["down"], _gated(layer, x))
+    scores = jax.nn.softmax(linear(layer["router"], x).astype(jnp.float32), axis=-1)
+    best, which = jax.lax.top_k(scores, cfg.chosen)
+    shares = best / best.sum(axis=-1, keepdims=True)
+    weights = (jax.nn.one_hot(which, cfg.experts) * shares[..., None]).sum(axis=-2).astype(x.dtype)
+    parts = (_gated(one, x) * weights[..., index, None] for index, one in enumerate(layer["experts"]))
+    return sum(linear(one["down"], part) for one, part in zip(layer["experts"], parts, strict=True))
+
+
+def _gated(products: dict[str, Any], x: jax.Array) -> jax.Array:
+    return jax.nn.silu(linear(products["gate"], x)) * linear(products["up"], x)
 
 
 def _self_attention(
