@@ -10,7 +10,7 @@ from hlo_passes.ops import tensor
 from hlo_passes.sharding.classes import PRODUCTS, Class, DimClasses, origin
 from hlo_passes.sharding.prices import Prices
 from hlo_passes.sharding.problem import Problem
-from hlo_passes.sharding.rules import OpRule
+from hlo_passes.sharding.rules import OpRule, headed_dim
 from hlo_passes.sharding.spec import blocks
 
 __all__ = ["find_weights", "pose"]
@@ -127,8 +127,9 @@ def _seconds(classes: DimClasses, shards: int, prices: Prices, layers: Layers) -
     for op in classes.ops:
         rule, repeats = classes.rules[op], classes.repeats[op] * layers.of_op(op)
         pairs = list(classes.factor_classes(op))
-        busy_s = prices.busy_s(op) if pairs else 0.0
-        problem.whole_s += busy_s * repeats
+        priced = prices.of_op(op, rule) if pairs else None
+        whole_s = priced.whole_s() if pairs else 0.0
+        problem.whole_s += whole_s * repeats
         for factor, name in pairs:
             problem.meets[name] |= {other for f, other in pairs if f != factor}
             if classes.tiles(name) < 2:
@@ -137,7 +138,7 @@ def _seconds(classes: DimClasses, shards: int, prices: Prices, layers: Layers) -
                 problem.gain_s[name] -= repeats * _gather_s(op, factor, rule, prices)
                 continue
             rows = blocks(rule.sizes[factor], classes.tiles(name), shards)
-            problem.gain_s[name] += repeats * (busy_s - _busy_s(op, factor, rows, rule, prices))
+            problem.gain_s[name] += repeats * (whole_s - priced.cut_s(factor, rows))
             if factor in rule.reductions:
                 problem.gain_s[name] -= repeats * prices.collective_s("all_reduce", op.results)
         for value in (*op.operands, *op.results) if rule is None else ():
@@ -161,32 +162,8 @@ def _gather_s(op: ir.Operation, factor: int, rule: OpRule, prices: Prices) -> fl
     """Seconds to gather the operands of an op that needs ``factor`` whole."""
     operands = zip(op.operands, rule.operands, strict=True)
     return sum(
-        prices.collective_s("all_gather", [v]) for v, dims in operands if _at(dims, factor) is not None
+        prices.collective_s("all_gather", [v]) for v, dims in operands if headed_dim(dims, factor) is not None
     )
-
-
-def _busy_s(op: ir.Operation, factor: int, rows: int, rule: OpRule, prices: Prices) -> float:
-    """Seconds where ``rows`` of ``factor`` are left on a core; of a folded function two problems ask."""
-    known = prices.of_rows_s
-    if (op, factor, rows) not in known:
-        known[op, factor, rows] = prices.busy_s(op, _local_shapes(op, factor, rule, rows))
-    return known[op, factor, rows]
-
-
-def _local_shapes(op: ir.Operation, factor: int, rule: OpRule, rows: int) -> list[tuple[int, ...]]:
-    """Shapes of operands and results where ``rows`` of ``factor`` are left on a core."""
-    shapes = []
-    for value, dims in zip((*op.operands, *op.results), rule.tensors, strict=True):
-        shape, at = list(value.type.shape), _at(dims, factor)
-        if at is not None:
-            shape[at] = shape[at] // rule.sizes[factor] * rows
-        shapes.append(tuple(shape))
-    return shapes
-
-
-def _at(dims: tuple[tuple[int, ...], ...], factor: int) -> int | None:
-    """The dim that ``factor`` heads."""
-    return next((d for d, factors in enumerate(dims) if factors[:1] == (factor,)), None)
 
 
 def _meet_in_value(value: ir.Value, classes: DimClasses, problem: Problem) -> None:

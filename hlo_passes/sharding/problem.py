@@ -143,11 +143,10 @@ class Joined:
         return [frozenset(self._members[home]) for home in self._problem.cuttable()]
 
     def _find(self, name: Class) -> Class:
-        home = name
-        while (up := self._home.get(home, home)) != home:
-            home = up
-        self._home[name] = home
-        return home
+        home = self._home
+        while (up := home.get(name, name)) != name:
+            home[name] = name = home.get(up, up)
+        return name
 
 
 def _matrix(rows: list[tuple[dict[int, float], float]], width: int) -> object:

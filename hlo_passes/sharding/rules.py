@@ -9,9 +9,10 @@ from hlo_passes.sharding.indexing import scatter_numbers
 from hlo_passes.sharding.reductions import simple_reducer
 from hlo_passes.sharding.windows import WINDOWS
 
-__all__ = ["OpRule", "attach_rules", "rule_of"]
+__all__ = ["RULE", "OpRule", "attach_rules", "headed_dim", "rule_of"]
 
 RULE = "sdy.sharding_rule"
+"""The attribute that holds Shardy's rule."""
 
 # Ops whose reduction factors the partitioner can finish with a collective; elsewhere they stay whole.
 _REDUCES = {"stablehlo.dot_general", "stablehlo.convolution", "stablehlo.reduce", "stablehlo.gather"}
@@ -58,7 +59,7 @@ def rule_of(op: ir.Operation) -> OpRule | None:
     """The rule of ``op``, or None where its operands and results have no correspondence at all."""
     if RULE not in op.attributes:
         return None
-    rule = _parse_rule(str(op.attributes[RULE]))
+    rule = _read_rule(op.attributes[RULE])
     blocked, why = _op_blocked(op, rule)
     if not blocked:
         return rule
@@ -69,16 +70,13 @@ def rule_of(op: ir.Operation) -> OpRule | None:
 
 
 @functools.lru_cache(maxsize=65536)
-def _parse_rule(text: str) -> OpRule:
-    from hlo_passes.ir import context
-
-    with context():
-        attr = sdy.OpShardingRuleAttr(ir.Attribute.parse(text))
-        sizes = tuple(attr.factor_sizes)
-        operands = _mappings(attr.operand_mappings, sizes)
-        results = _mappings(attr.result_mappings, sizes)
-        needs = set(attr.need_replication_factors) | set(attr.permutation_factors)
-        reductions = frozenset(attr.reduction_factors)
+def _read_rule(attribute: ir.Attribute) -> OpRule:
+    attr = sdy.OpShardingRuleAttr(attribute)
+    sizes = tuple(attr.factor_sizes)
+    operands = _mappings(attr.operand_mappings, sizes)
+    results = _mappings(attr.result_mappings, sizes)
+    needs = set(attr.need_replication_factors) | set(attr.permutation_factors)
+    reductions = frozenset(attr.reduction_factors)
     # Only the major factor of a dim can be sharded: a minor one would leave a strided block.
     minor = {f for t in operands + results for dim in t for f in dim[1:]}
     blocked = frozenset(needs | minor)
@@ -86,6 +84,11 @@ def _parse_rule(text: str) -> OpRule:
         sizes=sizes, operands=operands, results=results, blocked=blocked,
         reductions=reductions - blocked, why_blocked="its elements cross shards",
     )  # fmt: skip
+
+
+def headed_dim(dims: tuple[tuple[int, ...], ...], factor: int) -> int | None:
+    """The dim of a tensor that ``factor`` heads; ``dims`` as in ``OpRule.operands``."""
+    return next((d for d, factors in enumerate(dims) if factors[:1] == (factor,)), None)
 
 
 def _mappings(mappings: list, sizes: tuple[int, ...]) -> tuple[tuple[tuple[int, ...], ...], ...]:
