@@ -113,10 +113,12 @@ class Copies:
     def _compute_stacked(self, op: ir.Operation) -> None:
         shape = tensor(op.results[0].type).shape
         count = len(op.results) if kind(op) == "reduce" else len(op.operands)
-        scalars = kind(op) in ELEMENTWISE and shape
+        shapes = [tensor(value.type).shape for value in op.operands[:count]]
+        # A scalar beside others is one for each element; alone, what the op makes of it.
+        beside = kind(op) in ELEMENTWISE and any(shapes)
         operands = [
-            self.stacked(value, shape if scalars and not tensor(value.type).shape else None)
-            for value in op.operands[:count]
+            self.stacked(value, shape if beside and not sizes else None)
+            for value, sizes in zip(op.operands, shapes, strict=False)
         ]
         made = self._clone(op, self.common, operands)
         for name, change in _STACKED[kind(op)].items():

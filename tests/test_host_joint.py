@@ -100,6 +100,28 @@ def test_a_segment_of_all_cores_is_that_of_each(algorithm, rng):
     np.testing.assert_allclose(total.astype(np.float64), exact, rtol=0.02, atol=0.02 * np.abs(exact).max())
 
 
+BITS = """
+func.func @main(%rank: tensor<ui32>, %x: tensor<1x256xbf16>, %w: tensor<256x64xbf16>)
+    -> (tensor<1x64xbf16>, tensor<2xui16>, tensor<ui32>) {
+  %y = stablehlo.dot_general %x, %w, contracting_dims = [1] x [0]
+    : (tensor<1x256xbf16>, tensor<256x64xbf16>) -> tensor<1x64xbf16>
+  %halves = stablehlo.bitcast_convert %rank : (tensor<ui32>) -> tensor<2xui16>
+  %turned = stablehlo.reverse %halves, dims = [0] : tensor<2xui16>
+  %word = stablehlo.bitcast_convert %turned : (tensor<2xui16>) -> tensor<ui32>
+  return %y, %turned, %word : tensor<1x64xbf16>, tensor<2xui16>, tensor<ui32>
+}"""
+
+
+def test_scalars_of_all_cores_become_arrays_and_back(rng):
+    cores, element = 3, dtype("bf16").numpy
+    x, ranks = randoms(rng, (1, 256), element), rng.integers(1 << 32, size=cores, dtype=np.uint32)
+    ws = [randoms(rng, (256, 64), element) for _ in range(cores)]
+    found = computed(BITS, [*ranks, x, *ws], Joint(cores=cores, shared=frozenset({1})))
+    turned = np.stack([ranks >> 16, ranks & 0xFFFF], axis=1)
+    np.testing.assert_array_equal(found[cores : 2 * cores], turned)
+    np.testing.assert_array_equal(found[2 * cores :], turned[:, 0] + (turned[:, 1] << 16))
+
+
 def test_a_cache_is_updated_in_place_on_all_cores(rng):
     cores, element, executor = 3, dtype("bf16").numpy, Executor(lower_text)
     shapes = [()] * cores + [(1, 256)] + [(256, 64)] * cores + [(4, 64)] * cores + [()]
