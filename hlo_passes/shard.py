@@ -162,7 +162,7 @@ def _plan(function: func.FuncOp, options: Options) -> tuple[Targets, Plan]:
 
     def wanted(value: ir.Value) -> Sharding:
         shape = shape_of(value)
-        names = [classes.class_of(value, dim) for dim in range(len(shape))]
+        names = classes.classes_of(value)
         sharded = [name in plan.sharded for name in names]
         local = [
             blocks(size, classes.tiles(name), options.tp) if cut else size

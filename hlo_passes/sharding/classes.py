@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from hlo_passes.folded import Layers, layers, neighbours
 from hlo_passes.ir import ir
 from hlo_passes.sharding.rules import OpRule, rule_of
+from hlo_passes.sharding.spec import shape_of
 from hlo_passes.trip_count import trip_count
 
 __all__ = ["PRODUCTS", "Class", "DimClasses", "View", "origin"]
@@ -65,8 +66,7 @@ class DimClasses:
         self._parent: list[Node] = []
         self._tile_parent: list[Node] = []
         self._tiles: list[int] = []
-        # The nodes of a value's dims follow upon one another.
-        self._first: dict[ir.Value | View, Node] = {}
+        self._nodes: dict[ir.Value | View, range] = {}
         self._heads: dict[ir.Operation, tuple[tuple[int, Node], ...]] = {}
         self.rules: dict[ir.Operation, OpRule | None] = {}
         self.ops: list[ir.Operation] = []
@@ -79,11 +79,15 @@ class DimClasses:
 
     def class_of(self, source: ir.Value | View, dim: int) -> Class:
         """The class of one dim, named by its representative."""
-        return _find(self._parent, self._node(source, dim))
+        return _find(self._parent, self._nodes_of(source)[dim])
+
+    def classes_of(self, source: ir.Value | View) -> list[Class]:
+        """The classes of all its dims."""
+        return [_find(self._parent, node) for node in self._nodes_of(source)]
 
     def tile_class(self, source: ir.Value | View, dim: int) -> Class:
         """The dims that are cut into the same tiles: those of a class, and views of them."""
-        return _find(self._tile_parent, self._node(source, dim))
+        return _find(self._tile_parent, self._nodes_of(source)[dim])
 
     def tiles(self, name: Class) -> int:
         return self._tiles[_find(self._tile_parent, name)]
@@ -110,13 +114,12 @@ class DimClasses:
         The layers are those of a folded function; in any other they are looked for.
         """
         found = copy.copy(self)
-        found._first, found._parent = dict(self._first), [*self._parent]
+        found._nodes, found._parent = dict(self._nodes), [*self._parent]
         found._tile_parent, found._tiles = [*self._tile_parent], [*self._tiles]
         for pair in self.layers.pairs or neighbours(self._function.opview):
             sources = ([each for source in self._sources(op) for each in _with_value(source)] for op in pair)
             for first, second in zip(*sources, strict=True):
-                for dim in range(_rank(first)):
-                    found._unite(found._node(first, dim), found._node(second, dim))
+                found._unite_all(first, second)
         return found
 
     def is_stored(self, view: View) -> bool:
@@ -125,15 +128,16 @@ class DimClasses:
         is_argument = view.number is not None and source in self._arguments
         return is_argument and _has_one_use(view.value) and _has_one_use(source)
 
-    def _node(self, source: ir.Value | View, dim: int) -> Node:
-        first = self._first.get(source)
-        if first is None:
-            first = self._first[source] = len(self._parent)
-            shape = (source.value if isinstance(source, View) else source).type.shape
-            self._parent += range(first, first + len(shape))
-            self._tile_parent += range(first, first + len(shape))
+    def _nodes_of(self, source: ir.Value | View) -> range:
+        """Those of its dims; none of a token and the like."""
+        found = self._nodes.get(source)
+        if found is None:
+            shape, start = shape_of(source.value if isinstance(source, View) else source), len(self._parent)
+            found = self._nodes[source] = range(start, start + len(shape))
+            self._parent += found
+            self._tile_parent += found
             self._tiles += shape
-        return first + dim
+        return found
 
     def _sources(self, op: ir.Operation) -> Iterator[ir.Value | View]:
         """The operands of ``op`` as it takes them, then its results."""
@@ -143,9 +147,9 @@ class DimClasses:
 
     def _find_heads(self, op: ir.Operation, rule: OpRule) -> Iterator[tuple[int, Node]]:
         for source, dims in zip(self._sources(op), rule.tensors, strict=True):
-            for dim, factors in enumerate(dims):
+            for node, factors in zip(self._nodes_of(source), dims, strict=True):
                 if factors:
-                    yield factors[0], self._node(source, dim)
+                    yield factors[0], node
 
     def _add_block(self, block: ir.Block, repeats: int) -> None:
         for view in block.operations:
@@ -162,7 +166,7 @@ class DimClasses:
                 self._add_op(op, self.rules[op])
             elif op.name == "stablehlo.optimization_barrier":
                 for operand, result in zip(op.operands, op.results, strict=True):
-                    self._unite_values(operand, result)
+                    self._unite_all(operand, result)
 
     def _add_op(self, op: ir.Operation, rule: OpRule) -> None:
         homes: dict[int, Node] = {}
@@ -170,8 +174,7 @@ class DimClasses:
         for source, dims in zip(self._sources(op), rule.tensors, strict=True):
             if isinstance(source, View):
                 self._add_view(source)
-            for dim, factors in enumerate(dims):
-                node = self._node(source, dim)
+            for node, factors in zip(self._nodes_of(source), dims, strict=True):
                 if not factors:
                     self._limit_tiles(node, 1)  # corresponds to nothing: a convolution's window, say
                     continue
@@ -191,8 +194,8 @@ class DimClasses:
 
     def _add_view(self, view: View) -> None:
         self.views.append(view)
-        for dim in range(view.value.type.rank):
-            self._unite_tiles(self._node(view, dim), self._node(view.value, dim))
+        for own, of_value in zip(self._nodes_of(view), self._nodes_of(view.value), strict=True):
+            self._unite_tiles(own, of_value)
 
     def _add_loop(self, op: ir.Operation, repeats: int) -> None:
         # A loop of unknown length counts once: more would be a guess.
@@ -203,18 +206,18 @@ class DimClasses:
         rows = (op.operands, condition.arguments, body.arguments, returned, op.results)
         for values in zip(*rows, strict=True):
             for other in values[1:]:
-                self._unite_values(values[0], other)
+                self._unite_all(values[0], other)
 
     def _add_choice(self, op: ir.Operation, repeats: int) -> None:
         for region in op.regions:
             self._add_block(region.blocks[0], repeats)
             for inner, result in zip(list(region.blocks[0].operations)[-1].operands, op.results, strict=True):
-                self._unite_values(inner, result)
+                self._unite_all(inner, result)
 
-    def _unite_values(self, left: ir.Value, right: ir.Value) -> None:
-        if isinstance(left.type, ir.RankedTensorType):
-            for dim in range(left.type.rank):
-                self._unite(self._node(left, dim), self._node(right, dim))
+    def _unite_all(self, left: ir.Value | View, right: ir.Value | View) -> None:
+        """Every dim of the one with that of the other."""
+        for own, other in zip(self._nodes_of(left), self._nodes_of(right), strict=True):
+            self._unite(own, other)
 
     def _unite(self, left: Node, right: Node) -> Node:
         left, right = _find(self._parent, left), _find(self._parent, right)
@@ -247,11 +250,6 @@ def origin(value: ir.Value) -> ir.Value:
             value = value.owner.operands[0]
         else:
             return value
-
-
-def _rank(source: ir.Value | View) -> int:
-    type_ = (source.value if isinstance(source, View) else source).type
-    return type_.rank if isinstance(type_, ir.RankedTensorType) else 0
 
 
 def _with_value(source: ir.Value | View) -> Iterator[ir.Value | View]:

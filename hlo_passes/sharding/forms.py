@@ -36,6 +36,9 @@ class Forms:
         self, values: Sequence[ir.Value], shardings: Sequence[Sharding]
     ) -> tuple[list[ir.Value], list[tuple[ir.Value, Mover]]]:
         """The local forms of what one op reads, each made of the nearest there is, and what moved."""
+        there = [self._env[value] for value in values]
+        if all(have == want for (_, have), want in zip(there, shardings, strict=True)):
+            return [local for local, _ in there], []
         movers: dict[tuple[ir.Value, tuple[int, ...], Sharding], tuple[ir.Value, Mover]] = {}
         for value, sharding in zip(values, shardings, strict=True):
             forms, shape = self._known(value), shape_of(value)

@@ -148,6 +148,8 @@ class Partitioner:
         A weight keeps the padding it was placed with: all that is asked of it is to be finite, because
         the other operand of the product has zeros there.
         """
+        if rule.reductions.isdisjoint(choice.axes):
+            return
         kept, argument = finite_argument(op, operands, self._donated)
         for number, (value, dims) in enumerate(zip(op.operands, rule.operands, strict=True)):
             sharding, shape = choice.sharding(shape_of(value), dims, rule), shape_of(value)

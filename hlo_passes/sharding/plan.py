@@ -168,11 +168,7 @@ class Planner:
 
     def _cut_weights(self, cut: Cut) -> set[ir.Value]:
         """The weights that have a dim in one of the classes."""
-        return {
-            weight
-            for weight in self._weights
-            if any(self._classes.class_of(weight, dim) in cut for dim in range(weight.type.rank))
-        }
+        return {weight for weight in self._weights if not cut.isdisjoint(self._classes.classes_of(weight))}
 
     def _notes(self, cut: Cut) -> Iterable[str]:
         """One line per weight that stays whole on every core."""

@@ -40,7 +40,7 @@ def pose(
     held_bytes = sum(tensor(v.type).size_bytes * layers.of_value(v) for v in arguments)
     problem.must_free_bytes = held_bytes - prices.hbm_bytes
     for value in arguments:
-        for name in {classes.class_of(value, dim) for dim in range(value.type.rank)}:
+        for name in set(classes.classes_of(value)):
             freed_bytes = _freed_bytes(value, classes.tiles(name), shards)
             problem.freed_bytes[name] += freed_bytes * layers.of_value(value)
     problem.whole = frozenset(
@@ -100,7 +100,7 @@ def _prefer_weights(
     for name, count in _weights_in(weights, classes, layers).items():
         problem.bonus_s[name] += count * dearest_s * _WEIGHT_IN_ALL_REDUCES
     for value in _handed_out(function):
-        for name in {classes.class_of(value, dim) for dim in range(value.type.rank)}:
+        for name in set(classes.classes_of(value)):
             problem.bonus_s[name] -= prices.result_s() * layers.of_value(value)
 
 
@@ -108,7 +108,7 @@ def _weights_in(weights: Mapping[ir.Value, int], classes: DimClasses, layers: La
     """How many weights each class has a dim of."""
     found: Counter[Class] = Counter()
     for weight, held in weights.items():
-        for name in {classes.class_of(weight, dim) for dim in range(weight.type.rank)}:
+        for name in set(classes.classes_of(weight)):
             found[name] += held * layers.of_value(weight)
     return found
 
@@ -148,8 +148,7 @@ def _seconds(classes: DimClasses, shards: int, prices: Prices, layers: Layers) -
         repeats = classes.repeats[view.op] * layers.of_op(view.op)
         gather_s = prices.collective_s("all_gather", [view.value]) * repeats
         is_stored = classes.is_stored(view)
-        for dim in range(view.value.type.rank):
-            pair = classes.class_of(view.value, dim), classes.class_of(view, dim)
+        for pair in zip(classes.classes_of(view.value), classes.classes_of(view), strict=True):
             if pair[0] == pair[1]:
                 continue
             problem.cuts[pair if view.number is not None else pair[::-1]] += gather_s
@@ -169,6 +168,6 @@ def _gather_s(op: ir.Operation, factor: int, rule: OpRule, prices: Prices) -> fl
 def _meet_in_value(value: ir.Value, classes: DimClasses, problem: Problem) -> None:
     """Dims of one value cannot share an axis, whether or not an op relates them."""
     if isinstance(value.type, ir.RankedTensorType):
-        names = [classes.class_of(value, dim) for dim in range(value.type.rank)]
+        names = classes.classes_of(value)
         for dim, name in enumerate(names):
             problem.meets[name].update(names[:dim] + names[dim + 1 :])

@@ -116,22 +116,21 @@ class Joined:
     """A problem in which the classes of each pair are one."""
 
     def __init__(self, problem: Problem, pairs: Iterable[tuple[Class, Class]]) -> None:
-        self._home: dict[Class, Class] = {}
-        for before, after in pairs:
-            self._home[self._find(after)] = self._find(before)
+        homes = _homes(pairs)
         self._members: dict[Class, list[Class]] = defaultdict(list)
         joined = Problem(whole_s=problem.whole_s, must_free_bytes=problem.must_free_bytes)
         for name in problem.names():
-            home = self._find(name)
+            home = homes.get(name, name)
             self._members[home].append(name)
             joined.gain_s[home] += problem.gain_s[name]
             joined.bonus_s[home] += problem.bonus_s[name]
             joined.freed_bytes[home] += problem.freed_bytes[name]
-            joined.meets[home] |= {self._find(other) for other in problem.meets[name]}
+            joined.meets[home] |= {homes.get(other, other) for other in problem.meets[name]}
         for (before, after), price in problem.cuts.items():
-            if self._find(before) != self._find(after):
-                joined.cuts[self._find(before), self._find(after)] += price
-        joined.whole = frozenset(self._find(name) for name in problem.whole)
+            pair = homes.get(before, before), homes.get(after, after)
+            if pair[0] != pair[1]:
+                joined.cuts[pair] += price
+        joined.whole = frozenset(homes.get(name, name) for name in problem.whole)
         self._problem = joined
 
     def solve(self) -> frozenset[Class]:
@@ -142,11 +141,19 @@ class Joined:
         """What is sharded alike and can be, in the classes of the original problem."""
         return [frozenset(self._members[home]) for home in self._problem.cuttable()]
 
-    def _find(self, name: Class) -> Class:
-        home = self._home
-        while (up := home.get(name, name)) != name:
-            home[name] = name = home.get(up, up)
+
+def _homes(pairs: Iterable[tuple[Class, Class]]) -> dict[Class, Class]:
+    """One class for all that pairs join, directly or by others; what is in no pair is left out."""
+    homes: dict[Class, Class] = {}
+
+    def find(name: Class) -> Class:
+        while (up := homes.setdefault(name, name)) != name:
+            homes[name] = name = homes[up]
         return name
+
+    for before, after in pairs:
+        homes[find(after)] = find(before)
+    return {name: find(name) for name in homes}
 
 
 def _matrix(rows: list[tuple[dict[int, float], float]], width: int) -> object:
