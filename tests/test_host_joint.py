@@ -1,6 +1,7 @@
 """Calls of host kernels put together, of one core and of all: the same bits as one by one."""
 
 import functools
+import re
 
 import jax
 import jax.numpy as jnp
@@ -86,15 +87,16 @@ func.func @main(%rank: tensor<ui32>, %x: tensor<1x256xbf16>, %w: tensor<256x64xb
 
 @pytest.mark.parametrize("algorithm", ["ring", "mesh"])
 def test_a_segment_of_all_cores_is_that_of_each(algorithm, rng):
-    """Shared operands, updates in place, ranks and a sum, in the order of the interface."""
+    """Shared operands, updates in place, ranks, a gather and a sum, in the order of the interface."""
     cores, element = 3, dtype("bf16").numpy
     x, i = randoms(rng, (1, 256), element), np.array(2, np.int32)
     ranks = [np.array(rank, np.uint32) for rank in range(cores)]
     ws, caches = ([randoms(rng, shape, element) for _ in range(cores)] for shape in ((256, 64), (4, 64)))
-    joint = Joint(cores=cores, shared=frozenset({1, 4}), sums=((2, algorithm),))
-    *found, total = computed(SEGMENT, [*ranks, x, *ws, *caches, i], joint)
+    joint = Joint(cores=cores, shared=frozenset({1, 4}), sums=((2, algorithm),), gathers=((0, 1),))
+    gathered, *found, total = computed(SEGMENT, [*ranks, x, *ws, *caches, i], joint)
     alone = [computed(SEGMENT, [*one, i]) for one in zip(ranks, [x] * cores, ws, caches, strict=True)]
-    for got, expected in zip(found, [one[place] for place in (0, 1) for one in alone], strict=True):
+    np.testing.assert_array_equal(gathered, np.concatenate([one[0] for one in alone], axis=1))
+    for got, expected in zip(found, [one[1] for one in alone], strict=True):
         np.testing.assert_array_equal(got, expected)
     exact = np.sum([one[2].astype(np.float64) for one in alone], axis=0)
     np.testing.assert_allclose(total.astype(np.float64), exact, rtol=0.02, atol=0.02 * np.abs(exact).max())
@@ -120,6 +122,55 @@ def test_scalars_of_all_cores_become_arrays_and_back(rng):
     turned = np.stack([ranks >> 16, ranks & 0xFFFF], axis=1)
     np.testing.assert_array_equal(found[cores : 2 * cores], turned)
     np.testing.assert_array_equal(found[2 * cores :], turned[:, 0] + (turned[:, 1] << 16))
+
+
+def every_op(scalar, x, y, w, common):
+    """Each op that is done on the values of all cores at once, and some that are not."""
+    small = x[0, 0] > 0
+    return (
+        x @ w,
+        jnp.where(small, x, y) + common,
+        jnp.clip(y, scalar, scalar + 1).T,
+        jnp.exp(x)[1:4:2, ::3] * x[::-1][:2, ::3],
+        [jnp.max(y, axis=0), jnp.argmax(x, axis=1), jnp.broadcast_to(jnp.sum(x, axis=1)[:, None], (4, 5))],
+        jax.lax.bitcast_convert_type(scalar, jnp.uint16),
+        x.reshape(2, -1) @ y.reshape(-1, 2),
+        [
+            jnp.sort(x, axis=1),
+            jnp.concatenate([x, y * scalar]),
+            jax.lax.dynamic_slice(y, (common, 0), (2, 2)),
+        ],
+        jax.lax.fori_loop(0, 3, lambda _, value: value * scalar + y, x),
+    )
+
+
+@pytest.mark.parametrize("name", ["bf16", "f32"])
+def test_every_op_for_all_cores_has_the_bits_of_each(name, rng):
+    cores, element = 3, dtype(name).numpy
+    shapes = [(), (4, 128), (4, 128), (128, 64)]
+    rows = [[np.asarray(randoms(rng, shape, element)) for shape in shapes] for _ in range(cores)]
+    common = np.array(1, np.int32)
+    text = jax.jit(every_op).lower(*rows[0], common).as_text()
+    alone = [computed(text, [*row, common]) for row in rows]
+    columns = [array for column in zip(*rows, strict=True) for array in column]
+    found = computed(text, [*columns, common], Joint(cores=cores, shared=frozenset({4})))
+    for got, expected in zip(
+        found, [array for place in zip(*alone, strict=True) for array in place], strict=True
+    ):
+        np.testing.assert_array_equal(got, expected)
+
+
+def test_the_text_of_many_cores_has_no_more_loops(rng):
+    def function(x, bias, w):
+        return jax.nn.softmax(x @ w + bias)
+
+    shapes = [jax.ShapeDtypeStruct(shape, jnp.bfloat16) for shape in [(1, 256), (64,), (256, 64)]]
+    text = jax.jit(function).lower(*shapes).as_text()
+    counts = [
+        len(re.findall(r"stablehlo\.(?!reshape|bitcast_convert|slice)", lower_text(text, joint).text))
+        for joint in (Joint(cores=cores, shared=frozenset()) for cores in (2, 24))
+    ]
+    assert counts[0] == counts[1]
 
 
 def test_a_cache_is_updated_in_place_on_all_cores(rng):
@@ -159,13 +210,13 @@ def test_a_decoder_has_the_bits_of_core_by_core(dtype_, rng, monkeypatch):
         np.testing.assert_array_equal(np.asarray(got), np.asarray(expected))
 
 
-def test_all_reduces_of_a_decoder_are_part_of_its_launches(rng):
+def test_collectives_of_a_decoder_are_part_of_its_launches(rng):
     cfg = opt.OPTConfig(name="small", hidden=256, heads=4, layers=2, ffn=512, embed=256, vocab=500)
     program = decode(cfg, jnp.bfloat16, 4, rng)[0].program
     every = joined(program, lambda launch: True)
     sums = sum(len(step.joint.sums) for step in every.main.steps if isinstance(step, JointLaunch))
     assert sums == 5  # of the embedding, and two of each layer
-    assert not any(isinstance(step, Collective) and step.kind == "all_reduce" for step in every.main.steps)
+    assert not any(isinstance(step, Collective) for step in every.main.steps)
     assert not any(isinstance(step, Launch) and step.varying for step in every.main.steps)
 
 
