@@ -2,6 +2,7 @@
 
 The file has the columns of benchmarks/data/published_calibration.csv: any model of the catalog, batch, length
 and degree. Every time and throughput that a row states is predicted; benchmarks/rows.py says what each means.
+A column "steps" may say how many a model that makes images takes.
 """
 
 import argparse

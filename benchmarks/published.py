@@ -9,7 +9,7 @@ import jax.numpy as jnp
 
 from kernels.errors import CompileError
 from kernels.hardware import load_instance
-from neuronx.models.catalog import DECODERS, MODELS, resolve
+from neuronx.models.names import DECODERS, MODELS, resolve
 
 __all__ = ["Published", "read"]
 

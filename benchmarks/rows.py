@@ -19,7 +19,8 @@ from kernels.eras import Era, links_of
 from kernels.errors import CompileError
 from kernels.hardware import load_instance
 from neuronx.comparing import Work, model_work
-from neuronx.models.catalog import MODELS, Workload, compile_prompt, compile_step, host_bytes, workload
+from neuronx.models.catalog import Workload, compile_prompt, compile_step, host_bytes, workload
+from neuronx.models.names import MODELS
 
 __all__ = [
     "Measured",

@@ -18,7 +18,7 @@ from benchmarks.rows import calibration_rows, measured, predict_s
 from distributed.timeline import time_program
 from kernels.eras import DEFAULT_ERA, ERAS, load_era
 from kernels.errors import CompileError
-from neuronx.models.catalog import resolve
+from neuronx.models.names import resolve
 
 _ROOT = Path(__file__).parent.parent
 

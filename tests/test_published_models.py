@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 
 from neuronx.models import bert, bloom, clip, gpt2, gptj, llama, opt, perceiver, resnet, t5, vgg, vit
-from neuronx.models.catalog import MODELS
 from neuronx.models.layers import tensor_parallel
+from neuronx.models.names import MODELS
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("USE_TORCH", "0")

@@ -11,8 +11,8 @@ from kernels.comparators import COMPARATORS
 from kernels.eras import DEFAULT_ERA, ERAS
 from kernels.hardware import INSTANCES
 from neuronx.driver import AUTO_CASTS
-from neuronx.models.catalog import MODELS
 from neuronx.models.generation import DTYPES
+from neuronx.models.names import MODELS
 from neuronx.planning import Deployment, Request, best, deployments
 
 __all__ = ["HELP", "NAME", "add_arguments", "main"]

@@ -1,4 +1,4 @@
-"""Models by name, as compiled programs of shapes only: decoders, encoders and image classifiers."""
+"""Models by name, as compiled programs of shapes only."""
 
 import functools
 import re
@@ -14,31 +14,15 @@ from jax.sharding import PartitionSpec
 from kernels.errors import CompileError
 from neuronx.api import compile as compile_function
 from neuronx.driver import AUTO_CAST_TYPES, AUTO_CASTS
-from neuronx.models import (
-    bert,
-    bloom,
-    clip,
-    gpt2,
-    gptj,
-    llama,
-    opt,
-    perceiver,
-    resnet,
-    t5,
-    unet,
-    vae,
-    vgg,
-    vit,
-)
+from neuronx.models import bert, clip, gptj, llama, t5
 from neuronx.models.layers import tensor_parallel
+from neuronx.models.names import DECODERS, MODELS, resolve
 from neuronx.models.quantised import quantised_shapes
-from neuronx.models.sizes import find
+from neuronx.models.whole import WHOLE
 from neuronx.named import argument_type
 from neuronx.stages import Compiled
 
 __all__ = [
-    "DECODERS",
-    "MODELS",
     "Workload",
     "compile_prompt",
     "compile_step",
@@ -46,54 +30,10 @@ __all__ = [
     "host_bytes",
     "looked_up_bytes",
     "programs",
-    "resolve",
     "weight_bytes",
     "workload",
 ]
 
-DECODERS = (opt, gpt2, gptj, bloom, llama, t5)
-
-
-def _sentences(cfg: Any, batch: int, length: int, dtype: Any) -> list[jax.ShapeDtypeStruct]:
-    """Tokens, mask and types."""
-    return [jax.ShapeDtypeStruct((batch, length), jnp.int32)] * 3
-
-
-def _images(cfg: Any, batch: int, length: int, dtype: Any) -> list[jax.ShapeDtypeStruct]:
-    return [jax.ShapeDtypeStruct((batch, cfg.image, cfg.image, 3), dtype)]
-
-
-def _images_and_sentences(cfg: Any, batch: int, length: int, dtype: Any) -> list[jax.ShapeDtypeStruct]:
-    """As many sentences as images."""
-    return [*_images(cfg, batch, length, dtype), jax.ShapeDtypeStruct((batch, length), jnp.int32)]
-
-
-def _latents(cfg: Any, batch: int, length: int, dtype: Any) -> list[jax.ShapeDtypeStruct]:
-    return [jax.ShapeDtypeStruct((batch, cfg.across, cfg.across, unet.LATENTS), dtype)]
-
-
-def _noisy_latents(cfg: Any, batch: int, length: int, dtype: Any) -> list[jax.ShapeDtypeStruct]:
-    """With the step, the sentence, and of SDXL the whole sentence's numbers and six sizes."""
-    step = jax.ShapeDtypeStruct((batch,), jnp.int32)
-    sentence = jax.ShapeDtypeStruct((batch, cfg.tokens, cfg.context), dtype)
-    sent = [*_latents(cfg, batch, length, dtype), step, sentence]
-    if not cfg.pooled:
-        return sent
-    sizes = jax.ShapeDtypeStruct((batch, 6), jnp.int32)
-    return [*sent, jax.ShapeDtypeStruct((batch, cfg.pooled), dtype), sizes]
-
-
-# Models that are one program: its function, and what it takes from the host.
-_WHOLE: Mapping[ModuleType, tuple[Callable[..., Any], Callable[..., list[jax.ShapeDtypeStruct]]]] = {
-    bert: (bert.encode, _sentences),
-    resnet: (resnet.classify, _images),
-    vgg: (vgg.classify, _images),
-    vit: (vit.classify, _images),
-    perceiver: (perceiver.classify, _images),
-    clip: (clip.match, _images_and_sentences),
-    unet: (unet.denoise, _noisy_latents),
-    vae: (vae.decode_images, _latents),
-}
 # Tables that are only looked up; OPT and GPT-2 choose the next token with theirs.
 _LOOKED_UP: Mapping[ModuleType, tuple[str, ...]] = {
     bert: ("tokens", "positions", "types"),
@@ -108,29 +48,6 @@ _BY_HEADS = PartitionSpec(None, "tp")
 # What an auto_cast_type is stored as; tf32 lies in memory as f32.
 _STORED = {"bf16": jnp.bfloat16, "fp16": jnp.float16, "tf32": jnp.float32, "fp8_e4m3": jnp.float8_e4m3}
 _BATCH = re.compile(r"\bbatch\b")
-_MODULES: tuple[ModuleType, ...] = (*DECODERS, *_WHOLE)
-# Every published size and the module it is written in.
-MODELS: Mapping[str, ModuleType] = {name: module for module in _MODULES for name in module.SIZES}
-# Other whole names of the same shapes, and short ones that mean only one of them.
-_ALSO_CALLED: Mapping[str, str] = {
-    "bert-base": "bert-base-uncased",
-    "bert-large": "bert-large-uncased",
-    "bge-base-en-v1.5": "bert-base-uncased",
-    "bge-large-en-v1.5": "bert-large-uncased",
-    "distilbert": "distilbert-base-uncased",
-    "distilbert-base": "distilbert-base-uncased",
-    "distilroberta": "distilroberta-base",
-    "e5-base-v2": "bert-base-uncased",
-    "e5-large-v2": "bert-large-uncased",
-    "electra-base": "electra-base-discriminator",
-    "electra-large": "electra-large-discriminator",
-    "gpt-neox": "gpt-neox-20b",
-    "resnext50": "resnext50-32x4d",
-    "resnext101": "resnext101-32x8d",
-    "vicuna-7b-v1.5": "llama-2-7b",
-    "vicuna-13b-v1.5": "llama-2-13b",
-    "zephyr-7b-beta": "mistral-7b",
-}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -149,25 +66,6 @@ class Workload:
     bytes_in: int
     bytes_out: int
     step_bytes_in: int = 0
-
-
-def resolve(name: str) -> str:
-    """The catalog's name of a model as others write it: any case, its owner before it, another variant of the
-    same shapes behind it ("meta-llama/Meta-Llama-3-8B-Instruct"), dashes left out or put in ("resnet-50").
-
-    Raises:
-      CompileError: none is meant.
-    """
-    words = re.split(r"[-_ ]+", name.lower().rpartition("/")[2].removeprefix("meta-"))
-    also, spelled = _spelled(_ALSO_CALLED), _spelled({known: known for known in MODELS})
-    starts = ("".join(words[:count]) for count in range(len(words), 0, -1))
-    meant = also.get("".join(words)) or next((spelled[start] for start in starts if start in spelled), name)
-    find(MODELS, meant)
-    return meant
-
-
-def _spelled(names: Mapping[str, str]) -> dict[str, str]:
-    return {name.replace("-", ""): known for name, known in names.items()}
 
 
 def _config(name: str) -> tuple[ModuleType, Any]:
@@ -266,7 +164,7 @@ def _only(
     module: ModuleType, cfg: Any, batch: int, length: int, dtype: Any
 ) -> tuple[Callable[..., Any], Sequence[jax.ShapeDtypeStruct]]:
     """The function of a model that is one program, and its arguments behind the parameters."""
-    function, sent = _WHOLE[module]
+    function, sent = WHOLE[module]
     return functools.partial(function, cfg), sent(cfg, batch, length, dtype)
 
 

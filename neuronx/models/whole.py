@@ -1,0 +1,54 @@
+"""Models that are one program: encoders, classifiers and the parts of what makes images."""
+
+from collections.abc import Callable, Mapping
+from types import ModuleType
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from neuronx.models import bert, clip, perceiver, resnet, unet, vae, vgg, vit
+
+__all__ = ["WHOLE"]
+
+
+def _sentences(cfg: Any, batch: int, length: int, dtype: Any) -> list[jax.ShapeDtypeStruct]:
+    """Tokens, mask and types."""
+    return [jax.ShapeDtypeStruct((batch, length), jnp.int32)] * 3
+
+
+def _images(cfg: Any, batch: int, length: int, dtype: Any) -> list[jax.ShapeDtypeStruct]:
+    return [jax.ShapeDtypeStruct((batch, cfg.image, cfg.image, 3), dtype)]
+
+
+def _images_and_sentences(cfg: Any, batch: int, length: int, dtype: Any) -> list[jax.ShapeDtypeStruct]:
+    """As many sentences as images."""
+    return [*_images(cfg, batch, length, dtype), jax.ShapeDtypeStruct((batch, length), jnp.int32)]
+
+
+def _latents(cfg: Any, batch: int, length: int, dtype: Any) -> list[jax.ShapeDtypeStruct]:
+    return [jax.ShapeDtypeStruct((batch, cfg.across, cfg.across, unet.LATENTS), dtype)]
+
+
+def _noisy_latents(cfg: Any, batch: int, length: int, dtype: Any) -> list[jax.ShapeDtypeStruct]:
+    """With the step, the sentence, and of SDXL the whole sentence's numbers and six sizes."""
+    step = jax.ShapeDtypeStruct((batch,), jnp.int32)
+    sentence = jax.ShapeDtypeStruct((batch, cfg.tokens, cfg.context), dtype)
+    sent = [*_latents(cfg, batch, length, dtype), step, sentence]
+    if not cfg.pooled:
+        return sent
+    sizes = jax.ShapeDtypeStruct((batch, 6), jnp.int32)
+    return [*sent, jax.ShapeDtypeStruct((batch, cfg.pooled), dtype), sizes]
+
+
+# Models that are one program: its function, and what it takes from the host.
+WHOLE: Mapping[ModuleType, tuple[Callable[..., Any], Callable[..., list[jax.ShapeDtypeStruct]]]] = {
+    bert: (bert.encode, _sentences),
+    resnet: (resnet.classify, _images),
+    vgg: (vgg.classify, _images),
+    vit: (vit.classify, _images),
+    perceiver: (perceiver.classify, _images),
+    clip: (clip.match, _images_and_sentences),
+    unet: (unet.denoise, _noisy_latents),
+    vae: (vae.decode_images, _latents),
+}
