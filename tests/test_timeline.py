@@ -120,7 +120,8 @@ def test_what_does_not_fit_is_spilled_and_read_again():
     assert_one_at_a_time(timeline)
 
 
-def test_runs_say_what_bound_them_and_whom_they_waited_for():
+def product_of_a_sum():
+    """A product that waits for an all-reduce, while its weights do not."""
     b = Builder(24)
     x, w = b.global_buffer((64, 2048)), b.global_buffer((2048, 512))
     big, out = b.buffer((64, 2048)), b.buffer((64, 512))
@@ -128,7 +129,11 @@ def test_runs_say_what_bound_them_and_whom_they_waited_for():
         b.collective("all_reduce", x, big, reducer="add"),
         b.launch("mm", [big, w], [out], work=matmul_work(64, 2048, 512)),
     ]
-    reduced, product = time_program(b.program([x, w], steps, [out]), RING).runs
+    return b.program([x, w], steps, [out])
+
+
+def test_runs_say_what_bound_them_and_whom_they_waited_for():
+    reduced, product = time_program(product_of_a_sum(), RING).runs
     assert (reduced.kind, reduced.after, reduced.waited_for) == ("collective", -1, "")
     assert (product.kind, product.after, product.waited_for) == ("kernel", reduced.number, "operands")
     assert product.start_s == pytest.approx(reduced.end_s + CORE.issue.kernel_start_s + CORE.dma.latency_s)
@@ -144,21 +149,13 @@ def test_eras_are_named_and_the_ideal_is_never_slower():
 
 
 def test_weights_are_fetched_during_a_collective():
-    """A product waits for an all-reduce; its weights do not, so they come in meanwhile."""
-    b = Builder(24)
-    x, w = b.global_buffer((64, 2048)), b.global_buffer((2048, 512))
-    big, out = b.buffer((64, 2048)), b.buffer((64, 512))
-    steps = [
-        b.collective("all_reduce", x, big, reducer="add"),
-        b.launch("mm", [big, w], [out], work=matmul_work(64, 2048, 512)),
-    ]
-    timeline = time_program(b.program([x, w], steps, [out]), RING)
+    timeline = time_program(product_of_a_sum(), RING)
     loads = [event for event in timeline.events if event.engine == "dma"]
     [reduced] = [event for event in timeline.events if event.engine == "collective"]
     assert loads[0].start_s == 0.0 and loads[0].end_s <= reduced.end_s
     products = [event for event in timeline.events if event.engine == "pe"]
     assert all(event.start_s >= reduced.end_s for event in products)
-    alone = cost(steps[1].kernels[0].work, CORE).latency_s
+    alone = cost(matmul_work(64, 2048, 512), CORE).latency_s
     assert timeline.total_s < reduced.end_s + alone
     assert_one_at_a_time(timeline)
 
