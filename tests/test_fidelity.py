@@ -131,7 +131,16 @@ def test_what_is_near_a_name_only_is_not_taken_for_it(name) -> None:
 
 
 _FIELDS = {
-    "model": ("resnet50", "BERT-base-uncased", "meta-llama/Llama-2-7b-hf", "opt-13b", "nothing", ""),
+    "model": (
+        "resnet50",
+        "BERT-base-uncased",
+        "meta-llama/Llama-2-7b-hf",
+        "opt-13b",
+        "google/flan-t5-xl",
+        "Stable Diffusion 1.5",
+        "nothing",
+        "",
+    ),
     "instance": ("Inf2.xlarge", "inf2.48xlarge", "trn1.2xlarge", "inf1.xlarge", "c5.large", ""),
     "autocast": ("Matmult-BF16", "matmult", "None", "All-FP16", "some", ""),
     "model_dtype": ("FP32", "bf16", "int4", "", "N/A"),
@@ -141,7 +150,7 @@ _FIELDS = {
     "unknown": ("1",),
 }
 _TIMES = ("p50_ms", "p99_ms", "ttft_p50_ms", "tpot_p50_ms")
-_COUNTS = ("tp", "batch", "seq_len", "in_len", "out_len", "throughput", "little_concurrency")
+_COUNTS = ("tp", "batch", "seq_len", "in_len", "out_len", "steps", "throughput", "little_concurrency")
 
 
 @settings(max_examples=500, deadline=None)
@@ -178,6 +187,18 @@ def test_a_decoders_types_are_those_of_its_row() -> None:
     assert whole == pytest.approx(2 * half, rel=0.02) and 0.5 * half < small < 0.75 * half
     with pytest.raises(CompileError, match="decoders alone"):
         measured(row | {"model": "bert-base-uncased", "weight_dtype": "int8"})
+
+
+def test_an_image_takes_its_steps_and_then_its_decoder() -> None:
+    row = {"model": "stabilityai/stable-diffusion-2-1-base", "instance": "inf2.8xlarge", "throughput": "0.5"}
+    for steps, times in (({}, [50, 1]), ({"steps": "25"}, [25, 1])):
+        [images] = measured(row | steps)
+        # Both cores of the chip make one image.
+        assert [run.times for run in images.runs] == times and images.seconds == 2 and images.queue == 1
+    [step] = measured(row | {"model": "stable-diffusion-2-1-base-unet"})
+    assert [run.times for run in step.runs] == [1] and step.amount == 2
+    with pytest.raises(CompileError, match="unknown model"):
+        measured(row | {"model": "stable-diffusion-2-1-base-refined"})
 
 
 _TWICE = pytest.approx(2, rel=0.05)
