@@ -9,6 +9,7 @@ import jax.numpy as jnp
 
 from kernels.errors import CompileError
 from kernels.hardware import load_instance
+from neuronx.models import unet
 from neuronx.models.names import DECODERS, MODELS, resolve
 
 __all__ = ["Published", "read"]
@@ -18,23 +19,20 @@ _DTYPES = {"fp32": jnp.float32, "fp16": jnp.float16, "bf16": jnp.bfloat16}
 _CASTS = re.compile(r"(matmult|all|none)(?:[-_ ]?(bf16|fp16|tf32|fp8_e4m3))?")
 _WEIGHTS = {"int8": "int8", "s8": "int8", "fp8": "fp8_e4m3", "f8e4m3": "fp8_e4m3", "fp8_e4m3": "fp8_e4m3"}
 
-# Pipelines that make images, by the names (as the catalog spells names) of their parts, and how often the
-# first part runs where a row does not say: diffusers' default.
-_IMAGE_MAKERS: Mapping[str, str] = {
-    "stablediffusionv15": "stable-diffusion-v1-5",
-    "stablediffusion1.5": "stable-diffusion-v1-5",
-    "stablediffusion1.5512x512": "stable-diffusion-v1-5",
-    "stablediffusion21": "stable-diffusion-2-1",
-    "stablediffusion2.1": "stable-diffusion-2-1",
-    "stablediffusion2.1768x768": "stable-diffusion-2-1",
-    "stablediffusion21base": "stable-diffusion-2-1-base",
-    "stablediffusion2.1base": "stable-diffusion-2-1-base",
-    "stablediffusion2.1512x512": "stable-diffusion-2-1-base",
-    "stablediffusionxlbase1.0": "stable-diffusion-xl-base-1.0",
-    "stablediffusionxlbase": "stable-diffusion-xl-base-1.0",
-    "stablediffusionxl": "stable-diffusion-xl-base-1.0",
-    "stablediffusionxl1024x1024": "stable-diffusion-xl-base-1.0",
+# Pipelines that make images, without dashes and dots, and the names of their parts: the first where a row
+# states no size of the image, else that of the size.
+_IMAGE_MAKERS: Mapping[str, tuple[str, ...]] = {
+    "stablediffusion15": ("stable-diffusion-v1-5",),
+    "stablediffusionv15": ("stable-diffusion-v1-5",),
+    "stablediffusion21": ("stable-diffusion-2-1", "stable-diffusion-2-1-base"),
+    "stablediffusion21base": ("stable-diffusion-2-1-base",),
+    "stablediffusion2inpainting": ("stable-diffusion-2-inpainting",),
+    "stablediffusionxl": ("stable-diffusion-xl-base-1.0",),
+    "stablediffusionxlbase": ("stable-diffusion-xl-base-1.0",),
+    "stablediffusionxlbase10": ("stable-diffusion-xl-base-1.0",),
 }
+_SIZED = re.compile(r"(.*?)(?:(\d{3,4})x\2)?")
+# How often the U-Net runs where a row does not say: diffusers' default.
 _STEPS = 50
 
 
@@ -126,7 +124,10 @@ def read(record: Mapping[str | None, Any]) -> Published:
 
 def _images(row: Mapping[str, str]) -> str | None:
     """The pipeline that the row's model is, if it is one."""
-    return _IMAGE_MAKERS.get(re.sub(r"[-_ ]+", "", row.get("model", "").lower().rpartition("/")[2]))
+    model = row.get("model", "").lower().rpartition("/")[2]
+    stem, side = _SIZED.fullmatch(re.sub(r"[-_ .()]+", "", model)).groups()
+    known = _IMAGE_MAKERS.get(stem, ())
+    return next((name for name in known if side in (None, str(unet.config(f"{name}-unet").image))), None)
 
 
 def _number(row: Mapping[str, str], column: str) -> float | None:

@@ -159,8 +159,8 @@ def _whole(row: Published) -> Iterator[Measured]:
     """An encoder or classifier: copies of it on the instance's cores, each takes batch after batch.
 
     Where the row does not say how many batches were on their way, a throughput is that of one on each copy,
-    and a latency that of one alone. An image takes its steps one after the other; its sentence is read once,
-    which is not charged.
+    and a latency that of one alone. An image takes its steps one after the other; its sentence, and
+    what it is painted into, are read once, which is not charged.
     """
     if row.weights:
         raise CompileError(

@@ -171,6 +171,7 @@ def test_the_image_decoder_is_its_definition(rng) -> None:
     [
         (unet, "stable-diffusion-v1-5-unet", 859_520_964),
         (unet, "stable-diffusion-2-1-unet", 865_910_724),
+        (unet, "stable-diffusion-2-inpainting-unet", 865_910_724 + 5 * 320 * 3 * 3),
         (unet, "stable-diffusion-xl-base-1.0-unet", 2_567_463_684),
         # The decoder, and the product of its latents before it.
         (vae, "stable-diffusion-v1-5-vae", 49_490_179 + 20),

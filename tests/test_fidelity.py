@@ -197,8 +197,23 @@ def test_an_image_takes_its_steps_and_then_its_decoder() -> None:
         assert [run.times for run in images.runs] == times and images.seconds == 2 and images.queue == 1
     [step] = measured(row | {"model": "stable-diffusion-2-1-base-unet"})
     assert [run.times for run in step.runs] == [1] and step.amount == 2
-    with pytest.raises(CompileError, match="unknown model"):
-        measured(row | {"model": "stable-diffusion-2-1-base-refined"})
+    for model in ("stable-diffusion-2-1-base-refined", "Stable Diffusion 1.5 1024x1024"):
+        with pytest.raises(CompileError, match="unknown model"):
+            measured(row | {"model": model})
+
+
+@pytest.mark.parametrize(
+    ("model", "image"),
+    [
+        ("Stable Diffusion 1.5", 512),
+        ("stabilityai/stable-diffusion-2-1", 768),
+        ("Stable Diffusion 2.1 (512x512)", 512),
+        ("stable-diffusion-xl-base-1.0", 1024),
+    ],
+)
+def test_images_have_the_size_that_a_row_states(model, image) -> None:
+    [row] = measured({"model": model, "instance": "inf2.xlarge", "p50_ms": "1"})
+    assert row.runs[-1].exchanged()[1] == image**2 * 3 * 4
 
 
 _TWICE = pytest.approx(2, rel=0.05)

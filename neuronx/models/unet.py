@@ -52,7 +52,8 @@ class UNetConfig:
 
     Each level has two blocks on the way down and three on the way up, ``widths`` wide, each with as many
     transformer layers as ``mixes`` says, of ``heads``; between the ways are ``middle`` of them. They read
-    ``tokens`` of a sentence, ``context`` numbers each; SDXL also ``pooled`` numbers for all of it.
+    ``tokens`` of a sentence, ``context`` numbers each; SDXL also ``pooled`` numbers for all of it. Latents
+    ``reads`` numbers wide come in: where a part of an image is painted, with a mask and the rest's latents.
     """
 
     name: str
@@ -62,6 +63,7 @@ class UNetConfig:
     heads: tuple[int, ...]
     context: int
     image: int
+    reads: int = LATENTS
     pooled: int = 0
     tokens: int = 77
 
@@ -87,6 +89,7 @@ SIZES = {
         UNetConfig(name="stable-diffusion-v1-5-unet", **_SD_1, image=512),
         UNetConfig(name="stable-diffusion-2-1-base-unet", **_SD_2, image=512),
         UNetConfig(name="stable-diffusion-2-1-unet", **_SD_2, image=768),
+        UNetConfig(name="stable-diffusion-2-inpainting-unet", **_SD_2, image=512, reads=2 * LATENTS + 1),
         UNetConfig(name="stable-diffusion-xl-base-1.0-unet", **_SDXL, context=2048, pooled=1280, image=1024),
     )
 }
@@ -131,7 +134,7 @@ def _parameter_tree(cfg: UNetConfig, make: Make) -> dict[str, Any]:
             now = width
         up.append({"blocks": blocks, "grow": conv(width, width, 3)} if level else {"blocks": blocks})
     tree = {
-        "into": conv(LATENTS, cfg.widths[0], 3),
+        "into": conv(cfg.reads, cfg.widths[0], 3),
         "time": _two_products(make, cfg.widths[0], cfg.time),
         "down": down,
         "middle": middle,
@@ -195,7 +198,7 @@ def denoise(
     sentence: jax.Array,
     *pooled_and_sizes: jax.Array,
 ) -> jax.Array:
-    """The noise found in ``latents`` [batch, height, width, LATENTS].
+    """The noise [batch, height, width, LATENTS] found in ``latents`` [batch, height, width, reads].
 
     Args:
       step: i32 [batch], of as many as it was trained with.

@@ -48,6 +48,7 @@ SIZES = {
         DecoderConfig(name="stable-diffusion-v1-5-vae", image=512),
         DecoderConfig(name="stable-diffusion-2-1-base-vae", image=512),
         DecoderConfig(name="stable-diffusion-2-1-vae", image=768),
+        DecoderConfig(name="stable-diffusion-2-inpainting-vae", image=512),
         DecoderConfig(name="stable-diffusion-xl-base-1.0-vae", image=1024),
     )
 }

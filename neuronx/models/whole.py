@@ -34,7 +34,8 @@ def _noisy_latents(cfg: Any, batch: int, length: int, dtype: Any) -> list[jax.Sh
     """With the step, the sentence, and of SDXL the whole sentence's numbers and six sizes."""
     step = jax.ShapeDtypeStruct((batch,), jnp.int32)
     sentence = jax.ShapeDtypeStruct((batch, cfg.tokens, cfg.context), dtype)
-    sent = [*_latents(cfg, batch, length, dtype), step, sentence]
+    latents = jax.ShapeDtypeStruct((batch, cfg.across, cfg.across, cfg.reads), dtype)
+    sent = [latents, step, sentence]
     if not cfg.pooled:
         return sent
     sizes = jax.ShapeDtypeStruct((batch, 6), jnp.int32)
