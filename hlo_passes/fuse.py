@@ -66,7 +66,7 @@ def _fuse_block(
 
 
 def _kernel(graph: Graph, members: list[int], region: Region) -> str:
-    kinds = [kind(graph.nodes[number].op) for number in members]
+    kinds = tuple(graph.nodes[number].kind for number in members)
     name = kernel_name(region.group, kinds) or kernel_name("single", kinds)
     if name is None:
         op = graph.nodes[members[0]].op
@@ -131,10 +131,8 @@ _PRODUCTS = frozenset({"matmul", "convolution"})
 
 def _receives(graph: Graph, node: Node) -> bool:
     """Whether an op reads what a collective_permute brings."""
-    makers = (graph.maker.get(value) for value in node.reads)
-    return any(
-        number is not None and kind(graph.nodes[number].op) == "collective_permute" for number in makers
-    )
+    makers = (graph.maker[value] for value in node.reads if value in graph.maker)
+    return any(graph.nodes[number].kind == "collective_permute" for number in makers)
 
 
 def _try_merge(
@@ -148,7 +146,7 @@ def _try_merge(
     if rule is None:
         return
     readers = _readers(graph, clusters, producer)
-    reader_kinds = frozenset(kind(graph.nodes[reader].op) for reader in readers if reader >= 0)
+    reader_kinds = frozenset(graph.nodes[reader].kind for reader in readers if reader >= 0)
     sole = readers <= set(clusters.members[consumer])
     distant = sum(not 0 <= distance <= NEARBY for distance in graph.distances(producer, readers))
     join = Join(producer=made, consumer=taker, reader_kinds=reader_kinds, sole=sole, readers=distant + 1)

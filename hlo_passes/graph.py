@@ -1,6 +1,6 @@
 """The dataflow of one block as fusion sees it: nodes, what each reads, and the free ops in between."""
 
-from collections.abc import Iterable, Iterator, Set
+from collections.abc import Iterable, Iterator, Sequence, Set
 
 from hlo_passes.folded import Layers
 from hlo_passes.ir import ir
@@ -16,13 +16,13 @@ _NONE = Layers()
 class Node:
     """An op that is stored by somebody: ``reads`` are the values it takes, seen through free ops.
 
-    ``holder``: it stays as it is, so a free op it uses directly must be materialised.
+    ``group`` None: it stays as it is, so a free op it uses directly must be materialised.
     """
 
-    __slots__ = ("group", "op", "reads")
+    __slots__ = ("group", "kind", "op", "reads")
 
     def __init__(self, op: ir.Operation, group: str | None) -> None:
-        self.op, self.group = op, group
+        self.op, self.kind, self.group = op, kind(op), group
         self.reads: tuple[ir.Value, ...] = ()
 
 
@@ -45,12 +45,14 @@ class Graph:
         self.now: dict[ir.Value, ir.Value] = {}
         self._leaves: dict[ir.Value, tuple[ir.Value, ...]] = {}
         ops = [view.operation for view in block.operations]
-        stored = self._stored_free_values(ops)
-        for op in ops[:-1]:
-            if is_free(op) and op.results[0] not in stored:
+        are_free = [is_free(op) for op in ops]
+        groups = [group_of(op) for op in ops]
+        stored = _stored_free_values(ops, are_free, groups)
+        for op, is_one, group in zip(ops[:-1], are_free, groups, strict=False):
+            if is_one and op.results[0] not in stored:
                 self.free[op.results[0]] = op
             else:
-                self._add(op, group_of(op))
+                self._add(op, group)
         for value in ops[-1].operands:
             for leaf in self.leaves([value]):
                 self.readers.setdefault(leaf, set()).add(-1)
@@ -69,15 +71,6 @@ class Graph:
                 first = 0 if reader in layer else last
             for copy in range(first, last + 1):
                 yield reader - producer + copy * len(layer) if reader >= 0 else -1
-
-    def _stored_free_values(self, ops: list[ir.Operation]) -> set[ir.Value]:
-        """Results of free ops (constants apart) that a collective, control flow or the terminator uses."""
-        made = {op.results[0] for op in ops if is_free(op) and kind(op) != "constant"}
-        stored: set[ir.Value] = set()
-        for op in ops:
-            if not is_free(op) and group_of(op) is None:
-                stored.update(value for value in (*op.operands, *captures(op)) if value in made)
-        return stored
 
     def _add(self, op: ir.Operation, group: str | None) -> None:
         node, number = Node(op, group), len(self.nodes)
@@ -105,8 +98,22 @@ class Graph:
         found, last_effect = [], None
         for number, node in enumerate(self.nodes):
             before = {self.maker[value] for value in node.reads if value in self.maker}
-            if kind(node.op) in _ORDERED:
+            if node.kind in _ORDERED:
                 before |= {last_effect} if last_effect is not None else set()
                 last_effect = number
             found.append(before)
         return found
+
+
+def _stored_free_values(
+    ops: Sequence[ir.Operation], are_free: Sequence[bool], groups: Sequence[str | None]
+) -> set[ir.Value]:
+    """Results of free ops (constants apart) that a collective, control flow or the terminator uses."""
+    made = {
+        op.results[0] for op, is_one in zip(ops, are_free, strict=True) if is_one and kind(op) != "constant"
+    }
+    stored: set[ir.Value] = set()
+    for op, is_one, group in zip(ops, are_free, groups, strict=True):
+        if group is None and not is_one:
+            stored.update(value for value in (*op.operands, *captures(op)) if value in made)
+    return stored

@@ -1,7 +1,8 @@
 """What may be fused with what, as tables: the class of every op, the rules that join classes, the names."""
 
+import functools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from hlo_passes.ir import ir
@@ -71,8 +72,9 @@ _FREE = frozenset(
 
 def is_free(op: ir.Operation) -> bool:
     """Whether a kernel that reads the op's result makes it again; so is what widens a float."""
-    if kind(op) != "convert":
-        return kind(op) in _FREE
+    name = kind(op)
+    if name != "convert":
+        return name in _FREE
     before, after = (value.type.element_type for value in (op.operands[0], op.results[0]))
     are_floats = isinstance(before, ir.FloatType) and isinstance(after, ir.FloatType)
     return are_floats and before.width < after.width
@@ -260,7 +262,8 @@ _CANDIDATES = {
 }
 
 
-def kernel_name(group: str, kinds: Sequence[str]) -> str | None:
+@functools.lru_cache(maxsize=4096)
+def kernel_name(group: str, kinds: tuple[str, ...]) -> str | None:
     """The first kernel of the class that is legal for these op kinds (in topological order), if any."""
     names = _CANDIDATES.get(group, (group,))
     return next((name for name in names if name in KERNELS and KERNELS[name](kinds)), None)

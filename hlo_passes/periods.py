@@ -2,6 +2,7 @@
 
 import hashlib
 import itertools
+import operator
 import re
 from collections import Counter
 from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
@@ -197,11 +198,11 @@ def _longest(ids: Sequence[int], period: int, table: _Operands) -> Run | None:
 def _stretches(ids: Sequence[int], period: int) -> Iterator[tuple[int, int]]:
     """The maximal ranges, a period or longer, of ops that are like those a period later."""
     start = 0
-    for at in range(len(ids) - period + 1):
-        if at == len(ids) - period or ids[at] != ids[at + period]:
-            if at - start >= period:
-                yield start, at
-            start = at + 1
+    for alike, group in itertools.groupby(map(operator.eq, ids, ids[period:])):
+        stop = start + len(list(group))
+        if alike and stop - start >= period:
+            yield start, stop
+        start = stop
 
 
 def _run(begin: int, links: Sequence[_Link | None], period: int, table: _Operands) -> Run | None:

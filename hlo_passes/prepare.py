@@ -1,31 +1,37 @@
 """Small rewrites ahead of fusion: fewer forms of the same thing, nothing stored that need not be."""
 
+from collections.abc import Iterable, Sequence
+
 from hlo_passes.ir import func, ir, stablehlo
 from hlo_passes.ops import holds_collective, kind, tensor
 
 __all__ = ["prepare"]
 
+Ops = list[ir.Operation]
+
 
 def prepare(function: func.FuncOp) -> None:
     """Rewrites ``function`` in place; every step leaves it alone the second time."""
-    _drop_barriers(function.operation)
-    _reshape_trivial_transposes(function.operation)
-    _hoist_rank(function)
-    _branch_by_number(function.operation)
-    _capture_invariants(function.operation)
+    names = ("optimization_barrier", "transpose", "replica_id", "if", "while")
+    barriers, transposes, ranks, branches, loops = _ops_named(function.operation, names)
+    _drop_barriers(barriers)
+    _reshape_trivial_transposes(transposes)
+    _hoist_rank(function, ranks)
+    _branch_by_number(branches)
+    _capture_invariants(loops)
 
 
-def _drop_barriers(function: ir.Operation) -> None:
+def _drop_barriers(barriers: Ops) -> None:
     """An optimization barrier has done its work once the program's order is this pass's choice."""
-    for op in _ops_named(function, "optimization_barrier"):
+    for op in barriers:
         for result, operand in zip(op.results, op.operands, strict=True):
             result.replace_all_uses_with(operand)
         op.erase()
 
 
-def _reshape_trivial_transposes(function: ir.Operation) -> None:
+def _reshape_trivial_transposes(transposes: Ops) -> None:
     """A transpose that moves only dims of size one moves no data: a reshape says so."""
-    for op in _ops_named(function, "transpose"):
+    for op in transposes:
         shape = tensor(op.operands[0].type).shape
         moved = [dim for dim in op.attributes["permutation"] if shape[dim] != 1]
         if moved == sorted(moved):
@@ -34,9 +40,8 @@ def _reshape_trivial_transposes(function: ir.Operation) -> None:
             op.erase()
 
 
-def _hoist_rank(function: func.FuncOp) -> None:
+def _hoist_rank(function: func.FuncOp, found: Ops) -> None:
     """One ``replica_id`` at the top, so that a loop body that asks for the rank captures it as a value."""
-    found = _ops_named(function.operation, "replica_id")
     if not found:
         return
     first = function.entry_block.operations[0].operation
@@ -47,9 +52,9 @@ def _hoist_rank(function: func.FuncOp) -> None:
         op.erase()
 
 
-def _branch_by_number(function: ir.Operation) -> None:
+def _branch_by_number(branches: Ops) -> None:
     """``if`` around collectives becomes ``case`` (false, true): one form of branch for the control CPU."""
-    for op in _ops_named(function, "if"):
+    for op in branches:
         if not holds_collective(op):
             continue
         with ir.InsertionPoint(op), op.location:
@@ -63,12 +68,12 @@ def _branch_by_number(function: ir.Operation) -> None:
         op.erase()
 
 
-def _capture_invariants(function: ir.Operation) -> None:
+def _capture_invariants(loops: Ops) -> None:
     """A loop with collectives carries only what it changes; the rest is read where it lies.
 
     Otherwise a scan over stacked weights would hold them twice.
     """
-    for op in _ops_named(function, "while"):
+    for op in loops:
         if holds_collective(op):
             _drop_carried(op, _invariants(op))
 
@@ -105,13 +110,15 @@ def _drop_carried(loop: ir.Operation, numbers: list[int]) -> None:
     loop.erase()
 
 
-def _ops_named(function: ir.Operation, name: str) -> list[ir.Operation]:
-    found: list[ir.Operation] = []
+def _ops_named(function: ir.Operation, names: Sequence[str]) -> Iterable[Ops]:
+    """The ops of each name, inner ones first."""
+    found: dict[str, Ops] = {name: [] for name in names}
 
     def visit(op: ir.Operation) -> ir.WalkResult:
-        if kind(op) == name:
-            found.append(op.operation)
+        name = kind(op)
+        if name in found:
+            found[name].append(op.operation)
         return ir.WalkResult.ADVANCE
 
     function.walk(visit)
-    return found
+    return found.values()
