@@ -1,5 +1,7 @@
 """List scheduling: an order of tasks in which the links work while the cores compute."""
 
+import heapq
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -42,26 +44,50 @@ def list_schedule(tasks: Sequence[Task]) -> list[int]:
         for other in task.after:
             readers[other].append(number)
     there = [0.0] * len(tasks)
-    free: dict[str, float] = {}
-    ready = [number for number, count in enumerate(missing) if not count]
+    queues = {task.resource: _Queue() for task in tasks}
+    for number, task in enumerate(tasks):
+        if not missing[number]:
+            queues[task.resource].add(0.0, -behind[number], number)
     order: list[int] = []
-    while ready:
-
-        def urgency(number: int) -> tuple[float, float, int]:
-            start = max(there[number], free.get(tasks[number].resource, 0.0))
-            return start, -behind[number], number
-
-        chosen = min(ready, key=urgency)
-        end = urgency(chosen)[0] + tasks[chosen].seconds
-        free[tasks[chosen].resource] = end
-        ready.remove(chosen)
+    while len(order) < len(tasks):
+        start, _, chosen = min(map(_Queue.first, queues.values()))
+        end = start + tasks[chosen].seconds
+        queues[tasks[chosen].resource].take(end)
         order.append(chosen)
         for reader in readers[chosen]:
             there[reader] = max(there[reader], end)
             missing[reader] -= 1
             if not missing[reader]:
-                ready.append(reader)
+                queues[tasks[reader].resource].add(there[reader], -behind[reader], reader)
     return order
+
+
+class _Queue:
+    """The tasks that one resource could take, by when they can start and how urgent they are."""
+
+    def __init__(self) -> None:
+        self._free_s = 0.0
+        # What it must wait for, and what waits for it.
+        self._later: list[tuple[float, float, int]] = []
+        self._now: list[tuple[float, int]] = []
+
+    def add(self, there_s: float, urgency: float, number: int) -> None:
+        """A task that can start from ``there_s`` on; the least ``urgency`` comes first."""
+        heapq.heappush(self._later, (there_s, urgency, number))
+
+    def first(self) -> tuple[float, float, int]:
+        """The next task: its start, its urgency and its number; of none the start is infinite."""
+        while self._later and self._later[0][0] <= self._free_s:
+            _, urgency, number = heapq.heappop(self._later)
+            heapq.heappush(self._now, (urgency, number))
+        if self._now:
+            return (self._free_s, *self._now[0])
+        return self._later[0] if self._later else (math.inf, 0.0, 0)
+
+    def take(self, end_s: float) -> None:
+        """Takes the first; it ends at ``end_s``."""
+        heapq.heappop(self._now or self._later)
+        self._free_s = end_s
 
 
 def _link_seconds_behind(tasks: Sequence[Task]) -> list[float]:

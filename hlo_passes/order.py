@@ -156,17 +156,17 @@ def _tasks(movable: list[ir.Operation], steps: list[ir.Operation], prices: _Pric
     overwriters: dict[ir.Value, int] = {}
     tasks = []
     for op in movable:
-        number = numbers.get(op)
-        after = set().union(*(makers.get(value, ()) for value in op.operands))
+        number, operands = numbers.get(op), list(op.operands)
+        after = set().union(*(makers.get(value, ()) for value in operands))
         if number is None:
             makers.update(dict.fromkeys(op.results, frozenset(after)))
             continue
         for update in prices.table.updates(op) if is_composite(op) else ():
-            value = op.operands[update.operand]
+            value = operands[update.operand]
             after |= readers.get(value, set())
             overwriters[value] = number
-        after |= {overwriters[value] for value in op.operands if overwriters.get(value, number) != number}
-        for value in op.operands:
+        after |= {overwriters[value] for value in operands if overwriters.get(value, number) != number}
+        for value in operands:
             readers.setdefault(value, set()).add(number)
         makers.update(dict.fromkeys(op.results, frozenset({number})))
         resource = "core" if is_composite(op) else "link"

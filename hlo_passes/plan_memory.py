@@ -1,6 +1,7 @@
 """FUSED to PLANNED: every value gets its place in the HBM of each core."""
 
 import bisect
+import heapq
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -103,22 +104,27 @@ def _assign(values: Iterable[Place], end: int, alignment_bytes: int) -> tuple[di
         if place.start == 0 and place.end >= end - 1:
             offsets[id(place)] = base
             base += _padded(place, alignment_bytes)
-    top, taken = base, []
+    top = base
+    taken: list[tuple[int, int]] = []
+    ends: list[tuple[int, int]] = []
     rest = [place for place in places if id(place) not in offsets]
     for place in sorted(rest, key=lambda own: (own.start, -own.size_bytes)):
-        taken = [held for held in taken if held[2].end >= place.start]
+        while ends and ends[0][0] < place.start:
+            _, gone = heapq.heappop(ends)
+            del taken[bisect.bisect_left(taken, (gone,))]
         size = _padded(place, alignment_bytes)
         offset = _best_fit(taken, base, size)
-        bisect.insort(taken, (offset, offset + size, place), key=lambda held: held[:2])
+        bisect.insort(taken, (offset, offset + size))
+        heapq.heappush(ends, (place.end, offset))
         offsets[id(place)] = offset
         top = max(top, offset + size)
     return offsets, top
 
 
-def _best_fit(taken: list[tuple[int, int, Place]], base: int, size: int) -> int:
+def _best_fit(taken: list[tuple[int, int]], base: int, size: int) -> int:
     """The start of the smallest gap that holds ``size``, or the end of what is taken."""
     best, at = None, base
-    for start, stop, _ in taken:  # disjoint, and in order
+    for start, stop in taken:  # disjoint, and in order
         gap = start - at
         if gap >= size and (best is None or gap < best[0]):
             best = (gap, at)

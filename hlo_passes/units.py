@@ -6,12 +6,10 @@ from hlo_passes.ir import ir
 from hlo_passes.ops import COLLECTIVES, CONTROL, kind
 from hlo_passes.varying import Varying
 
-__all__ = ["Unit", "Units", "is_step", "uniform_first"]
+__all__ = ["Unit", "Units", "uniform_first"]
 
-
-def is_step(op: ir.Operation) -> bool:
-    """Whether the control CPU drives ``op`` itself: a collective, or control flow around one."""
-    return kind(op) in COLLECTIVES or kind(op) in CONTROL
+# What ends a launch: what the control CPU drives (collectives, control flow around them), and a block.
+_ENDS = COLLECTIVES | CONTROL | {"return"}
 
 
 def uniform_first(block: ir.Block, varying: Varying) -> None:
@@ -23,7 +21,7 @@ def uniform_first(block: ir.Block, varying: Varying) -> None:
     waiting: list[ir.Operation] = []
     for view in list(block.operations):
         op = view.operation
-        if is_step(op) or kind(op) == "return":
+        if kind(op) in _ENDS:
             for moved in waiting:
                 moved.move_before(op)
             waiting = []
@@ -77,12 +75,13 @@ class Units:
         run = {False: Unit(ops=[], varying=False), True: Unit(ops=[], varying=True)}
         for view in block.operations:
             op = view.operation
-            if is_step(op) or kind(op) == "return":
+            name = kind(op)
+            if name in _ENDS:
                 units += [launch for launch in run.values() if launch.ops]
                 run = {False: Unit(ops=[], varying=False), True: Unit(ops=[], varying=True)}
                 units.append(self._step(op))
                 continue
-            if kind(op) in ("constant", "replica_id"):
+            if name in ("constant", "replica_id"):
                 self.inlined[op.results[0]] = op
             unit = run[_varies(op, self._varying)]
             unit.ops.append(op)

@@ -47,6 +47,23 @@ def test_an_order_is_legal_and_within_the_bounds(drawn):
     assert list_schedule(drawn) == found
 
 
+@given(tasks())
+def test_next_is_what_starts_first_then_what_most_collectives_wait_for(drawn):
+    def link_s(number):
+        behind = max((link_s(n) for n, task in enumerate(drawn) if number in task.after), default=0.0)
+        return behind + (drawn[number].seconds if drawn[number].resource == "link" else 0.0)
+
+    def rank(number):
+        task = drawn[number]
+        return max([free[task.resource], *(ends[n] for n in task.after)]), -link_s(number), number
+
+    free, ends = {"core": 0.0, "link": 0.0}, {}
+    for number in list_schedule(drawn):
+        ready = [n for n, task in enumerate(drawn) if n not in ends and task.after <= ends.keys()]
+        assert number == min(ready, key=rank)
+        ends[number] = free[drawn[number].resource] = rank(number)[0] + drawn[number].seconds
+
+
 @given(st.lists(st.sampled_from(("core", "link")), max_size=10))
 def test_a_chain_keeps_its_order(resources):
     chain = [
