@@ -62,14 +62,14 @@ def join_cores(module: ir.Module, joint: Joint, targets: frozenset[str]) -> froz
 
 
 def _argument_attributes(one: func.FuncOp, widths: list[int], joint: Joint) -> Iterator[ir.Attribute]:
-    """Of each argument: which result it shares its memory with, if any."""
+    """Of each argument: which result it shares its memory with, if any; none with what is of all cores."""
     for attributes, width in zip(one.arg_attrs, widths, strict=True):
+        result = ir.IntegerAttr(attributes[_ALIAS]).value if _ALIAS in attributes else None
+        if result is None or joint.num_given(result) == 1:
+            yield from [ir.DictAttr.get({})] * width
+            continue
+        first = sum(joint.num_given(before) for before in range(result))
         for core in range(width):
-            if _ALIAS not in attributes:
-                yield ir.DictAttr.get({})
-                continue
-            result = ir.IntegerAttr(attributes[_ALIAS]).value
-            first = sum(joint.num_given(before) for before in range(result))
             yield ir.DictAttr.get({_ALIAS: ir.IntegerAttr.get(ir.IntegerType.get_signless(32), first + core)})
 
 
