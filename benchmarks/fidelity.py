@@ -100,11 +100,12 @@ def _calibration() -> list[str]:
         "",
         "Decoders ran under transformers-neuronx, whose host looks tokens up and chooses the next ones: a "
         "copy of the tokens' vectors for each core is charged, one after the other over the documented "
-        "16 GB/s, and f32 logits on the way back. Its source writes the copies with one call, of which only "
-        "the name, parallel_write, says how; every chip has a link of its own. With the links of all chips "
-        f"at work at once the times to first token were {_with_all_links(rows)}. One after the other was put "
-        "in with these rows in view; of a long prompt it is the larger part that is not known. The rows also "
-        "hold work of the host in Python that is not published and not predicted.",
+        "16 GB/s, and f32 logits on the way back. Its source writes the copies with one call, of whose "
+        "workings only the name is public, parallel_write; every chip has a PCIe address of its own. Were "
+        f"they sent to all chips at once, the times to first token would be {_with_all_links(rows)}. One "
+        "after the other is the most that it can take, and was put in with these rows in view: for a long "
+        "prompt it may be as many times too much as there are chips. The rows also hold work of the host in "
+        "Python that is not published and not predicted.",
         "",
     ]
     sets: tuple[tuple[str, Iterable[float]], ...] = (

@@ -96,6 +96,8 @@ def read(record: Mapping[str | None, Any]) -> Published:
     if tp > cores:
         raise CompileError(f"tp is {tp}, and {instance} has {cores} cores", op="row", fix="give what it has")
     batch, per_s, p50_s = _count(row, "batch") or 1, _number(row, "throughput"), _seconds(row, "p50_ms")
+    if per_s and "/min" in row.get("thr_unit", "").lower():
+        per_s /= 60
     in_flight = _number(row, "little_concurrency")
     if in_flight is None and per_s and p50_s:
         in_flight = per_s * p50_s / batch

@@ -145,7 +145,7 @@ _FIELDS = {
     "autocast": ("Matmult-BF16", "matmult", "None", "All-FP16", "some", ""),
     "model_dtype": ("FP32", "bf16", "int4", "", "N/A"),
     "weight_dtype": ("INT8", "s8", "int3", ""),
-    "thr_unit": ("inf/s", "tok/s", "output tok/s", ""),
+    "thr_unit": ("inf/s", "tok/s", "output tok/s", "images/min", ""),
     "neuron_version": ("2.18.0", "v2.x", ""),
     "unknown": ("1",),
 }
@@ -195,6 +195,7 @@ def test_an_image_takes_its_steps_and_then_its_decoder() -> None:
         [images] = measured(row | steps)
         # Both cores of the chip make one image.
         assert [run.times for run in images.runs] == times and images.seconds == 2 and images.queue == 1
+        assert measured(row | steps | {"throughput": "30", "thr_unit": "images/min"})[0].seconds == 2
     [step] = measured(row | {"model": "stable-diffusion-2-1-base-unet"})
     assert [run.times for run in step.runs] == [1] and step.amount == 2
     for model in ("stable-diffusion-2-1-base-refined", "Stable Diffusion 1.5 1024x1024"):
