@@ -113,7 +113,7 @@ MODELS = {
     "mlp": _mlp,
     "annotated mlp": _annotated_mlp,
 }
-EVERYWHERE = [(name, tp) for name in MODELS for tp in ((2,) if "mlp" in name else (1, 2, 3, 8, 24))]
+EVERYWHERE = [(name, tp) for name in MODELS for tp in ((2,) if "mlp" in name else (1, 3, 24))]
 QUICK = [("opt decode", 24), ("opt prefill", 3), ("masked mlp", 2), ("annotated mlp", 2)]
 
 
