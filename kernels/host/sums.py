@@ -16,41 +16,63 @@ _WORD_BYTES = 8
 _BLOCK = 1024
 """Elements added at a time: their sums stay in the first-level cache."""
 
-_SIGN, _INFINITY, _NAN = np.uint32(1 << 31), np.uint32(0x7F800000), np.uint32(0x7FC00000)
+_SIGN, _MAGNITUDE = np.uint32(1 << 31), np.uint32((1 << 31) - 1)
+_INFINITY, _NAN = np.uint32(0x7F800000), np.uint32(0x7FC00000)
 _HALF_BITS = np.uint32(16)
 _UPPER, _JUST_BELOW_HALF, _ONE = np.uint32(0xFFFF0000), np.uint32(0x7FFF), np.uint32(1)
 
 
 @njit
-def _widen(narrow, wide, address, start, count):
-    if narrow:
-        bits, words = wide.view(np.uint32), carray(pointer(address + 2 * start), count, np.uint16)
-        for i in range(count):
-            bits[i] = np.uint32(words[i]) << _HALF_BITS
-    else:
-        floats = carray(pointer(address + 4 * start), count, np.float32)
-        for i in range(count):
-            wide[i] = floats[i]
+def _wide(word):
+    """A bf16 as f32."""
+    return np.uint32(np.uint32(word) << _HALF_BITS).view(np.float32)
 
 
 @njit
-def _round(narrow, total, count):
-    """To bf16, the nearest, ties to even; what is no number stays none."""
+def _nearest(value):
+    """The bits, as f32, of the bf16 that is nearest, ties to even; what is no number stays none."""
+    bits = np.float32(value).view(np.uint32)
+    rounded = np.uint32(bits + _JUST_BELOW_HALF + np.uint32(np.uint32(bits >> _HALF_BITS) & _ONE))
+    is_nan = np.uint32(bits & _MAGNITUDE) > _INFINITY
+    chosen = np.uint32(np.uint32(bits & _SIGN) | _NAN) if is_nan else rounded
+    return np.uint32(chosen & _UPPER)
+
+
+@njit
+def _take(narrow, total, address, start, count):
     if narrow:
-        bits = total.view(np.uint32)
+        words = carray(pointer(address + 2 * start), count, np.uint16)
         for i in range(count):
-            found = bits[i]
-            nearest = found + _JUST_BELOW_HALF + ((found >> _HALF_BITS) & _ONE)
-            is_nan = (found & ~_SIGN) > _INFINITY
-            bits[i] = ((found & _SIGN) | _NAN if is_nan else nearest) & _UPPER
+            total[i] = _wide(words[i])
+    else:
+        floats = carray(pointer(address + 4 * start), count, np.float32)
+        for i in range(count):
+            total[i] = floats[i]
+
+
+@njit
+def _add(narrow, rounds, total, address, start, count):
+    """Adds some elements of an array, in one pass."""
+    if narrow:
+        words = carray(pointer(address + 2 * start), count, np.uint16)
+        if rounds:
+            for i in range(count):
+                total[i] = np.uint32(_nearest(total[i] + _wide(words[i]))).view(np.float32)
+        else:
+            for i in range(count):
+                total[i] += _wide(words[i])
+    else:
+        floats = carray(pointer(address + 4 * start), count, np.float32)
+        for i in range(count):
+            total[i] += floats[i]
 
 
 @njit
 def _store(narrow, address, total, start, count):
     if narrow:
-        bits, words = total.view(np.uint32), carray(pointer(address + 2 * start), count, np.uint16)
+        words = carray(pointer(address + 2 * start), count, np.uint16)
         for i in range(count):
-            words[i] = bits[i] >> _HALF_BITS
+            words[i] = _nearest(total[i]) >> _HALF_BITS
     else:
         floats = carray(pointer(address + 4 * start), count, np.float32)
         for i in range(count):
@@ -66,14 +88,11 @@ def _array(frame, number, narrow):
 
 
 @njit
-def _add_up(narrow, rounds, frame, order, first, end, total, own, start, count):
+def _add_up(narrow, rounds, frame, order, first, end, total, start, count):
     """The arrays number ``first`` to ``end`` of the order."""
-    _widen(narrow, total, _array(frame, word(order, first), narrow), start, count)
+    _take(narrow, total, _array(frame, word(order, first), narrow), start, count)
     for stop in range(first + 1, end):
-        _widen(narrow, own, _array(frame, word(order, stop), narrow), start, count)
-        for i in range(count):
-            total[i] += own[i]
-        _round(narrow and rounds, total, count)
+        _add(narrow, rounds, total, _array(frame, word(order, stop), narrow), start, count)
 
 
 @njit
@@ -81,18 +100,16 @@ def _sum(narrow, frame):
     plan, out = data(argument(frame, 0)), data(result(frame, 0))
     number, turn, rounds = word(plan, _ARRAYS), word(plan, _FIRST_WAY), word(plan, _ROUNDS)
     total, other = np.empty(_BLOCK, np.float32), np.empty(_BLOCK, np.float32)
-    own = np.empty(_BLOCK, np.float32)
     for stretch in range(word(plan, _STRETCHES)):
         place = plan + _WORD_BYTES * (_HEAD + stretch * (_ORDER + number))
         order, end = place + _WORD_BYTES * _ORDER, word(place, _END)
         for start in range(word(place, _START), end, _BLOCK):
             count = min(_BLOCK, end - start)
-            _add_up(narrow, rounds, frame, order, turn, number, total, own, start, count)
+            _add_up(narrow, rounds, frame, order, turn, number, total, start, count)
             if turn:
-                _add_up(narrow, rounds, frame, order, 0, turn, other, own, start, count)
+                _add_up(narrow, rounds, frame, order, 0, turn, other, start, count)
                 for i in range(count):
                     total[i] += other[i]
-            _round(narrow, total, count)
             _store(narrow, out, total, start, count)
 
 
