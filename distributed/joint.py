@@ -1,5 +1,6 @@
 """Launches that compute on all cores in one call, together with collectives of what they make."""
 
+import functools
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
@@ -28,7 +29,11 @@ class Joint:
 
     def num_given(self, result: int) -> int:
         """How many arrays are given out of a result."""
-        return 1 if result in dict(self.sums) or result in dict(self.gathers) else self.cores
+        return 1 if result in self._whole else self.cores
+
+    @functools.cached_property
+    def _whole(self) -> frozenset[int]:
+        return frozenset(result for result, _ in (*self.sums, *self.gathers))
 
 
 @dataclass(frozen=True, kw_only=True)
