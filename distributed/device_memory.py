@@ -96,9 +96,9 @@ def device_memory(program: Program, *, weights: Collection[int] = (), family: st
     buffers = {buffer.id: buffer for buffer in program.buffers}
     arguments = dict.fromkeys(program.main.arguments)
     sizes = [buffers[number].tensor.size_bytes for number in arguments]
-    donated = {index for _, index in program.aliases}
+    donated = {index for _, index in program.aliases}.difference(weights)
     weights_bytes = sum(size for index, size in enumerate(sizes) if index in weights)
-    donated_bytes = sum(size for index, size in enumerate(sizes) if index in donated - set(weights))
+    donated_bytes = sum(size for index, size in enumerate(sizes) if index in donated)
     aliased = {output for output, _ in program.aliases}
     own_outputs = {
         number

@@ -39,7 +39,7 @@ LIMIT_BYTES = 1 << 30
 SUFFIX = ".neuronx-cache"
 
 # What compiles faster than this is not worth a file.
-_LEAST_S = 0.25
+_LEAST_S = 0.1
 
 # A temporary file this old was left by a process that was killed while it wrote.
 _ABANDONED_S = 3600.0

@@ -1,7 +1,7 @@
 """Records as JSON: frozen dataclasses of a known table, tuples, mappings and plain values, there and back."""
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from distributed import device_memory, layout, mesh, program
@@ -33,27 +33,54 @@ _KINDS: dict[str, type] = {
 }
 
 
-def encode(value: Any) -> Any:
-    """What ``json.dumps`` takes: a record is ``{"": its kind, field: ...}``, a tuple a list."""
-    if dataclasses.is_dataclass(value):
-        name = type(value).__name__
-        assert _KINDS.get(name) is type(value), f"{name} is not in the table of records"
-        fields = {f.name: encode(getattr(value, f.name)) for f in dataclasses.fields(value)}
-        return {"": name, **fields}
-    if isinstance(value, tuple | list):
-        return [encode(item) for item in value]
-    if isinstance(value, Mapping):
-        assert all(isinstance(key, str) and key for key in value), "keys are names"
-        return {key: encode(item) for key, item in value.items()}
-    assert value is None or isinstance(value, bool | int | float | str), f"{type(value)} in a record"
-    return value
+_NESTED = frozenset({dict, list})
 
 
-def decode(value: Any) -> Any:
+def encode(value: Any) -> dict[str, Any]:
+    """What ``json.dumps`` takes: every record once, however often it is used, and the value made of them.
+
+    A record is ``{"": its kind, field: ...}`` in the list "records", after those that it holds; where it is
+    used there is ``{"": its number}``. A tuple is a list.
+    """
+    records: list[dict[str, Any]] = []
+    numbers: dict[int, int] = {}
+
+    def write(part: Any) -> Any:
+        if dataclasses.is_dataclass(part):
+            if id(part) not in numbers:
+                records.append(_fields(part, write))
+                numbers[id(part)] = len(records) - 1
+            return {"": numbers[id(part)]}
+        if isinstance(part, tuple | list):
+            return [write(item) for item in part]
+        if isinstance(part, Mapping):
+            assert all(isinstance(key, str) and key for key in part), "keys are names"
+            return {key: write(item) for key, item in part.items()}
+        assert part is None or isinstance(part, bool | int | float | str), f"{type(part)} in a record"
+        return part
+
+    written = write(value)
+    return {"records": records, "value": written}
+
+
+def _fields(record: Any, write: Callable[[Any], Any]) -> dict[str, Any]:
+    name = type(record).__name__
+    assert _KINDS.get(name) is type(record), f"{name} is not in the table of records"
+    return {"": name} | {f.name: write(getattr(record, f.name)) for f in dataclasses.fields(record)}
+
+
+def decode(encoded: Mapping[str, Any]) -> Any:
     """The inverse of ``encode``; every list is a tuple."""
-    if isinstance(value, list):
-        return tuple(map(decode, value))
-    if isinstance(value, dict):
-        fields = {key: decode(item) for key, item in value.items() if key}
-        return _KINDS[value[""]](**fields) if "" in value else fields
-    return value
+    records: list[Any] = []
+
+    def read(part: Any) -> Any:
+        if isinstance(part, list):
+            return tuple(part if _NESTED.isdisjoint(map(type, part)) else map(read, part))
+        if isinstance(part, dict):
+            return records[part[""]] if "" in part else {key: read(item) for key, item in part.items()}
+        return part
+
+    for record in encoded["records"]:
+        fields = {key: read(item) for key, item in record.items() if key}
+        records.append(_KINDS[record[""]](**fields))
+    return read(encoded["value"])

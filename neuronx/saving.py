@@ -23,6 +23,9 @@ __all__ = ["Saved", "artifact_sections", "artifacts_from", "read_program", "save
 Saved = tuple[Exported, Artifacts, tuple[Any, ...]]
 """What a file holds: the exported function, what its compilation left, the weights saved along."""
 
+# The fields of ``Artifacts`` but for the levels, which are bytecode.
+_RECORDS = ("program", "memory", "options", "plan", "cut", "tried")
+
 
 def save_program(
     path: str | os.PathLike[str], exported: Exported, artifacts: Artifacts, weights: Sequence[Any]
@@ -76,28 +79,15 @@ def read_program(path: str | os.PathLike[str]) -> Saved:
 
 def artifact_sections(artifacts: Artifacts) -> dict[str, bytes]:
     """What a compilation left, as sections of a file."""
-    records = {
-        "options": encode(artifacts.options),
-        "memory": encode(artifacts.memory),
-        "plan": encode(artifacts.plan),
-        "cut": encode(artifacts.cut),
-        "tried": encode(artifacts.tried),
-        "program": encode(artifacts.program),
-    }
+    records = encode({name: getattr(artifacts, name) for name in _RECORDS})
     levels = {f"level/{name}": zlib.compress(code, 1) for name, code in artifacts.levels.items()}
     return {"artifacts": zlib.compress(json.dumps(records).encode(), 1), **levels}
 
 
 def artifacts_from(sections: Mapping[str, bytes | memoryview]) -> Artifacts:
     """The inverse of ``artifact_sections``."""
-    records = json.loads(zlib.decompress(sections["artifacts"]))
     return Artifacts(
-        program=decode(records["program"]),
-        memory=decode(records["memory"]),
-        plan=decode(records["plan"]),
-        cut=decode(records["cut"]),
-        tried=decode(records["tried"]),
-        options=decode(records["options"]),
+        **decode(json.loads(zlib.decompress(sections["artifacts"]))),
         levels={
             name.removeprefix("level/"): zlib.decompress(content)
             for name, content in sections.items()

@@ -15,7 +15,9 @@ import numpy as np
 import pytest
 
 import neuronx
+from kernels.work import Tensor
 from neuronx import container, driver, fastest
+from neuronx.records import decode, encode
 from neuronx.tensors import pack_tensors, unpack_tensors
 
 ROOT = Path(__file__).parent.parent
@@ -86,6 +88,15 @@ def test_what_is_read_is_what_was_saved(compiled, tmp_path):
     assert again.memory_analysis() == exe.memory_analysis()
     for level in ("global", "local", "fused", "planned", "program"):
         assert again.as_text(level) == exe.as_text(level)
+
+
+def test_a_record_used_often_is_written_once_and_read_as_one():
+    tensor, again = (Tensor(shape=(2, 3), dtype="f32") for _ in range(2))
+    value = {"pair": (tensor, (tensor, again)), "plain": ((), (1, (2.5, None)), "x"), "none": None}
+    written = encode(value)
+    assert len(written["records"]) == 2
+    found = decode(json.loads(json.dumps(written)))
+    assert found == value and found["pair"][0] is found["pair"][1][0]
 
 
 def test_saving_compiles_nothing_and_a_loaded_program_explains_itself(compiled, tmp_path, monkeypatch):
