@@ -63,10 +63,10 @@ def _hand_over(
     ``wanted`` has the result that is to have it, or None where any may.
     """
     returned, places = list(lifetimes.items[-1].op.operands), lifetimes.places
-    held_by_arguments = {id(places[argument]) for argument in arguments}
-    members: dict[int, list[ir.Value]] = defaultdict(list)
+    held_by_arguments = {places[argument] for argument in arguments}
+    members: dict[Place, list[ir.Value]] = defaultdict(list)
     for value, place in places.items():
-        members[id(place)].append(value)
+        members[place].append(value)
     unusable = []
     for number, result in wanted.items():
         held = places[arguments[number]]
@@ -74,11 +74,11 @@ def _hand_over(
             place = places.get(value)
             if place is held:
                 break
-            if place is None or id(place) in held_by_arguments or place.size_bytes != held.size_bytes:
+            if place is None or place in held_by_arguments or place.size_bytes != held.size_bytes:
                 continue
             if held.end < place.start or _dies_along(arguments[number], held, value, place, table):
                 held.end = place.end
-                places.update(dict.fromkeys(members[id(place)], held))
+                places.update(dict.fromkeys(members[place], held))
                 break
         else:
             unusable.append(number)
@@ -95,19 +95,19 @@ def _dies_along(argument: ir.Value, held: Place, value: ir.Value, place: Place, 
     return read != [] and all(is_taken_along(function, number, made) for number in read)
 
 
-def _assign(values: Iterable[Place], end: int, alignment_bytes: int) -> tuple[dict[int, int], int]:
-    """Offsets by ``id`` of place: what lives throughout first, the rest best-fit in order of birth."""
-    places = list({id(place): place for place in values}.values())
-    offsets: dict[int, int] = {}
+def _assign(values: Iterable[Place], end: int, alignment_bytes: int) -> tuple[dict[Place, int], int]:
+    """Offsets of places: what lives throughout first, the rest best-fit in order of birth."""
+    places = dict.fromkeys(values)
+    offsets: dict[Place, int] = {}
     base = 0
     for place in places:
         if place.start == 0 and place.end >= end - 1:
-            offsets[id(place)] = base
+            offsets[place] = base
             base += _padded(place, alignment_bytes)
     top = base
     taken: list[tuple[int, int]] = []
     ends: list[tuple[int, int]] = []
-    rest = [place for place in places if id(place) not in offsets]
+    rest = [place for place in places if place not in offsets]
     for place in sorted(rest, key=lambda own: (own.start, -own.size_bytes)):
         while ends and ends[0][0] < place.start:
             _, gone = heapq.heappop(ends)
@@ -116,7 +116,7 @@ def _assign(values: Iterable[Place], end: int, alignment_bytes: int) -> tuple[di
         offset = _best_fit(taken, base, size)
         bisect.insort(taken, (offset, offset + size))
         heapq.heappush(ends, (place.end, offset))
-        offsets[id(place)] = offset
+        offsets[place] = offset
         top = max(top, offset + size)
     return offsets, top
 
@@ -136,12 +136,12 @@ def _padded(place: Place, alignment_bytes: int) -> int:
     return -(-max(place.size_bytes, 1) // alignment_bytes) * alignment_bytes
 
 
-def _offset(lifetimes: Lifetimes, offsets: dict[int, int], value: ir.Value) -> int:
+def _offset(lifetimes: Lifetimes, offsets: dict[Place, int], value: ir.Value) -> int:
     place = lifetimes.places.get(value)
-    return -1 if place is None else offsets[id(place)]
+    return -1 if place is None else offsets[place]
 
 
-def _annotate(items: list[Item], lifetimes: Lifetimes, offsets: dict[int, int]) -> None:
+def _annotate(items: list[Item], lifetimes: Lifetimes, offsets: dict[Place, int]) -> None:
     for item in items:
         if len(item.op.results):
             found = [_offset(lifetimes, offsets, result) for result in item.op.results]
@@ -150,7 +150,7 @@ def _annotate(items: list[Item], lifetimes: Lifetimes, offsets: dict[int, int]) 
             _annotate(inner, lifetimes, offsets)
 
 
-def _annotate_arguments(function: func.FuncOp, lifetimes: Lifetimes, offsets: dict[int, int]) -> None:
+def _annotate_arguments(function: func.FuncOp, lifetimes: Lifetimes, offsets: dict[Place, int]) -> None:
     integer = ir.IntegerType.get_signless(64)
     entries = []
     for kept, argument in zip(read_attributes(function)["arg_attrs"], function.arguments, strict=True):

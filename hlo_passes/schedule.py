@@ -7,7 +7,7 @@ from distributed.collective_cost import choose_algorithm
 from distributed.program import Block, Branch, Buffer, Collective, Kernel, Launch, Loop, Program, Step
 from distributed.topology import Topology, topology
 from hlo_passes.ir import func, ir, main, source_line
-from hlo_passes.local import argument_layouts, donations, finite_padding, num_ranks, result_layouts
+from hlo_passes.local import donations, finite_padding, num_ranks, result_layouts
 from hlo_passes.ops import is_composite, kind, pairs, replica_groups, tensor
 from hlo_passes.segments import SegmentTable, Sketch
 from hlo_passes.trip_count import trip_count
@@ -44,7 +44,7 @@ def run(module: ir.Module, options: Options) -> Program:
         buffers=tuple(writer.buffers),
         main=block,
         segments=writer.segments.texts,
-        input_layouts=argument_layouts(module, function),
+        input_layouts=writer.varying.layouts,
         output_layouts=result_layouts(module, function),
         aliases=_aliases(function, block, writer.buffers),
         finite_padding=finite_padding(function),

@@ -21,10 +21,11 @@ class Varying:
     """The answer of ``analyze``; valid until the module changes.
 
     ``classes`` maps every value of ``main``, and of the blocks of its control flow, to the partition of
-    the ranks into sets that surely hold the same bits.
+    the ranks into sets that surely hold the same bits. ``layouts`` are those of ``main``'s arguments.
     """
 
     classes: dict[ir.Value, Classes]
+    layouts: tuple[Layout, ...]
 
     def is_varying(self, value: ir.Value) -> bool:
         """Whether two cores may hold different values."""
@@ -35,14 +36,15 @@ def analyze(module: ir.Module) -> Varying:
     """Finds, by a fixpoint over loops, the values that are surely equal on all cores or on some."""
     ranks = num_ranks(module)
     function = main(module)
+    layouts = argument_layouts(module, function)
     analysis = _Analysis(ranks)
     held: dict[tuple[tuple[str, ...], ...], Classes] = {}
-    for argument, layout in zip(function.arguments, argument_layouts(module, function), strict=True):
+    for argument, layout in zip(function.arguments, layouts, strict=True):
         if layout.dim_axes not in held:
             held[layout.dim_axes] = _shards(layout, ranks)
         analysis.classes[argument] = held[layout.dim_axes]
     analysis.block(function.entry_block)
-    return Varying(classes=analysis.classes)
+    return Varying(classes=analysis.classes, layouts=layouts)
 
 
 def _shards(layout: Layout, ranks: int) -> Classes:
