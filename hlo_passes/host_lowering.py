@@ -7,13 +7,15 @@ import math
 from dataclasses import dataclass, replace
 
 from distributed.joint import Joint
+from hlo_passes.host_attention import fuse_attention
 from hlo_passes.host_cache import mask_of_columns, softmax_results
-from hlo_passes.host_calls import kernel_call
+from hlo_passes.host_calls import kernel_call, target_of
 from hlo_passes.host_groups import flatten, group_calls
 from hlo_passes.host_joint import join_cores
 from hlo_passes.ir import ir, parse, stablehlo, walk
-from hlo_passes.ops import kind, tensor
+from hlo_passes.ops import inner_ops, kind, tensor
 from kernels.host.targets import (
+    ATTENTION,
     FEW_ROWS,
     WEIGHTS,
     Cost,
@@ -72,6 +74,12 @@ def lower_text(text: str, joint: Joint | None = None) -> Lowered:
         targets = frozenset(decision.target for decision in decisions if decision.target)
         if targets:
             flatten(module)
+            # Launches that are one for all cores are too small to gain by it.
+            fused = [] if joint is not None else fuse_attention(module)
+            decisions += [Decision(op=name, target=ATTENTION, cost=cost) for name, cost in fused]
+            if fused:
+                called = (target_of(op, targets | {ATTENTION}) for op in inner_ops(module.operation))
+                targets = frozenset(filter(None, called))
             group_calls(module, targets)
         if joint is not None:
             targets |= join_cores(module, joint, targets)

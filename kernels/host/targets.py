@@ -10,9 +10,12 @@ from kernels.dtypes import dtype as element_type
 
 __all__ = [
     "ADDED",
+    "ATTENTION",
     "FEW_ROWS",
     "WEIGHTS",
     "Cost",
+    "attention_cost",
+    "attention_reference",
     "filled_reference",
     "filled_target",
     "in_pairs",
@@ -26,6 +29,7 @@ __all__ = [
     "sum_reference",
     "sum_target",
     "sum_targets",
+    "takes_attention",
     "update_cost",
     "update_reference",
     "update_target",
@@ -163,6 +167,40 @@ def filled_reference(x: np.ndarray, w: np.ndarray, mask: np.ndarray | None) -> n
     filled = np.flatnonzero(mask).max(initial=-1) + 1
     scores = matmul_reference(x, w[:, :filled], by_rows=True)
     return np.pad(scores, [(0, 0), (0, 0), (0, len(mask) - filled)])
+
+
+ATTENTION = "neuronx_attention_bf16"
+"""The custom call of masked scores, their softmax rounded to bf16, and the sums weighted by it."""
+
+_LEAST_SCORES = 1 << 16
+"""Below it they stay in a cache, and XLA's loops over them take some ten microseconds."""
+
+
+def takes_attention(*, batch: int, m: int, n: int) -> bool:
+    """Whether the kernel takes ``m`` rows of attention to ``n`` keys, which both products would."""
+    return m > FEW_ROWS and batch * m * n >= _LEAST_SCORES
+
+
+def attention_cost(*, batch: int, m: int, n: int, depth: int, width: int, mask_rows: int) -> Cost:
+    """Of ``m`` rows of ``depth`` and ``n`` values of ``width``: scores never leave the processor's caches."""
+    stored = m * depth + n * depth + n * width
+    moved_bytes = batch * (2 * stored + 4 * m * width) + mask_rows * n
+    return Cost(moved_bytes=moved_bytes, flops=2 * batch * m * n * (depth + width))
+
+
+def attention_reference(
+    rows: np.ndarray, keys: np.ndarray, values: np.ndarray, mask: np.ndarray, fill: float
+) -> np.ndarray:
+    """Attention in float64; the kernel rounds each weight of the softmax to bf16.
+
+    Args:
+      rows: [batch, m, depth]. keys: [batch, n, depth]. values: [batch, n, width].
+      mask: bool [m, n] or [1, n]; where it is false, the score is ``fill``.
+    """
+    scores = np.where(mask, matmul_reference(rows, keys, by_rows=True), fill)
+    weights = np.exp(scores - scores.max(axis=-1, keepdims=True))
+    weights /= weights.sum(axis=-1, keepdims=True)
+    return matmul_reference(weights, values, by_rows=False)
 
 
 _UPDATED: Mapping[str, int] = {name: element_type(name).bits // 8 for name in _FLOATS}
