@@ -124,6 +124,18 @@ def test_scalars_of_all_cores_become_arrays_and_back(rng):
     np.testing.assert_array_equal(found[2 * cores :], turned[:, 0] + (turned[:, 1] << 16))
 
 
+def test_a_sum_of_what_was_updated_in_place(rng):
+    cores, element = 3, dtype("bf16").numpy
+    ranks = [np.array(rank, np.uint32) for rank in range(cores)]
+    x, i = randoms(rng, (1, 256), element), np.array(2, np.int32)
+    ws, caches = ([randoms(rng, shape, element) for _ in range(cores)] for shape in ((256, 64), (4, 64)))
+    joint = Joint(cores=cores, shared=frozenset({1, 4}), sums=((1, "mesh"),))
+    found = computed(SEGMENT, [*ranks, x, *ws, *caches, i], joint)
+    alone = [computed(SEGMENT, [*one, i])[1] for one in zip(ranks, [x] * cores, ws, caches, strict=True)]
+    exact = np.sum([one.astype(np.float32) for one in alone], axis=0).astype(element)
+    np.testing.assert_array_equal(found[cores], exact)
+
+
 def every_op(scalar, x, y, w, common):
     """Each op that is done on the values of all cores at once, and some that are not."""
     small = x[0, 0] > 0
