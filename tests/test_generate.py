@@ -24,7 +24,11 @@ def build(cfg, tp, dtype="f32", **options):
     return Generator.build(cfg, dtype=dtype, batch=2, prompt_len=5, new_tokens=4, tp_degree=tp, **options)
 
 
-@pytest.mark.parametrize(("cfg", "tp"), [(TINY, 1), (POST_NORM, 2), (TINY, 4), (POST_NORM, 8)])
+@pytest.mark.parametrize(
+    ("cfg", "tp"),
+    [(TINY, 1), (POST_NORM, 2), (TINY, 4), (POST_NORM, 8)],
+    ids=lambda one: getattr(one, "name", None),
+)
 def test_logits_agree_with_jit_at_every_step(cfg, tp):
     seed = int(np.random.default_rng().integers(1 << 30))
     generator = build(cfg, tp)
