@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 import neuronx
+from benchmarks.shares import shares
 from benchmarks.timing import Row, arguments, in_turn, report, streaming_bytes_per_s
 from neuronx.models import opt
 from neuronx.models.generation import DTYPES
@@ -77,11 +78,18 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--batch", type=int, default=1)
     parser.add_argument("--cores", type=int, default=1, help="of the simulated ring")
     parser.add_argument("--length", type=int, default=64, help="positions the cache holds")
+    parser.add_argument("--shares", action="store_true", help="print what our step spends its time on instead")
     asked = parser.parse_args(argv)
     cfg = opt.config(asked.model)
     if asked.layers:
         cfg = dataclasses.replace(cfg, layers=asked.layers)
-    row = _row(cfg, asked, opt.parameters(cfg, DTYPES[asked.dtype], 0))
+    params = opt.parameters(cfg, DTYPES[asked.dtype], 0)
+    if asked.shares:
+        step = _ours(cfg, asked, quantised(params, asked.weights) if asked.weights else params)
+        step()
+        print(shares(step))
+        return 0
+    row = _row(cfg, asked, params)
     report([row], stream=streaming_bytes_per_s(asked.repeats), as_json=asked.json)
     return 0
 

@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 
 import neuronx
+from benchmarks.shares import shares
 from benchmarks.timing import Row, arguments, in_turn, report, streaming_bytes_per_s
 from neuronx.models import bert, opt
 from neuronx.models.generation import DTYPES
@@ -42,6 +43,7 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--dtype", choices=tuple(DTYPES), default="bf16")
     parser.add_argument("--batch", type=int, default=1)
     parser.add_argument("--length", type=int, default=512, help="tokens of each sequence")
+    parser.add_argument("--shares", action="store_true", help="print what ours spends its time on instead")
     asked = parser.parse_args(argv)
     name, function, params, arrays = (_bert if asked.model in bert.SIZES else _opt)(asked)
     compiled, jitted = neuronx.compile(function), jax.jit(function)
@@ -49,6 +51,10 @@ def main(argv: list[str]) -> int:
         "ours": lambda: compiled(params, *arrays),
         f"jax.jit {asked.dtype}": lambda: jitted(params, *arrays),
     }
+    if asked.shares:
+        jax.block_until_ready(steps["ours"]())
+        print(shares(steps["ours"]))
+        return 0
     tokens = asked.batch * asked.length
     matrices = sum(x.size for x in jax.tree.leaves(params["layers"]) if x.ndim > 1)
     row = Row(
