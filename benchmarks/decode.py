@@ -1,4 +1,7 @@
-"""One decode step of OPT with a KV cache: ours and jax.jit in the same type, f32 and 8 bits, in turn."""
+"""One decode step of OPT with a KV cache: ours and jax.jit in the same type, f32 and 8 bits, in turn.
+
+Where PyTorch and transformers are installed, theirs as well.
+"""
 
 import dataclasses
 import functools
@@ -11,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 import neuronx
+from benchmarks import pytorch
 from benchmarks.shares import shares
 from benchmarks.timing import Row, arguments, in_turn, report, streaming_bytes_per_s
 from neuronx.models import opt
@@ -62,6 +66,9 @@ def _row(cfg: opt.OPTConfig, asked: Any, params: Any) -> Row:
         steps[f"jax.jit {asked.dtype}"] = theirs(params, dtype)
     if asked.dtype != "f32" and not asked.weights:
         steps["jax.jit f32"] = theirs(jax.tree.map(lambda x: x.astype(jnp.float32), params), jnp.float32)
+    if not asked.weights and pytorch.is_installed():
+        in_torch = pytorch.decode_step(cfg, asked.dtype, batch=batch, position=POSITION)
+        steps[f"PyTorch {asked.dtype}"] = in_torch
     # Of the positions one row is read; the tied token table is read whole, as the head.
     read = sum(x.nbytes for x in jax.tree.leaves(used)) - used["positions"].nbytes
     stored = f" with {asked.weights} weights" if asked.weights else ""
@@ -78,7 +85,9 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--batch", type=int, default=1)
     parser.add_argument("--cores", type=int, default=1, help="of the simulated ring")
     parser.add_argument("--length", type=int, default=64, help="positions the cache holds")
-    parser.add_argument("--shares", action="store_true", help="print what our step spends its time on instead")
+    parser.add_argument(
+        "--shares", action="store_true", help="print what our step spends its time on instead"
+    )
     asked = parser.parse_args(argv)
     cfg = opt.config(asked.model)
     if asked.layers:
