@@ -55,7 +55,7 @@ def _replace(sums: ir.Operation, found: _Found) -> tuple[str, Cost]:
         [result] = kernel_call(ATTENTION, operands, [sums.results[0].type])
     sums.results[0].replace_all_uses_with(result)
     cost = attention_cost(batch=batch, m=m, n=n, depth=depth, width=width, mask_rows=mask_rows)
-    return f"softmax of f32[{batch}, {m}, {n}] with the products around it", cost
+    return f"softmax of f32[{batch}, {m}, {n}], in place of both products around it", cost
 
 
 def _find(sums: ir.Operation) -> _Found | None:

@@ -27,6 +27,7 @@ from neuronx.models.sizes import find
 
 __all__ = [
     "LATENTS",
+    "PICTURE_SIZES",
     "SIZES",
     "UNetConfig",
     "config",
@@ -41,9 +42,12 @@ __all__ = [
 LATENTS = 4
 """Numbers that a latent has for each square of 8 by 8 pixels."""
 
+PICTURE_SIZES = 6
+"""Two each of the image, its crop and its target, which SDXL reads beside the pooled sentence."""
+
 _EPSILON, _MIXING_EPSILON = 1e-5, 1e-6
-# Waves that the pooled sentence's six sizes (of the image, its crop and its target) are written as.
-_SIZES, _SIZE_WAVES = 6, 256
+# That each of those sizes is written as.
+_SIZE_WAVES = 256
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -143,7 +147,7 @@ def _parameter_tree(cfg: UNetConfig, make: Make) -> dict[str, Any]:
         "out": conv(now, LATENTS, 3),
     }
     if cfg.pooled:
-        tree["pooled"] = _two_products(make, cfg.pooled + _SIZES * _SIZE_WAVES, cfg.time)
+        tree["pooled"] = _two_products(make, cfg.pooled + PICTURE_SIZES * _SIZE_WAVES, cfg.time)
     return tree
 
 
@@ -203,7 +207,7 @@ def denoise(
     Args:
       step: i32 [batch], of as many as it was trained with.
       sentence: [batch, tokens, context].
-      pooled_and_sizes: of SDXL, [batch, pooled] and [batch, 6].
+      pooled_and_sizes: of SDXL, [batch, pooled] and [batch, PICTURE_SIZES].
     """
     time = _through(params["time"], _waves(step, cfg.widths[0]).astype(latents.dtype))
     if cfg.pooled:

@@ -38,7 +38,7 @@ def _noisy_latents(cfg: Any, batch: int, length: int, dtype: Any) -> list[jax.Sh
     sent = [latents, step, sentence]
     if not cfg.pooled:
         return sent
-    sizes = jax.ShapeDtypeStruct((batch, 6), jnp.int32)
+    sizes = jax.ShapeDtypeStruct((batch, unet.PICTURE_SIZES), jnp.int32)
     return [*sent, jax.ShapeDtypeStruct((batch, cfg.pooled), dtype), sizes]
 
 
