@@ -31,13 +31,13 @@ class Books:
         self.assumptions += other.assumptions
         self._count(other, 1)
 
-    def add_iterations(self, body: "Books", start_s: float, seconds: float, times: int, name: str) -> None:
-        """Counts ``body`` ``times`` more, as one event per engine that spans them all."""
+    def add_iterations(self, body: "Books", start_s: float, seconds: float, times: int, *, run: int) -> None:
+        """Counts ``body``, which ends with a ``run``, ``times`` more: one event per engine spans them all."""
         for engine, busy_s in body.busy_s.items():
             core = body.cores[engine]
             self.events.append(
                 Event(
-                    name=name,
+                    name=f"{times} more iterations",
                     engine=engine,
                     core=core,
                     start_s=start_s,
@@ -45,6 +45,7 @@ class Books:
                     busy_s=busy_s * times,
                     iterations=times,
                     waited_for="loop",
+                    run=run,
                 )
             )
         inside = {run.number for run in body.runs}

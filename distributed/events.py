@@ -16,7 +16,7 @@ class Event:
     of a collective, and where the event stands for ``iterations`` of a loop not listed one by one.
     Traffic of the DMA queues says what it ``waited_for``: room in "sbuf" to read ahead into, the "control"
     CPU before which nothing is read, the "kernel" it belongs to, its "collective", or its "loop" to begin
-    anew.
+    anew. ``run`` is the number of its run; of further iterations that of the last of their loop's body.
     """
 
     name: str
@@ -30,6 +30,7 @@ class Event:
     flops: float = 0.0
     iterations: int = 1
     waited_for: str = ""
+    run: int
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -249,6 +249,7 @@ class KernelClock:
         flops: float = 0.0,
         waited_for: str = "",
     ) -> None:
+        """Notes what an engine of the core does in the run that is noted next."""
         self.books.record(
             Event(
                 name=name,
@@ -261,6 +262,7 @@ class KernelClock:
                 bytes=size_bytes,
                 flops=flops,
                 waited_for=waited_for,
+                run=self.runs,
             )
         )
 

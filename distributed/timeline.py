@@ -126,6 +126,7 @@ class _Clock(KernelClock):
                 busy_s=busy_s,
                 location=step.location,
                 bytes=busy_s * link.bandwidth_bytes_per_s(self.links),
+                run=self.runs,
             )
             self.books.record(event)
         self.books.collective_bytes += size_bytes
@@ -167,9 +168,8 @@ class _Clock(KernelClock):
             start = self.latest
             body, seconds = self.apart(lambda: self.iteration(step))
             self.books.add(body)
-            name = f"{trips - 1} more iterations"
             if trips > 1:
-                self.books.add_iterations(body, start + seconds, seconds, trips - 1, name)
+                self.books.add_iterations(body, start + seconds, seconds, trips - 1, run=self.last_run)
             self.restart(start + seconds * trips)
         self.decide(step)
         self.hand_on(step.results)

@@ -1,5 +1,7 @@
 """The profile: a summary people can read and a trace Perfetto opens, both from shapes alone."""
 
+import collections
+import itertools
 import json
 import re
 from pathlib import Path
@@ -9,13 +11,18 @@ import jax.numpy as jnp
 import pytest
 
 import neuronx
-from distributed.analysis import kernel_rows
+from distributed.analysis import critical_path, kernel_rows
+from distributed.trace import to_trace
 
 SOURCE = Path(__file__).read_text().splitlines()
 
 
 def mlp(params, x):
     return jax.nn.softmax(jax.nn.relu(x @ params["up"]) @ params["down"])
+
+
+def scanned_mlp(params, x):
+    return jax.lax.fori_loop(0, 3, lambda _, x: mlp(params, x), x)
 
 
 def profile(tp, fn=mlp):
@@ -103,11 +110,60 @@ def test_the_trace_is_chromes_format(sharded, tmp_path):
     sharded.save(path)
     trace = json.loads(path.read_text())
     events = [event for event in trace["traceEvents"] if event["ph"] == "X"]
-    assert len(events) == len(sharded.timeline.events)
     last = max(event["ts"] + event["dur"] for event in events)
-    assert last == pytest.approx(sharded.timeline.total_s * 1e6)
-    named = {event["args"].get("name") for event in trace["traceEvents"] if event["ph"] == "M"}
-    assert {"pe", "dma", "collective"} <= named
+    total_us = pytest.approx(sharded.timeline.total_s * 1e6, abs=1e-3)
+    assert last == total_us
+    threads = {e["args"]["name"]: e["tid"] for e in trace["traceEvents"] if e["name"] == "thread_name"}
+    assert {"pe", "dma", "collective"} <= threads.keys()
+    on_path = [event["dur"] for event in events if event["tid"] == threads["critical path"]]
+    assert sum(on_path) == total_us
+    assert len(events) - len(on_path) == len(sharded.timeline.events)
+
+
+def arrows(trace):
+    """(category, name, cause, effect) as Perfetto joins them: slices, of whole nanoseconds, do not overlap on
+    a thread, and each end of an arrow lies in one."""
+    slices = collections.defaultdict(list)
+    ends = collections.defaultdict(dict)
+    for record in trace["traceEvents"]:
+        if record["ph"] == "X":
+            start = round(record["ts"] * 1e3)
+            slices[record["tid"]].append((start, start + round(record["dur"] * 1e3), record["name"]))
+        elif record["ph"] in "sf":
+            assert record["ph"] == "s" or record["bp"] == "e"
+            ends[record["cat"], record["name"], record["id"]][record["ph"]] = record
+    for found in slices.values():
+        found.sort()
+        assert all(end <= start for (_, end, _), (start, _, _) in itertools.pairwise(found))
+    for (category, name, _), both in ends.items():
+        bound = []
+        for phase in "sf":
+            at = round(both[phase]["ts"] * 1e3)
+            [around] = [s for s in slices[both[phase]["tid"]] if s[0] <= at < s[1]]
+            bound.append(around)
+        yield category, name, *bound
+
+
+@pytest.mark.parametrize("fn", [mlp, scanned_mlp])
+def test_arrows_lead_from_cause_to_effect(fn):
+    found = profile(4, fn)
+    timeline, drawn = found.timeline, list(arrows(to_trace(found.timeline)))
+    assert all(cause[1] <= effect[0] for _, _, cause, effect in drawn)
+    assert sum(name != "load" for _, name, _, _ in drawn) == sum(run.after >= 0 for run in timeline.runs)
+    joined = {(cause[2], effect[2]) for _, _, cause, effect in drawn}
+    assert ("matmul", "all_reduce") in joined and len(drawn) <= 2 * len(timeline.runs)
+    # What ends a step of the critical path, of a loop its last iteration, begins the next.
+    critical = [(cause[2], effect[2]) for category, _, cause, effect in drawn if category == "critical path"]
+    steps = [step.run.name for step in critical_path(timeline)]
+    assert [effect for _, effect in critical] == steps[1:]
+    assert all(
+        cause in (step, "2 more iterations") for (cause, _), step in zip(critical, steps, strict=False)
+    )
+
+
+def test_arrows_of_loads_end_where_their_kernel_begins(sharded):
+    loads = [ends for _, name, *ends in arrows(to_trace(sharded.timeline)) if name == "load"]
+    assert loads and all(cause[2] == effect[2] and cause[1] <= effect[0] for cause, effect in loads)
 
 
 # Of a type of jaxlib; Python 3.13 warns where jaxlib can only abort.
