@@ -60,7 +60,8 @@ def _before(run: Run, last: float, runs: Mapping[int, Run]) -> Iterator[tuple[st
         cause = runs.get(run.after)
         if cause is not None and cause.iterations > run.iterations:
             return  # the loop's other iterations, which are not listed
-        ended = max(cause.end_s, last) if cause else last
+        # The traffic of a collective may outlast the start of the next.
+        ended = max(min(cause.end_s, run.start_s), last) if cause else last
         yield "memory" if run.waited_for == "memory" else "latency", (run.start_s - ended) * run.iterations
         if cause is None:
             return

@@ -348,6 +348,18 @@ def test_between_parts_of_what_is_read_ahead_other_traffic_moves():
     assert_one_at_a_time(parts)
 
 
+def test_traffic_that_outlasts_the_start_of_the_next_collective_is_waited_for_once():
+    b, square = Builder(2), matmul_work(64, 64, 64)
+    x, *made = b.global_buffer((64, 64)), *(b.buffer((64, 64)) for _ in range(11))
+    steps = [b.launch("busy", [x, x], [number], work=square) for number in made[:8]]
+    steps += [b.collective("all_reduce", x, number, reducer="add") for number in made[8:10]]
+    steps.append(b.launch("last", [x, made[9]], [made[10]], work=elementwise_work((64, 64))))
+    timeline = time_program(b.program([x], steps, made[10:]), "inf2.24xlarge")
+    first, second = (run for run in timeline.runs if run.kind == "collective")
+    assert first.end_s > second.start_s
+    assert_times_sum(timeline)
+
+
 def _rows_apart(cores, rows, widths, kinds):
     """Layers over ``rows`` tokens of which each core has its share: nothing to communicate."""
     b = Builder(cores)
