@@ -22,7 +22,7 @@ class DeviceMemory:
     ``temporaries`` is what the plan needs beyond inputs and outputs at its peak; ``collective_buffers`` two
     chunks of the largest reducing collective (one arrives while the other is added); ``replicated_bytes`` the
     part of inputs, outputs and temporaries that every core holds whole (of the temporaries an estimate: their
-    share among all temporaries, whenever they live).
+    share among all temporaries, whenever they live); 0 on one core, where nothing says what could be cut.
     """
 
     weights_bytes: int
@@ -112,6 +112,7 @@ def device_memory(program: Program, *, weights: Collection[int] = (), family: st
     kept = [buffer for buffer in placed if buffer.id in own_outputs or buffer.id in arguments]
     passing = [buffer for buffer in placed if buffer.id not in own_outputs and buffer.id not in arguments]
     share = _size(passing, uniform=True) / max(_size(passing), 1)
+    whole = _size(kept, uniform=True) + round(share * temporaries_bytes)
     return DeviceMemory(
         weights_bytes=weights_bytes,
         donated_bytes=donated_bytes,
@@ -122,7 +123,7 @@ def device_memory(program: Program, *, weights: Collection[int] = (), family: st
         microcode_bytes=hbm.microcode_bytes,
         runtime_bytes=hbm.runtime_reserve_bytes,
         capacity_bytes=hbm.capacity_bytes,
-        replicated_bytes=_size(kept, uniform=True) + round(share * temporaries_bytes),
+        replicated_bytes=whole if program.num_cores > 1 else 0,
     )
 
 

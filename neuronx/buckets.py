@@ -234,9 +234,12 @@ def _checked(
             fix='name each dim in both: buckets={"b": (1, 8)}, in_shapes=("b, 64",)',
         )
     for name, sizes in buckets.items():
-        if not sizes or any(not isinstance(size, int) or size < 1 for size in sizes):
+        several = isinstance(sizes, Sequence) and len(sizes)
+        if not several or any(not isinstance(size, int) or size < 1 for size in sizes):
             raise CompileError(
-                f"the buckets of {name} are {sizes!r}, expected sizes of 1 or more", op="buckets"
+                f"the buckets of {name} are {sizes!r}, expected sizes of 1 or more",
+                op="buckets",
+                fix=f"give them as a tuple, also where it is one: {{{name!r}: (8,)}}",
             )
     return {name: tuple(sorted(set(sizes))) for name, sizes in buckets.items()}
 

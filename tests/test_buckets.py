@@ -157,6 +157,10 @@ def test_lower_without_arrays():
         ),
         ({"in_shapes": ("2*b, 3",), "buckets": {"b": (1,)}}, r"the dim '2\*b' of in_shapes is an expression"),
         ({"in_shapes": ("b, 3",), "buckets": {"b": (0,)}}, "expected sizes of 1 or more"),
+        (
+            {"in_shapes": ("b, 3",), "buckets": {"b": 8}},
+            "expected sizes of 1 or more\n  fix: give them as a tuple",
+        ),
         ({"in_shapes": ("b, 3",), "buckets": {"b": (1,)}, "padding": "zero"}, "expected masked or exact"),
         ({"buckets": {"b": (1,)}}, "buckets without in_shapes"),
         ({"in_shapes": ("b",), "buckets": {"b": (1,)}, "donate_argnums": 0}, "nothing can be donated"),

@@ -110,6 +110,14 @@ def test_advice_keeps_what_is_replicated():
         check_fits(sharded(4, 8, replicated_gib=17), "inf2.48xlarge")
 
 
+def test_advice_on_one_core():
+    """Nothing is cut there, which does not say that nothing can be."""
+    b = Builder(1)
+    program = b.program([b.global_buffer((2**29 * 40,), "bf16")], [], [])
+    with pytest.raises(OutOfDeviceMemoryError, match=r"tp_degree=4 on inf2\.24xlarge should fit"):
+        check_fits(program, "inf2.xlarge")
+
+
 def test_advice_is_true():
     """The degree it names does fit once the program is built for it."""
     with pytest.raises(OutOfDeviceMemoryError, match="tp_degree=8 should"):
