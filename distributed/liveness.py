@@ -1,5 +1,6 @@
 """Which buffers of a block die at which of its steps."""
 
+import itertools
 from collections.abc import Set
 from dataclasses import dataclass
 
@@ -13,11 +14,12 @@ class Deaths:
     """Per step of one block: buffers defined in this block that nobody reads afterwards.
 
     ``moved``: operands of a loop that only its blocks' arguments carry on, so they die as the loop
-    starts. ``after``: all others.
+    starts. ``after``: all others. ``last``: what is left at the end, results and arguments nobody reads.
     """
 
     moved: tuple[tuple[int, ...], ...]
     after: tuple[tuple[int, ...], ...]
+    last: frozenset[int]
 
 
 def deaths(program: Program, *, immortal: Set[int] = frozenset()) -> dict[int, Deaths]:
@@ -62,5 +64,8 @@ def _visit(block: Block, result: dict[int, Deaths], immortal: Set[int]) -> set[i
         moved.append(tuple(sorted(early)))
         after.append(tuple(sorted((dying - early) | unused)))
         alive |= used
-    result[id(block)] = Deaths(moved=tuple(reversed(moved)), after=tuple(reversed(after)))
+    last = defined - immortal - {*itertools.chain(*moved, *after)}
+    result[id(block)] = Deaths(
+        moved=tuple(reversed(moved)), after=tuple(reversed(after)), last=frozenset(last)
+    )
     return read - defined

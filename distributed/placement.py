@@ -89,10 +89,10 @@ def cut(
 
 
 def join(layout: Layout, blocks: Sequence[np.ndarray]) -> np.ndarray:
-    """The global array from the blocks of all ranks (or the one block all share); a fresh array."""
+    """The global array from the blocks of all ranks (or the one block all share); a fresh, aligned array."""
     if layout.is_replicated:
-        return np.array(blocks[0])
-    result = np.empty(layout.global_shape, find_dtype(layout.dtype).numpy)
+        return aligned_copy(blocks[0])
+    result = aligned_empty(layout.global_shape, find_dtype(layout.dtype).numpy)
     for rank in range(layout.mesh.num_ranks):
         at = layout.block(rank)
         block = blocks[rank] if len(blocks) > 1 else blocks[0]

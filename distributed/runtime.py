@@ -8,6 +8,7 @@ import jax
 import numpy as np
 
 from distributed.executor import Executor
+from distributed.layout import Layout
 from distributed.placement import PlacedValue, cut, join, poison
 from distributed.program import Launch, Program
 from distributed.walk import Prepared, Walk, prepare, repeated
@@ -35,6 +36,8 @@ class Runtime:
         self._donated = frozenset(source for _, source in program.aliases)
         varying = {buffer.id for buffer in program.buffers if buffer.varying}
         self._varying = {i for i, number in enumerate(program.main.arguments) if number in varying}
+        several = program.num_cores > 1
+        self._uniform = [i for i in range(len(program.main.arguments)) if several and i not in self._varying]
         arguments = enumerate(program.main.arguments)
         # Their caller holds these throughout, so no launch may overwrite them, and none dies.
         self._kept = frozenset(number for index, number in arguments if index not in self._donated)
@@ -43,9 +46,8 @@ class Runtime:
         )
         # Launches make fresh arrays; what other steps give out may be something else's array as well.
         self._passed_on = Counter(program.main.results) - launched
-        # The same object as an input's layout that is equal: what comes back is known at sight.
-        layouts = {layout: layout for layout in (*program.output_layouts, *program.input_layouts)}
-        self._output_layouts = [layouts[layout] for layout in program.output_layouts]
+        self.input_layouts = list(map(_same, program.input_layouts))
+        self._output_layouts = list(map(_same, program.output_layouts))
         self._ranks = [executor.to_device(np.array(r, np.uint32)) for r in range(program.num_cores)]
 
     @functools.cached_property
@@ -65,7 +67,7 @@ class Runtime:
         Raises ValueError if shape or type are not those of the layout. The array is copied, except
         blocks of an (immutable) jax.Array that lie in one stretch, where the program does not donate it.
         """
-        layout = self.program.input_layouts[index]
+        layout = self.input_layouts[index]
         varying = index in self._varying
         immutable = isinstance(array, jax.Array)
         host = self._executor.contents(array) if immutable else np.asarray(array)
@@ -86,22 +88,25 @@ class Runtime:
         for index in self.program.finite_padding:
             inputs[index].clear_padding(self._executor.to_device)
         walk = Walk(self._prepared, self._executor, self._kept, self._ranks)
-        kept = {id(value) for index, value in enumerate(inputs) if index not in self._donated}
-        values = []
-        for index, value in enumerate(inputs):
-            if index in self._donated:
-                arrays = self._once(index, value.consume())
-                if id(value) in kept or len(arrays) > 1:
-                    walk.hold_again(arrays if id(value) in kept else repeated(arrays))
-            else:
-                arrays = self._once(index, value.arrays)
-            values.append(arrays)
-        outputs = self._own(inputs, walk.block(self._prepared.main, values))
+        outputs = self._own(inputs, walk.block(self._prepared.main, self._taken(inputs, walk)))
         return [PlacedValue(*pair) for pair in zip(self._output_layouts, outputs, strict=True)]
 
-    def _once(self, index: int, arrays: list[jax.Array]) -> list[jax.Array]:
-        """An input that cannot differ between cores is held once, though an earlier run made it on each."""
-        return arrays if index in self._varying else arrays[:1]
+    def _taken(self, inputs: Sequence[PlacedValue], walk: Walk) -> list[list[jax.Array]]:
+        """The arrays of each input; those of donated ones are the walk's from now on."""
+        values = [value.arrays for value in inputs]
+        if not all(values):
+            raise ValueError(f"input {values.index([])} of {self.program.name} is placed on no core")
+        for index in self._uniform:
+            # Held once, though an earlier run may have made it on each core.
+            values[index] = values[index][:1]
+        given = Counter(map(id, inputs)) if self._donated else {}
+        for index in self._donated:
+            inputs[index].consume()
+            if given[id(inputs[index])] > 1:
+                walk.hold_again(values[index])
+            elif len(values[index]) > 1:
+                walk.hold_again(repeated(values[index]))
+        return values
 
     def _own(self, inputs: Sequence[PlacedValue], outputs: list[list[jax.Array]]) -> list[list[jax.Array]]:
         """Memory of its own for each output that is an input or another output as well.
@@ -122,15 +127,33 @@ class Runtime:
         layout = self.program.output_layouts[index]
         return join(layout, [self._executor.to_host(x) for x in placed.arrays])
 
+    def hand_out(self, index: int, placed: PlacedValue, *, weak_type: bool = False) -> jax.Array:
+        """Global output ``index`` as an array of JAX's own, padding cut off; ``placed`` is used up.
+
+        One block that is all of it is handed out where it lies, several are put together once.
+        """
+        if self.program.output_layouts[index].is_replicated:
+            whole = self._executor.to_host(placed.arrays[0])
+        else:
+            whole = self.gather(index, placed)
+        placed.consume()
+        return self._executor.hand_out(whole, weak_type=weak_type)
+
     def _check(self, inputs: Sequence[PlacedValue]) -> None:
-        wanted, name = self.program.input_layouts, self.program.name
+        if [value.layout for value in inputs] == self.input_layouts:
+            return
+        wanted, name = self.input_layouts, self.program.name
         if len(inputs) != len(wanted):
             raise ValueError(f"{name} takes {len(wanted)} inputs, got {len(inputs)}")
         for index, (value, layout) in enumerate(zip(inputs, wanted, strict=True)):
-            if value.layout is not layout and value.layout != layout:
+            if value.layout != layout:
                 raise ValueError(
                     f"input {index} of {name} is placed as {value.layout}, but the program wants {layout}; "
                     "place it with this program's Runtime.place"
                 )
-            if not value.arrays:
-                raise ValueError(f"input {index} of {name} is placed on no core")
+
+
+@functools.lru_cache(maxsize=1 << 14)
+def _same(layout: Layout) -> Layout:
+    """One object for all equal layouts: what was placed for another program is known at sight."""
+    return layout

@@ -130,14 +130,12 @@ class Walk:
         """
         self.values.update(zip(block.arguments, values, strict=True))
         values.clear()
-        defined = list(block.arguments)
         dying = self.dying[id(block)]
         for step, moved, after in zip(block.steps, dying.moved, dying.after, strict=True):
             _STEPS[type(step)](self, step, moved)
             self.drop(after)
-            defined += step.results
         results = [self.values[number] for number in block.results]
-        ending = {number for number in defined if number in self.values and number not in self.kept}
+        ending = set(dying.last)
         for number, arrays in zip(block.results, results, strict=True):
             # The result takes over the hold of its number, the first time.
             if number in ending:

@@ -82,20 +82,32 @@ class RingArray:
 class Placements:
     """Where immutable arrays already lie on the ring, so that weights are cut once and not per call.
 
-    Keyed by the identity of the array and its layout; an entry goes when its array does.
+    Found by the identity of the array; what is known of it goes when it does.
     """
 
     def __init__(self) -> None:
-        self._placed: dict[tuple[int, Layout], tuple[weakref.ref[jax.Array], PlacedValue]] = {}
+        self._placed: dict[int, tuple[weakref.ref[jax.Array], list[PlacedValue]]] = {}
+
+    def find(self, value: Any, layout: Layout) -> PlacedValue | None:
+        """Where ``value`` lies as this very ``layout`` says: a RingArray, or an array that was added."""
+        if type(value) is RingArray:
+            return value.placed if value.layout is layout else None
+        found = self._placed.get(id(value))
+        if found is not None and found[0]() is value and not value.is_deleted():
+            for placed in found[1]:
+                if placed.layout is layout:
+                    return placed
+        return None
 
     def get(self, array: jax.Array, layout: Layout, place: Callable[[jax.Array], PlacedValue]) -> PlacedValue:
         """The placement of ``array``; ``place`` makes it the first time."""
-        key = (id(array), layout)
-        found = self._placed.get(key)
-        if found is not None and found[0]() is array:
-            return found[1]
-        placed = place(array)
-        self._placed[key] = (weakref.ref(array, lambda _: self._placed.pop(key, None)), placed)
+        placed = self.find(array, layout)
+        if placed is None:
+            key, placed = id(array), place(array)
+            known = self._placed.get(key)
+            if known is None or known[0]() is not array:
+                known = self._placed[key] = (weakref.ref(array, lambda _: self._placed.pop(key, None)), [])
+            known[1].append(placed)
         return placed
 
     def __len__(self) -> int:

@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jax._src import config as jax_config
 from jax._src import source_info_util
@@ -28,14 +27,15 @@ from neuronx.shardings import (
     mesh_axes,
     user_sharding,
 )
+from neuronx.signature import dynamic_arguments, static_arguments
 
 __all__ = [
     "MAX_EMBEDDED_BYTES",
     "DataDependentError",
     "Exported",
     "Staged",
-    "dynamic_arguments",
     "export",
+    "is_key",
     "logical",
     "physical",
     "stage",
@@ -107,17 +107,6 @@ def wrap(
     )
 
 
-def dynamic_arguments(
-    jitted: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
-) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """``args`` and ``kwargs`` without the static ones: what a compiled program is called with."""
-    positions, names = _static(jitted, len(args))
-    return (
-        tuple(arg for i, arg in enumerate(args) if i not in positions),
-        {name: value for name, value in kwargs.items() if name not in names},
-    )
-
-
 def stage(
     jitted: Any,
     args: tuple[Any, ...],
@@ -133,7 +122,7 @@ def stage(
       in_shardings: a tree prefix of the positional arguments: NamedSharding, PartitionSpec or None.
       axes: the mesh a bare PartitionSpec refers to.
     """
-    positions, names = _static(jitted, len(args))
+    positions, names = static_arguments(jitted, len(args))
     dynamic_args, dynamic_kwargs = dynamic_arguments(jitted, args, kwargs)
     leaves, in_tree = tree_flatten((dynamic_args, dynamic_kwargs))
     leaves = [_type(leaf) if isinstance(leaf, RingArray) else leaf for leaf in leaves]
@@ -188,7 +177,9 @@ def export(staged: Staged, *, out_shardings: Any, axes: tuple[tuple[str, int], .
         in_tree=staged.in_tree,
         out_tree=out_tree,
         inputs=tuple(_shape(info.shape, info.dtype) for _, info in infos),
-        outputs=tuple(_shape(output.shape, output.dtype) for output in outputs),
+        outputs=tuple(
+            _shape(aval.shape, aval.dtype, weak_type=aval.weak_type) for aval in traced.jaxpr.out_avals
+        ),
         names=tuple(_readable(path) for path, _ in infos),
         weights=_weights(infos, len(constants)),
         donated=_donated(module),
@@ -196,20 +187,24 @@ def export(staged: Staged, *, out_shardings: Any, axes: tuple[tuple[str, int], .
     )
 
 
+@functools.lru_cache(maxsize=256)
+def is_key(dtype: Any) -> bool:
+    """Whether it is the type of typed PRNG keys."""
+    return jax.dtypes.issubdtype(dtype, jax.dtypes.prng_key)
+
+
 def physical(value: Any) -> Any:
     """The array ``@main`` takes for ``value``: a typed PRNG key gives its words, all else is unchanged."""
-    if jax.dtypes.issubdtype(getattr(value, "dtype", None) or np.float32, jax.dtypes.prng_key):
-        return jax.random.key_data(value)
-    return value
+    return jax.random.key_data(value) if is_key(getattr(value, "dtype", None)) else value
 
 
-def logical(array: np.ndarray, dtype: Any) -> Any:
+def logical(array: jax.Array, dtype: Any) -> Any:
     """The inverse of ``physical``: what the user gets for an output of the program."""
-    if jax.dtypes.issubdtype(dtype, jax.dtypes.prng_key):
-        return jax.random.wrap_key_data(jnp.asarray(array), impl=dtype._impl.name)
+    if is_key(dtype):
+        return jax.random.wrap_key_data(array, impl=dtype._impl.name)
     if dtype == jax.dtypes.float0:
         return np.zeros(array.shape, dtype)
-    return jnp.asarray(array)
+    return array
 
 
 @contextlib.contextmanager
@@ -257,12 +252,6 @@ def user_line(error: BaseException) -> str:
         f for f in traceback.extract_tb(error.__traceback__) if source_info_util.is_user_filename(f.filename)
     ]
     return f"{frames[-1].filename}:{frames[-1].lineno}" if frames else ""
-
-
-def _static(jitted: Any, num_args: int) -> tuple[set[int], set[str]]:
-    info = jitted._jit_info
-    positions = {i if i >= 0 else i + num_args for i in info.static_argnums}
-    return positions, set(info.static_argnames)
 
 
 def _type(leaf: Any) -> jax.ShapeDtypeStruct:

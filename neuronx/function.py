@@ -3,7 +3,7 @@
 import dataclasses
 import functools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from typing import Any
 
 import jax
@@ -12,7 +12,8 @@ from jax.tree_util import tree_flatten, tree_unflatten
 from kernels.errors import CompileError
 from neuronx.arrays import Deferred
 from neuronx.driver import CompileOptions, without_collector
-from neuronx.frontend import Staged, dynamic_arguments, export, stage, wrap
+from neuronx.frontend import Staged, export, stage, wrap
+from neuronx.signature import dynamic_arguments, signature
 from neuronx.stages import Compiled, Lowered
 
 __all__ = ["Function"]
@@ -37,6 +38,7 @@ class Function:
         self._in_shardings, self._out_shardings = in_shardings, out_shardings
         # The trace is kept beside the program because its identity is part of the key.
         self._compiled: dict[tuple[Any, ...], tuple[Staged, Compiled]] = {}
+        self._called: dict[Hashable, Compiled] = {}
 
     def lower(self, *args: Any, **kwargs: Any) -> Lowered:
         """Traces and lowers for these arguments: arrays, or ``jax.ShapeDtypeStruct``s that take no memory.
@@ -52,14 +54,20 @@ class Function:
 
         Results are jax.Arrays, except that a donated RingArray comes back as one.
         """
-        args, kwargs = _computed((args, kwargs))
+        leaves, key = signature(self._jitted, args, kwargs)
+        compiled = self._called.get(key)
+        if compiled is None:
+            compiled = self._compile(*_computed((args, kwargs)))
+            if key is not None:
+                self._called[key] = compiled
+        return tree_unflatten(compiled.out_tree, compiled.call_flat(leaves))
+
+    def _compile(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Compiled:
         staged = self.trace(args, kwargs)
         found = self._compiled.get(staged.key)
         if found is None:
             found = self._compiled[staged.key] = (staged, self._lower(staged).compile())
-        compiled = found[1]
-        leaves, _ = tree_flatten(self.dynamic(args, kwargs))
-        return tree_unflatten(compiled.out_tree, compiled.call_flat(leaves))
+        return found[1]
 
     def dynamic(
         self, args: tuple[Any, ...], kwargs: dict[str, Any]

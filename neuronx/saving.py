@@ -185,7 +185,7 @@ def _weight_leaves(exported: Exported, weights: Sequence[Any]) -> list[Any]:
 
 def _weights(exported: Exported, tensors: dict[str, np.ndarray], count: int) -> tuple[Any, ...]:
     leaves = [
-        logical(tensor, expected.dtype)
+        logical(jax.numpy.asarray(tensor), expected.dtype)
         for tensor, expected in zip(tensors.values(), exported.inputs, strict=False)
     ]
     children, found, at = exported.in_tree.children()[0].children(), [], 0

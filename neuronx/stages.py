@@ -11,6 +11,7 @@ import numpy as np
 from jax.tree_util import PyTreeDef, tree_flatten, tree_unflatten
 
 from distributed.executor import Executor
+from distributed.layout import Layout
 from distributed.placement import PlacedValue
 from distributed.program import Program
 from distributed.runtime import Runtime
@@ -28,7 +29,7 @@ from neuronx.environment import environment
 from neuronx.executables import Executables
 from neuronx.explain import explain
 from neuronx.fastest import Tried, clock_named
-from neuronx.frontend import Exported, logical, physical
+from neuronx.frontend import Exported, is_key, logical, physical
 from neuronx.host_report import host_report
 from neuronx.memory import MemoryStats, memory_stats
 from neuronx.profile import Profile
@@ -224,12 +225,12 @@ class Compiled:
 
         Takes what a call takes; returns the same positional arguments as a tuple of trees of RingArrays
         (with keywords: ``(args, kwargs)``). A donated RingArray comes back from the call as a RingArray,
-        so that a KV cache never leaves the ring.
+        so that a KV cache never leaves the ring. Typed PRNG keys come back as they are.
         """
         leaves = self._leaves(args, kwargs)
         placed = [
-            RingArray(self._place(index, leaf), self._exported.inputs[index].dtype)
-            for index, leaf in enumerate(leaves)
+            leaf if is_key(kind.dtype) else RingArray(placed, kind.dtype)
+            for leaf, placed, kind in zip(leaves, self._located(leaves), self._exported.inputs, strict=True)
         ]
         put_args, put_kwargs = tree_unflatten(self.in_tree, placed)
         return (put_args, put_kwargs) if kwargs else put_args
@@ -247,25 +248,26 @@ class Compiled:
         return tree_unflatten(self.out_tree, self.call_flat(self._leaves(args, kwargs)))
 
     def call_flat(self, leaves: Sequence[Any], *, on_ring: bool = False) -> list[Any]:
-        """``__call__`` from leaves of ``in_tree``, whose types must be right, to those of ``out_tree``.
+        """``__call__`` from leaves of ``in_tree`` to those of ``out_tree``.
 
         With ``on_ring`` all results but typed PRNG keys are RingArrays.
         """
-        placed = [self._place(index, leaf) for index, leaf in enumerate(leaves)]
+        placed = self._located(leaves)
         results = self._runtime.run([*placed, *self._constants])
         donated = {output: leaves[index] for index, output in self._exported.donated.items()}
         for leaf in donated.values():
             if isinstance(leaf, _ARRAYS):
                 leaf.delete()
         return [
-            RingArray(value, self._exported.outputs[index].dtype)
-            if isinstance(donated.get(index), RingArray) or (on_ring and self._is_plain(index))
-            else logical(self._runtime.gather(index, value), self._exported.outputs[index].dtype)
+            self._result(index, value, on_ring=on_ring or isinstance(donated.get(index), RingArray))
             for index, value in enumerate(results)
         ]
 
-    def _is_plain(self, index: int) -> bool:
-        return not jax.dtypes.issubdtype(self._exported.outputs[index].dtype, jax.dtypes.extended)
+    def _result(self, index: int, value: PlacedValue, *, on_ring: bool) -> Any:
+        kind = self._exported.outputs[index]
+        if on_ring and not is_key(kind.dtype):
+            return RingArray(value, kind.dtype)
+        return logical(self._runtime.hand_out(index, value, weak_type=kind.weak_type), kind.dtype)
 
     @functools.cached_property
     def _runtime(self) -> Runtime:
@@ -278,7 +280,7 @@ class Compiled:
     @functools.cached_property
     def _constants(self) -> list[PlacedValue]:
         first = len(self._exported.inputs)
-        return [self._placement(first + i, value) for i, value in enumerate(self._exported.constants)]
+        return [self._placement(index, value) for index, value in enumerate(self._exported.constants, first)]
 
     def _leaves(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[Any]:
         leaves, tree = tree_flatten((args, kwargs))
@@ -288,8 +290,6 @@ class Compiled:
                 op=self._exported.name,
                 fix="pass the arguments the program was lowered with, without the static ones",
             )
-        for index, leaf in enumerate(leaves):
-            self._check(index, leaf)
         return leaves
 
     def _check(self, index: int, leaf: Any) -> None:
@@ -303,19 +303,33 @@ class Compiled:
                 fix="pass that shape and type, or lower and compile the function for the new ones",
             )
 
+    @functools.cached_property
+    def _known_at_sight(self) -> list[Layout | None]:
+        """The layout of each argument; None where what lies so may be of another type, or must be copied."""
+        kinds = enumerate(zip(self._exported.inputs, self._runtime.input_layouts, strict=False))
+        return [
+            None if is_key(kind.dtype) or index in self._exported.donated else layout
+            for index, (kind, layout) in kinds
+        ]
+
+    def _located(self, leaves: Sequence[Any]) -> list[PlacedValue]:
+        """Where the arguments lie on the ring: as they are, from an earlier call, or cut now."""
+        find = self._host.placements.find
+        return [
+            find(leaf, layout) or self._place(index, leaf)
+            for index, (leaf, layout) in enumerate(zip(leaves, self._known_at_sight, strict=True))
+        ]
+
     def _place(self, index: int, leaf: Any) -> PlacedValue:
-        """Where the argument lies on the ring: as it is, from an earlier call, or cut now."""
-        layout = self._artifacts.program.input_layouts[index]
-        if isinstance(leaf, RingArray) and (leaf.layout is layout or leaf.layout == layout):
+        self._check(index, leaf)
+        if isinstance(leaf, RingArray) and leaf.layout == self._runtime.input_layouts[index]:
             return leaf.placed
-        if isinstance(leaf, jax.Array) and index not in self._exported.donated:
-            return self._placement(index, leaf)
-        return self._cut(index, leaf)
+        return self._cut(index, leaf) if self._known_at_sight[index] is None else self._placement(index, leaf)
 
     def _placement(self, index: int, array: Any) -> PlacedValue:
         if not isinstance(array, jax.Array):
             return self._cut(index, array)
-        layout = self._artifacts.program.input_layouts[index]
+        layout = self._runtime.input_layouts[index]
         return self._host.placements.get(array, layout, functools.partial(self._cut, index))
 
     def _cut(self, index: int, value: Any) -> PlacedValue:

@@ -30,6 +30,7 @@ HOMES = {
     ),
     "jax._src": (
         "neuronx.frontend",
+        "neuronx.signature",
         "neuronx.lazy.trace",
         "neuronx.lazy.callers",
         "distributed.executor",
