@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, Protocol
+from weakref import WeakValueDictionary
 
 import jax
 import numpy as np
@@ -116,7 +117,8 @@ class Executor:
         self._lower, self._kept = lower, kept
         self._device = _device()
         self._sharding = SingleDeviceSharding(self._device)
-        self._executables: dict[tuple[str, Joint | None], Executable] = {}
+        # Each takes memory mappings, of which a process has 65,530: it lives as long as a program that runs it.
+        self._executables: WeakValueDictionary[tuple[str, Joint | None], Executable] = WeakValueDictionary()
         self._calls: dict[str, Executable] = {}
         self._helpers = ThreadPoolExecutor(max(1, _THREADS - 1))
         lapack._lapack.initialize()  # JAX does so when it lowers linear algebra; without it XLA calls null
@@ -126,7 +128,7 @@ class Executor:
         return self._lower is not None and bool(self._lower(text, None).targets)
 
     def load(self, text: str, joint: Joint | None = None) -> Executable:
-        """The executable of a StableHLO module's ``@main``, compiled on the first call with this text.
+        """The executable of a StableHLO module's ``@main``, compiled where nobody holds that of this text.
 
         Composites run through their decomposition, parts of which kernels of the host may do. With ``joint``
         it is that of all cores, for a text that ``calls_kernels``.
@@ -149,11 +151,10 @@ class Executor:
     def load_all(self, wanted: Iterable[tuple[str, Joint | None]]) -> list[Executable]:
         """The executables of several modules; as many are compiled at once as the host has cores."""
         wanted = list(wanted)
-        new = set(wanted) - self._executables.keys()
-        if len(new) > 1:
-            with ThreadPoolExecutor(_THREADS) as pool:
-                list(pool.map(lambda one: self.load(*one), new))
-        return [self.load(*one) for one in wanted]
+        each = dict.fromkeys(wanted)
+        with ThreadPoolExecutor(_THREADS) as pool:
+            loaded = dict(zip(each, pool.map(lambda one: self.load(*one), each), strict=True))
+        return [loaded[one] for one in wanted]
 
     def run_side_by_side(
         self, executable: Executable, rows: Sequence[Sequence[jax.Array]]

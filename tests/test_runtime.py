@@ -370,6 +370,13 @@ def test_executor_compiles_a_text_once_and_keeps_64_bit_types():
         assert executor.copy(executor.to_device(array)).dtype == array.dtype
 
 
+def test_an_executable_lives_as_long_as_it_is_held():
+    executor = Executor()
+    held, _ = executor.load(NEXT), executor.load(DOUBLE)
+    del _
+    assert executor.num_compiled == 1 and executor.load(NEXT) is held
+
+
 def test_executor_compiles_several_texts_at_once(executor):
     fresh = Executor()
     first, _, last = fresh.load_all([(NEXT, None), (DOUBLE, None), (NEXT, None)])
