@@ -1,5 +1,6 @@
 """What fills the HBM of one core, and what to do where it does not fit."""
 
+import textwrap
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -12,6 +13,12 @@ __all__ = ["DeviceMemory", "check_fits", "device_memory", "hbm_table", "smallest
 
 _GIB = 2**30
 _REDUCING = frozenset({"all_reduce", "reduce_scatter"})
+# Source: neuron-runtime/explore/device-memory.rst.
+_RUNTIME_COLUMNS = (
+    "TOTAL", "Model\nCode", "Model\nConstants", "Tensors", "Shared\nScratchpad", "Scratchpad", "Runtime",
+    "DMA Rings\nIO", "DMA Rings\nSpill", "DMA Rings\nCollectives", "DMA Rings\nRuntime", "Collectives",
+    "XT CC", "Profiler\nBuffers",
+)  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,23 +64,26 @@ class DeviceMemory:
     def runtime_table(self, cores: int) -> str:
         """The table that the Neuron runtime logs when it runs out of memory, for one chip of ``cores`` cores.
 
-        Weights are among its Tensors, temporaries its Scratchpad; what it lists as DMA rings is in Runtime.
-        Left out is what no plan tells: constants, shared scratchpad, XT CC, buffers of the profiler.
+        Weights are among its Tensors, temporaries its Shared Scratchpad: only variables larger than a page of
+        that have a Scratchpad of their own there, and here there are no pages. What a plan does not tell is
+        n/a: small constants, XT CC, and the DMA rings, which are in Runtime. Nobody profiles.
         """
-        tensors = self.weights_bytes + self.donated_bytes + self.inputs_bytes + self.outputs_bytes
-        columns = (
-            ("", "TOTAL", self.total_bytes),
-            ("Model", "Code", self.microcode_bytes),
-            ("", "Tensors", tensors),
-            ("", "Scratchpad", self.temporaries_bytes),
-            ("", "Runtime", self.runtime_bytes),
-            ("", "Collectives", self.collective_buffers_bytes),
-        )
-        heads = [[column[line] for column in columns] for line in (0, 1)]
-        rows = [("ND 0 Overall", cores), *((f"\\_NC {core}", 1) for core in range(cores))]
-        lines = [("", *head) for head in heads]
-        lines += [(name, *(_size_text(times * column[2]) for column in columns)) for name, times in rows]
-        return "\n".join(f"{name:<13}|" + "".join(f"{c:^11}|" for c in cells) for name, *cells in lines)
+        sizes = {
+            "TOTAL": self.total_bytes,
+            "Model\nCode": self.microcode_bytes,
+            "Tensors": self.weights_bytes + self.donated_bytes + self.inputs_bytes + self.outputs_bytes,
+            "Shared\nScratchpad": self.temporaries_bytes,
+            "Scratchpad": 0,
+            "Runtime": self.runtime_bytes,
+            "Collectives": self.collective_buffers_bytes,
+            "Profiler\nBuffers": 0,
+        }
+        heads = [name.rpartition("\n") for name in _RUNTIME_COLUMNS]
+        lines = [("", *(above for above, _, _ in heads)), ("", *(name for _, _, name in heads))]
+        for label, times in (("ND 0 Overall", cores), *((f"\\_NC {core}", 1) for core in range(cores))):
+            known = {name: _size_text(times * size) for name, size in sizes.items()}
+            lines.append((label, *(known.get(name, "n/a") for name in _RUNTIME_COLUMNS)))
+        return "\n".join(f"{label:<13}|" + "".join(f"{c:^11}|" for c in cells) for label, *cells in lines)
 
 
 def hbm_table(uses: Mapping[str, int], capacity_bytes: int, cores: int) -> str:
@@ -154,8 +164,12 @@ def check_fits(
     if used.total_bytes <= used.capacity_bytes:
         return used
     cores = min(program.num_cores, load_links(spec.family).cores_per_chip)
-    text = f"{hbm_table(used.uses, used.capacity_bytes, cores)}\nas the Neuron runtime would log it:\n"
-    table = "\n".join(f"    {line}" for line in (text + used.runtime_table(cores)).splitlines())
+    tables = (
+        hbm_table(used.uses, used.capacity_bytes, cores),
+        "as the Neuron runtime would log it (n/a: a plan does not tell, or it is in Runtime):",
+        used.runtime_table(cores),
+    )
+    table = textwrap.indent("\n".join(tables), "    ")
     raise OutOfDeviceMemoryError(
         f"needs {used.total_bytes / _GIB:.2f} GiB of the {used.capacity_bytes / _GIB:.2f} GiB of HBM "
         f"on each of {program.num_cores} cores of {spec.name}\n{table}",

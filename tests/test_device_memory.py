@@ -8,6 +8,11 @@ from kernels.errors import CompileError, OutOfDeviceMemoryError
 from kernels.hardware import ALL_INSTANCES, load_core
 
 HBM = load_core().hbm
+# As published: neuron-runtime/explore/device-memory.rst.
+RUNTIME_HEADS = (
+    "|          |  Model   |  Model   |          |  Shared  |          |          |DMA Rings |DMA Rings | DMA Rings |DMA Rings |           |          | Profiler |",  # noqa: E501
+    "|  TOTAL   |   Code   |Constants | Tensors  |Scratchpad|Scratchpad| Runtime  |    IO    |  Spill   |Collectives| Runtime  |Collectives|  XT CC   | Buffers  |",  # noqa: E501
+)
 
 
 def test_every_category_is_counted_once():
@@ -91,18 +96,27 @@ def test_what_does_not_fit_shows_the_table_and_a_way_out(cores, gib, instance, a
     assert advice in message
 
 
+def cells(line):
+    return [cell.strip() for cell in line.split("|")]
+
+
 def test_the_runtimes_table():
     """Columns and sizes as in neuron-runtime/explore/device-memory.rst; the chip is the sum of its cores."""
     with pytest.raises(OutOfDeviceMemoryError) as caught:
         check_fits(sharded(4, 96), "inf2.48xlarge", weights={0})
     lines = [line.strip() for line in str(caught.value).splitlines() if "|" in line]
-    names = [cell.strip() for cell in lines[1].split("|")[1:-1]]
-    assert names == ["TOTAL", "Code", "Tensors", "Scratchpad", "Runtime", "Collectives"]
-    cells = {line.split("|")[0].strip(): [c.strip() for c in line.split("|")[1:-1]] for line in lines[2:]}
-    assert list(cells) == ["ND 0 Overall", r"\_NC 0", r"\_NC 1"]
-    assert cells[r"\_NC 0"] == cells[r"\_NC 1"]
-    assert cells[r"\_NC 0"][1:] == ["96.000MB", "24.000GB", "0.000B", "64.000MB", "0.000B"]
-    assert cells["ND 0 Overall"][2] == "48.000GB"
+    assert cells(lines[0]) == cells(RUNTIME_HEADS[0]) and cells(lines[1]) == cells(RUNTIME_HEADS[1])
+    names = [" ".join(filter(None, pair)) for pair in zip(cells(lines[0]), cells(lines[1]), strict=True)]
+    rows = [cells(line) for line in lines[2:]]
+    table = {label: dict(zip(names[1:], sizes, strict=True)) for label, *sizes in rows}
+    assert list(table) == ["ND 0 Overall", r"\_NC 0", r"\_NC 1"]
+    core = table[r"\_NC 0"]
+    assert table[r"\_NC 1"] == core
+    assert core["Tensors"] == "24.000GB" and table["ND 0 Overall"]["Tensors"] == "48.000GB"
+    assert core["Model Code"] == "96.000MB" and core["Runtime"] == "64.000MB"
+    assert core["Scratchpad"] == core["Profiler Buffers"] == "0.000B"
+    untold = {name for name, cell in core.items() if cell == "n/a"}
+    assert untold == {"Model Constants", "XT CC", *(name for name in names if "DMA" in name)}
 
 
 def test_advice_keeps_what_is_replicated():
