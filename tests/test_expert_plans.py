@@ -9,7 +9,7 @@ import pytest
 from jax.sharding import PartitionSpec as P
 
 import neuronx
-from neuronx.models import bert, gpt2, llama, opt, resnet
+from neuronx.models import bert, gpt, llama, opt, resnet
 from neuronx.models.layers import tensor_parallel
 
 LAYERS, BATCH, LENGTH = 1, 8, 32
@@ -59,7 +59,7 @@ def _convolutions():
 
 PROGRAMS = {
     "opt": functools.partial(_prompt, opt, "opt-125m"),
-    "gpt2": functools.partial(_prompt, gpt2, "gpt2"),
+    "gpt2": functools.partial(_prompt, gpt, "gpt2"),
     "llama": functools.partial(_prompt, llama, "llama-3-8b"),
     "bert": _encoder,
     "chain": _chain,

@@ -34,7 +34,7 @@ def _padded_layer(cfg, wide, layer):
     width = cfg.head_dim
     heads, total = cfg.heads, cfg.heads + wide.extra_heads
     queries = np.arange(heads)
-    kv_heads = getattr(cfg, "kv_heads", heads)
+    kv_heads = cfg.kv_heads or heads
     if kv_heads < heads:
         group = heads // kv_heads
         queries = queries // group * (total // kv_heads) + queries % group

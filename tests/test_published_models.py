@@ -1,16 +1,18 @@
 """BERT, GPT-2, Llama, ResNet and ViT of ``neuronx.models`` against transformers with the same weights."""
 
+import dataclasses
 import functools
 import itertools
 import math
 import os
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from neuronx.models import bert, bloom, clip, gpt2, gptj, llama, opt, perceiver, resnet, t5, vgg, vit
+from neuronx.models import bert, clip, decoder, gpt, llama, opt, perceiver, positions, resnet, t5, vgg, vit
 from neuronx.models.layers import tensor_parallel
 from neuronx.models.names import MODELS
 
@@ -172,24 +174,37 @@ def test_distilbert_is_transformers_distilbert() -> None:
     np.testing.assert_allclose(hidden, expected, atol=_TOLERANCE)
 
 
-@pytest.mark.parametrize(("kv_heads", "is_tied"), [pytest.param(4, False, marks=pytest.mark.slow), (2, True)])
-def test_llama_is_transformers_llama(kv_heads: int, is_tied: bool) -> None:
+_GEMMA = {"head_width": 32, "embed_scale": 8.0, "activation": "gelu_new"}
+
+
+@pytest.mark.parametrize(
+    ("kv_heads", "is_tied", "own"),
+    [
+        pytest.param(4, False, {}, marks=pytest.mark.slow),
+        (2, True, {}),
+        pytest.param(1, True, _GEMMA, marks=pytest.mark.slow),
+    ],
+)
+def test_llama_is_transformers_llama(kv_heads: int, is_tied: bool, own: dict[str, Any]) -> None:
     sizes = {"hidden": 64, "heads": 4, "kv_heads": kv_heads, "layers": 2, "ffn": 96, "vocab": 100}
-    cfg = llama.LlamaConfig(name="tiny", **sizes, positions=64, is_tied=is_tied)
-    theirs = transformers.FlaxLlamaForCausalLM(
-        transformers.LlamaConfig(
-            vocab_size=100,
-            hidden_size=64,
-            intermediate_size=96,
-            num_hidden_layers=2,
-            num_attention_heads=4,
+    cfg = llama.LlamaConfig(name="tiny", **sizes, positions=64, is_tied=is_tied, **own)
+    kind = "Gemma" if own else "Llama"
+    theirs = getattr(transformers, f"Flax{kind}ForCausalLM")(
+        getattr(transformers, f"{kind}Config")(
+            **_THEIR_TINY,
             num_key_value_heads=kv_heads,
             max_position_embeddings=64,
             rms_norm_eps=cfg.norm_epsilon,
+            head_dim=cfg.head_dim,
         ),
         seed=2,
     )
     given = theirs.params["model"]
+    if own:
+        # Gemma's scales are told by how far they are from one.
+        given = jax.tree_util.tree_map_with_path(
+            lambda path, leaf: leaf + 1 if path[-1].key == "weight" else leaf, given
+        )
     layers = []
     for index in range(2):
         one = given["layers"][str(index)]
@@ -206,10 +221,10 @@ def test_llama_is_transformers_llama(kv_heads: int, is_tied: bool) -> None:
         "layers": layers,
         "final_norm": given["norm"]["weight"],
     }
-    if is_tied:
+    if is_tied and not own:
         # Theirs has a head of its own whatever is asked for.
         theirs.params["lm_head"]["kernel"] = params["tokens"].T
-    else:
+    elif not is_tied:
         params["head"] = _linear(theirs.params["lm_head"])
     tokens = np.random.default_rng().integers(0, 100, (2, 12))
     expected = theirs(tokens).logits
@@ -242,8 +257,117 @@ def test_a_token_takes_its_experts_by_their_shares() -> None:
             up = gate / (1 + np.exp(-gate)) * (token @ one["up"]["w"])
             expected[place] += share * (up @ one["down"]["w"])
     narrow = jax.tree_util.tree_map(lambda leaf: jnp.asarray(leaf, jnp.float32), layer)
-    found = llama._feed_forward(cfg, narrow, jnp.asarray(x, jnp.float32))
+    found = decoder._feed_forward(cfg, narrow, jnp.asarray(x, jnp.float32))
     np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5)
+
+
+def _plain_norm(cfg, weights, x):
+    if cfg.norm != "rms":
+        weights, x = weights | {"bias": weights.get("bias", 0.0)}, x - x.mean(-1, keepdims=True)
+    else:
+        weights = {"scale": weights, "bias": 0.0}
+    return x / np.sqrt((x**2).mean(-1, keepdims=True) + cfg.norm_epsilon) * weights["scale"] + weights["bias"]
+
+
+def _plain_turned(cfg, x):
+    """[length, head_dim]: pairs as complex numbers, turned by their position's angles."""
+    count = cfg.rotary or cfg.head_dim
+    first, second = np.split(x[:, :count], 2, axis=1)
+    angles = np.outer(np.arange(len(x)), cfg.rope_base ** (-np.arange(0, count, 2) / count))
+    turned = (first + 1j * second) * np.exp(1j * angles)
+    return np.concatenate([turned.real, turned.imag, x[:, count:]], axis=1)
+
+
+def _plain_slopes(heads):
+    """The paper's for a power of two of heads; else those, and every other one of twice as many."""
+    if heads & (heads - 1) == 0:
+        return [2 ** (-8 * (head + 1) / heads) for head in range(heads)]
+    even = 1 << (heads.bit_length() - 1)
+    return _plain_slopes(even) + _plain_slopes(2 * even)[::2][: heads - even]
+
+
+def _plain_decoder(cfg, params, tokens):
+    """Logits [length, vocab] of one sequence: each family's definition, head by head in float64."""
+
+    def dense(weights, x):
+        return x @ weights["w"] + weights.get("b", 0.0)
+
+    def attended(layer, x):
+        q, k, v = (dense(layer[name], x) for name in "qkv")
+        width, mixed, length = cfg.head_dim, [], len(x)
+        for head in range(cfg.heads):
+            own = slice(head * width, (head + 1) * width)
+            shared = head * (cfg.kv_heads or cfg.heads) // cfg.heads
+            theirs = slice(shared * width, (shared + 1) * width)
+            one, keys = q[:, own], k[:, theirs]
+            if cfg.has_head_norms:
+                one, keys = _plain_norm(cfg, layer["q_norm"], one), _plain_norm(cfg, layer["k_norm"], keys)
+            if cfg.places == "rotary":
+                one, keys = _plain_turned(cfg, one), _plain_turned(cfg, keys)
+            scores = one @ keys.T / np.sqrt(width)
+            if cfg.places == "alibi":
+                ahead = np.subtract.outer(-np.arange(length), -np.arange(length))
+                scores = scores + _plain_slopes(cfg.heads)[head] * ahead
+            scores = np.where(np.tri(length, dtype=bool), np.exp(scores), 0.0)
+            mixed.append(scores / scores.sum(-1, keepdims=True) @ v[:, theirs])
+        return dense(layer["o"], np.concatenate(mixed, axis=-1))
+
+    activate = {
+        "gelu": lambda x: x * 0.5 * (1 + np.vectorize(math.erf)(x / np.sqrt(2))),
+        "gelu_new": lambda x: x * 0.5 * (1 + np.tanh(np.sqrt(2 / np.pi) * (x + 0.044715 * x**3))),
+        "silu": lambda x: x / (1 + np.exp(-x)),
+    }[cfg.activation]
+
+    def fed(layer, x):
+        up = dense(layer["up"], x)
+        return dense(layer["down"], activate(dense(layer["gate"], x)) * up if cfg.is_gated else activate(up))
+
+    x = params["tokens"][tokens]
+    x = x + params["positions"][: len(tokens)] if cfg.places == "table" else x
+    x = _plain_norm(cfg, params["norm"], x) if cfg.has_embed_norm else x
+    for layer in params["layers"]:
+        normal = _plain_norm(cfg, layer["attention_norm"], x)
+        y = attended(layer, normal)
+        if cfg.is_parallel:
+            x = x + y + fed(layer, _plain_norm(cfg, layer["ffn_norm"], x) if cfg.has_ffn_norm else normal)
+        else:
+            x = x + y
+            x = x + fed(layer, _plain_norm(cfg, layer["ffn_norm"], x))
+    x = _plain_norm(cfg, params["final_norm"], x)
+    return x @ params["tokens"].T if cfg.is_tied else dense(params["head"], x)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("name", "own"),
+    [
+        ("qwen2.5-7b", {"kv_heads": 2}),
+        ("qwen3-8b", {"kv_heads": 2, "head_width": 8}),
+        ("phi-2", {"rotary": 4}),
+        ("starcoder2-3b", {"kv_heads": 2}),
+        ("starcoder-15b", {}),
+        ("falcon-7b", {}),
+        ("falcon-40b", {"kv_heads": 2}),
+        ("mpt-7b", {}),
+        ("bloom-176b", {"heads": 6, "hidden": 48}),
+    ],
+)
+def test_other_decoders_are_their_definitions(name: str, own: dict[str, int], rng) -> None:
+    sizes = {"hidden": 32, "heads": 4, "layers": 2, "ffn": 40, "vocab": 50, "positions": 16}
+    cfg = dataclasses.replace(MODELS[name].config(name), **sizes | own)
+    given = decoder.parameters(cfg, jnp.float32, 0)
+    # Larger weights than a model starts with, so that every part of it moves the result.
+    params = jax.tree_util.tree_map(
+        lambda leaf: jnp.asarray(rng.normal(0, 0.3, leaf.shape).astype(np.float32)), given
+    )
+    wide = jax.tree_util.tree_map(lambda leaf: np.asarray(leaf, np.float64), params)
+    tokens = rng.integers(0, 50, 9)
+    expected = _plain_decoder(cfg, wide, tokens)
+    tolerance = {"rtol": 1e-3, "atol": 1e-4 * np.abs(expected).max()}
+    _, logits, cache = decoder.prefill(cfg, 12, params, jnp.asarray(tokens[None, :8]))
+    np.testing.assert_allclose(logits[0], expected[7], **tolerance)
+    _, logits, _ = decoder.decode(cfg, params, cache, jnp.asarray(tokens[8:]), jnp.int32(8))
+    np.testing.assert_allclose(logits[0], expected[8], **tolerance)
 
 
 @pytest.mark.slow
@@ -276,9 +400,9 @@ def test_gpt2_is_transformers_gpt2() -> None:
     }
     tokens = np.random.default_rng().integers(0, 100, (2, 12))
     expected = theirs(tokens).logits
-    _, logits, cache = gpt2.prefill(cfg, 16, params, jnp.asarray(tokens[:, :11]))
+    _, logits, cache = gpt.prefill(cfg, 16, params, jnp.asarray(tokens[:, :11]))
     np.testing.assert_allclose(logits, expected[:, 10], atol=_TOLERANCE)
-    _, logits, _ = gpt2.decode(cfg, params, cache, jnp.asarray(tokens[:, 11]), jnp.int32(11))
+    _, logits, _ = gpt.decode(cfg, params, cache, jnp.asarray(tokens[:, 11]), jnp.int32(11))
     np.testing.assert_allclose(logits, expected[:, 11], atol=_TOLERANCE)
 
 
@@ -286,7 +410,7 @@ def test_gpt2_is_transformers_gpt2() -> None:
 def test_bloom_is_transformers_bloom() -> None:
     cfg = opt.OPTConfig(
         name="tiny", hidden=64, heads=4, layers=2, ffn=256, embed=64, vocab=100, activation="gelu_new",
-        has_alibi=True,
+        places="alibi", has_embed_norm=True,
     )  # fmt: skip
     theirs = transformers.FlaxBloomForCausalLM(
         transformers.BloomConfig(vocab_size=100, hidden_size=64, n_layer=2, n_head=4), seed=8
@@ -320,9 +444,9 @@ def test_bloom_is_transformers_bloom() -> None:
     }
     tokens = np.random.default_rng().integers(0, 100, (2, 12))
     expected = theirs(tokens).logits
-    _, logits, cache = bloom.prefill(cfg, 16, params, jnp.asarray(tokens[:, :11]))
+    _, logits, cache = gpt.prefill(cfg, 16, params, jnp.asarray(tokens[:, :11]))
     np.testing.assert_allclose(logits, expected[:, 10], atol=_TOLERANCE)
-    _, logits, _ = bloom.decode(cfg, params, cache, jnp.asarray(tokens[:, 11]), jnp.int32(11))
+    _, logits, _ = gpt.decode(cfg, params, cache, jnp.asarray(tokens[:, 11]), jnp.int32(11))
     np.testing.assert_allclose(logits, expected[:, 11], atol=_TOLERANCE)
 
 
@@ -340,7 +464,7 @@ def _gptj_parameters(given, cfg):
         layer = {name: {"w": w} for name, w in weights.items()}
         layer["o"] = {"w": one["attn"]["out_proj"]["kernel"]}
         norms = {"attention_norm": _norm(one["ln_1"])}
-        if not cfg.is_gptj:
+        if cfg.has_ffn_norm:
             layer = {name: part | {"b": jnp.zeros(64)} for name, part in layer.items()}
             norms["ffn_norm"] = _norm(one["ln_1"])
         layers.append(
@@ -357,10 +481,8 @@ def _gptj_parameters(given, cfg):
 @pytest.mark.slow
 @pytest.mark.parametrize("is_gptj", [True, False])
 def test_gptj_is_transformers_gptj(is_gptj: bool) -> None:
-    cfg = gptj.GPTJConfig(
-        name="tiny", hidden=64, heads=4, layers=2, ffn=96, vocab=100, rotary=8, positions=32,
-        activation="gelu_new", is_gptj=is_gptj, is_interleaved=is_gptj,
-    )  # fmt: skip
+    kind = gpt.config("gpt-j-6b" if is_gptj else "gpt-neox-20b")
+    cfg = dataclasses.replace(kind, **_TINY, rotary=8, activation="gelu_new")
     theirs = transformers.FlaxGPTJForCausalLM(
         transformers.GPTJConfig(
             vocab_size=100, n_embd=64, n_layer=2, n_head=4, n_inner=96, n_positions=32, rotary_dim=8
@@ -370,9 +492,9 @@ def test_gptj_is_transformers_gptj(is_gptj: bool) -> None:
     params = _gptj_parameters(theirs.params, cfg)
     tokens = np.random.default_rng().integers(0, 100, (2, 12))
     expected = theirs(tokens).logits
-    _, logits, cache = gptj.prefill(cfg, 16, params, jnp.asarray(tokens[:, :11]))
+    _, logits, cache = gpt.prefill(cfg, 16, params, jnp.asarray(tokens[:, :11]))
     np.testing.assert_allclose(logits, expected[:, 10], atol=_TOLERANCE)
-    _, logits, _ = gptj.decode(cfg, params, cache, jnp.asarray(tokens[:, 11]), jnp.int32(11))
+    _, logits, _ = gpt.decode(cfg, params, cache, jnp.asarray(tokens[:, 11]), jnp.int32(11))
     np.testing.assert_allclose(logits, expected[:, 11], atol=_TOLERANCE)
 
 
@@ -714,6 +836,28 @@ def test_perceiver_is_the_one_of_transformers_source(reads: str, features: int, 
         ("mistral-7b", 7.24),
         ("mixtral-8x7b", 46.70),
         ("mixtral-8x22b", 140.62),
+        ("mistral-7b-v0.3", 7.248),
+        ("mistral-nemo-12b", 12.25),
+        ("mistral-small-24b", 23.57),
+        ("qwen2.5-0.5b", 0.494),
+        ("qwen2.5-1.5b", 1.544),
+        ("qwen2.5-3b", 3.086),
+        ("qwen2.5-7b", 7.616),
+        ("qwen2.5-14b", 14.77),
+        ("qwen2.5-32b", 32.76),
+        ("qwen2.5-72b", 72.71),
+        ("qwen3-0.6b", 0.596),
+        ("qwen3-4b", 4.02),
+        ("qwen3-8b", 8.19),
+        ("qwen3-32b", 32.76),
+        ("gemma-2b", 2.506),
+        ("gemma-7b", 8.538),
+        ("phi-3-mini", 3.821),
+        ("phi-3-medium", 13.96),
+        ("phi-4-14b", 14.66),
+        ("yi-6b", 6.061),
+        ("yi-34b", 34.39),
+        ("solar-10.7b", 10.73),
     ],
 )
 def test_published_llamas_have_their_published_size(name: str, billions: float) -> None:
@@ -734,6 +878,18 @@ def test_published_llamas_have_their_published_size(name: str, billions: float) 
         ("flan-t5-xl", 2.849757184),
         ("bloom-560m", 0.559),
         ("bloom-7b1", 7.069),
+        ("bloom-176b", 176.247),
+        ("mpt-7b", 6.649),
+        ("mpt-30b", 29.96),
+        # Without a head of its own.
+        ("falcon-7b", 7.217 - 0.295),
+        ("falcon-40b", 41.836 - 0.533),
+        ("starcoder-15b", 15.52),
+        ("starcoder2-3b", 3.03),
+        ("starcoder2-7b", 7.17),
+        ("starcoder2-15b", 15.96),
+        ("phi-1.5", 1.418),
+        ("phi-2", 2.78),
     ],
 )
 def test_published_decoders_have_their_published_size(name: str, billions: float) -> None:
@@ -746,9 +902,10 @@ def test_slow_waves_of_llama_3_are_stretched_and_fast_ones_are_not() -> None:
     cfg = llama.config("llama-3.1-8b")
     # Half a turn and five turns over the 8192 positions of its first training; two lie between.
     turns = np.array([0.5, 5.0, 2.0])
-    found = llama._stretched(cfg, jnp.asarray(turns * 2 * np.pi / 8192)) * 8192 / (2 * np.pi)
+    frequency = jnp.asarray(turns * 2 * np.pi / 8192)
+    found = positions.stretched(frequency, cfg.rope_factor) * 8192 / (2 * np.pi)
     np.testing.assert_allclose(found, [0.5 / 8, 5.0, (1 / 3 + 2 / 3 / 8) * 2.0], rtol=1e-5)
-    same = llama._stretched(llama.config("llama-3-8b"), jnp.asarray(turns))
+    same = positions.stretched(jnp.asarray(turns), llama.config("llama-3-8b").rope_factor)
     np.testing.assert_allclose(same, turns, rtol=1e-6)
 
 
@@ -758,8 +915,8 @@ def test_published_encoders_and_classifiers_have_their_published_size() -> None:
         "bert-large-uncased": (bert, 335.1e6),
         "roberta-base": (bert, 124.6e6),
         "distilbert-base-uncased": (bert, 66.4e6),
-        "gpt2": (gpt2, 124.4e6),
-        "gpt2-xl": (gpt2, 1557.6e6),
+        "gpt2": (gpt, 124.4e6),
+        "gpt2-xl": (gpt, 1557.6e6),
         "vit-base-patch16-224": (vit, 86.6e6),
         "vit-large-patch16-224": (vit, 304.3e6),
         # Batch norms are folded: their scales and means are gone.

@@ -14,7 +14,7 @@ from jax.sharding import PartitionSpec
 from kernels.errors import CompileError
 from neuronx.api import compile as compile_function
 from neuronx.driver import AUTO_CAST_TYPES, AUTO_CASTS
-from neuronx.models import bert, clip, gptj, llama, t5
+from neuronx.models import bert, clip, gpt, llama, t5
 from neuronx.models.layers import tensor_parallel
 from neuronx.models.names import DECODERS, MODELS, resolve
 from neuronx.models.quantised import quantised_shapes
@@ -38,7 +38,7 @@ __all__ = [
 _LOOKED_UP: Mapping[ModuleType, tuple[str, ...]] = {
     bert: ("tokens", "positions", "types"),
     clip: ("tokens", "positions"),
-    gptj: ("tokens",),
+    gpt: ("tokens",),
     llama: ("tokens",),
     t5: ("tokens",),
 }

@@ -41,6 +41,7 @@ ACTIVATIONS: Mapping[str, Callable[[jax.Array], jax.Array]] = {
     "gelu_new": jax.nn.gelu,
     "quick_gelu": lambda x: x * jax.nn.sigmoid(1.702 * x),
     "relu": jax.nn.relu,
+    "silu": jax.nn.silu,
 }
 """By the names of Hugging Face's configurations."""
 
@@ -144,12 +145,12 @@ def linear(weights: dict[str, Any], x: jax.Array) -> jax.Array:
 
 
 def layer_norm(weights: dict[str, Any], x: jax.Array, epsilon: float) -> jax.Array:
-    """Over the last dim, in f32, back in the type of ``x``."""
+    """Over the last dim, in f32, back in the type of ``x``; without bias where there is none."""
     wide = x.astype(jnp.float32)
     mean = wide.mean(axis=-1, keepdims=True)
     variance = jnp.square(wide - mean).mean(axis=-1, keepdims=True)
-    normal = (wide - mean) * jax.lax.rsqrt(variance + epsilon)
-    return (normal * weights["scale"] + weights["bias"]).astype(x.dtype)
+    normal = (wide - mean) * jax.lax.rsqrt(variance + epsilon) * weights["scale"]
+    return (normal + weights["bias"] if "bias" in weights else normal).astype(x.dtype)
 
 
 def group_norm(weights: dict[str, Any], x: jax.Array, epsilon: float, groups: int = 32) -> jax.Array:

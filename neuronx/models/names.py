@@ -4,32 +4,70 @@ import re
 from collections.abc import Mapping
 from types import ModuleType
 
-from neuronx.models import bloom, gpt2, gptj, llama, opt, t5
+from neuronx.models import gpt, llama, opt, t5
 from neuronx.models.sizes import find
 from neuronx.models.whole import WHOLE
 
 __all__ = ["DECODERS", "MODELS", "resolve"]
 
-DECODERS = (opt, gpt2, gptj, bloom, llama, t5)
+DECODERS = (opt, gpt, llama, t5)
 _MODULES: tuple[ModuleType, ...] = (*DECODERS, *WHOLE)
 # Every published size and the module it is written in.
 MODELS: Mapping[str, ModuleType] = {name: module for module in _MODULES for name in module.SIZES}
+# Models of the same shapes; others' variants of them are meant as well.
+_SAME_AS: Mapping[str, str] = {
+    "bloomz-560m": "bloom-560m",
+    "bloomz-7b1": "bloom-7b1",
+    "deepseek-r1-distill-llama-8b": "llama-3.1-8b",
+    "deepseek-r1-distill-llama-70b": "llama-3.1-70b",
+    "deepseek-r1-distill-qwen-7b": "qwen2.5-7b",
+    "deepseek-r1-distill-qwen-14b": "qwen2.5-14b",
+    "deepseek-r1-distill-qwen-32b": "qwen2.5-32b",
+    "gemma-1.1-2b": "gemma-2b",
+    "gemma-1.1-7b": "gemma-7b",
+    "phi-3.5-mini": "phi-3-mini-128k",
+    "qwen2-0.5b": "qwen2.5-0.5b",
+    "qwen2-1.5b": "qwen2.5-1.5b",
+    "qwen2-7b": "qwen2.5-7b",
+    "qwen2-72b": "qwen2.5-72b",
+    "qwen2.5-coder-7b": "qwen2.5-7b",
+    "qwen2.5-coder-32b": "qwen2.5-32b",
+    "qwq-32b": "qwen2.5-32b",
+}
 # Other whole names of the same shapes, and short ones that mean only one of them.
 _ALSO_CALLED: Mapping[str, str] = {
+    "all-roberta-large-v1": "roberta-large",
     "bert-base": "bert-base-uncased",
     "bert-large": "bert-large-uncased",
     "bge-base-en-v1.5": "bert-base-uncased",
     "bge-large-en-v1.5": "bert-large-uncased",
+    "bge-small-en-v1.5": "all-minilm-l12-v2",
+    "bloom": "bloom-176b",
+    "bloomz": "bloom-176b",
     "distilbert": "distilbert-base-uncased",
     "distilbert-base": "distilbert-base-uncased",
     "distilroberta": "distilroberta-base",
     "e5-base-v2": "bert-base-uncased",
     "e5-large-v2": "bert-large-uncased",
+    "e5-small-v2": "all-minilm-l12-v2",
     "electra-base": "electra-base-discriminator",
     "electra-large": "electra-large-discriminator",
     "gpt-neox": "gpt-neox-20b",
+    "gte-base": "bert-base-uncased",
+    "gte-large": "bert-large-uncased",
+    "gte-small": "all-minilm-l12-v2",
+    "mistral-7b-instruct-v0.3": "mistral-7b-v0.3",
+    "mistral-nemo-base-2407": "mistral-nemo-12b",
+    "mistral-nemo-instruct-2407": "mistral-nemo-12b",
+    "multi-qa-minilm-l6-cos-v1": "all-minilm-l6-v2",
+    "multilingual-e5-base": "xlm-roberta-base",
+    "multilingual-e5-large": "xlm-roberta-large",
+    "phi-1-5": "phi-1.5",
+    "phi-4": "phi-4-14b",
     "resnext50": "resnext50-32x4d",
     "resnext101": "resnext101-32x8d",
+    "starcoder": "starcoder-15b",
+    "starcoderbase": "starcoder-15b",
     "vicuna-7b-v1.5": "llama-2-7b",
     "vicuna-13b-v1.5": "llama-2-13b",
     "zephyr-7b-beta": "mistral-7b",
@@ -44,7 +82,7 @@ def resolve(name: str) -> str:
       CompileError: none is meant.
     """
     words = re.split(r"[-_ ]+", name.lower().rpartition("/")[2].removeprefix("meta-"))
-    also, spelled = _spelled(_ALSO_CALLED), _spelled({known: known for known in MODELS})
+    also, spelled = _spelled(_ALSO_CALLED), _spelled({known: known for known in MODELS} | _SAME_AS)
     starts = ("".join(words[:count]) for count in range(len(words), 0, -1))
     meant = also.get("".join(words)) or next((spelled[start] for start in starts if start in spelled), name)
     find(MODELS, meant)
