@@ -117,7 +117,7 @@ class Executor:
         self._lower, self._kept = lower, kept
         self._device = _device()
         self._sharding = SingleDeviceSharding(self._device)
-        # Each takes memory mappings, of which a process has 65,530: it lives as long as a program that runs it.
+        # Each takes memory mappings, of which a process has 65,530: it goes with the last program to run it.
         self._executables: WeakValueDictionary[tuple[str, Joint | None], Executable] = WeakValueDictionary()
         self._calls: dict[str, Executable] = {}
         self._helpers = ThreadPoolExecutor(max(1, _THREADS - 1))
