@@ -160,7 +160,7 @@ def export(staged: Staged, *, out_shardings: Any, axes: tuple[tuple[str, int], .
     module = parse(bytecode.getvalue())
     constants = _constants_last(module, lowered._lowering.const_args)
     outputs, out_tree = tree_flatten(traced.out_info)
-    asked = [None] * len(outputs) if out_shardings is None else _broadcast(out_shardings, traced.out_info)
+    asked = _broadcast("out_shardings", out_shardings, traced.out_info)
     results = [
         user_sharding(sharding, len(output.shape), axes)
         for sharding, output in zip(asked, outputs, strict=True)
@@ -264,21 +264,26 @@ _shape = functools.lru_cache(maxsize=1024)(jax.ShapeDtypeStruct)
 
 
 def _asked_shardings(in_shardings: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[Any]:
-    num_keywords = len(tree_flatten(kwargs)[0])
-    if in_shardings is None:
-        return [None] * (len(tree_flatten(args)[0]) + num_keywords)
     prefix = tuple(in_shardings) if isinstance(in_shardings, list) else in_shardings
-    return _broadcast(prefix, args) + [None] * num_keywords
+    return _broadcast("in_shardings", prefix, args) + [None] * len(tree_flatten(kwargs)[0])
 
 
-def _broadcast(prefix: Any, tree: Any) -> list[Any]:
+def _broadcast(option: str, prefix: Any, tree: Any) -> list[Any]:
     """One entry of ``prefix`` for each leaf of ``tree``; None stands for a whole subtree too."""
     result: list[Any] = []
 
     def visit(entry: Any, subtree: Any) -> None:
         result.extend([entry] * len(tree_flatten(subtree)[0]))
 
-    jax.tree.map(visit, prefix, tree, is_leaf=_is_sharding_leaf)
+    try:
+        jax.tree.map(visit, prefix, tree, is_leaf=_is_sharding_leaf)
+    except ValueError as error:
+        leaves = jax.tree.map(lambda _: "*", tree)
+        raise CompileError(
+            f"{option} is {prefix}, expected a prefix of the tree {leaves}",
+            op="sharding",
+            fix="give a sharding or None for each *, or one for a whole subtree",
+        ) from error
     return result
 
 

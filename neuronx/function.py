@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import math
+import types
 from collections.abc import Callable, Hashable
 from typing import Any
 
@@ -61,6 +62,10 @@ class Function:
             if key is not None:
                 self._called[key] = compiled
         return tree_unflatten(compiled.out_tree, compiled.call_flat(leaves))
+
+    def __get__(self, instance: Any, owner: type | None = None) -> Any:
+        """A method of its class, as a function is one: ``instance`` becomes the first argument."""
+        return self if instance is None else types.MethodType(self, instance)
 
     def _compile(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Compiled:
         staged = self.trace(args, kwargs)

@@ -1,5 +1,6 @@
 """``neuronx.compile`` as a user meets it: like jax.jit, with real numbers from the ring."""
 
+import functools
 import warnings
 
 import jax
@@ -111,6 +112,17 @@ def test_static_arguments():
     x = jnp.arange(6.0)
     np.testing.assert_array_equal(fast(3, x), x + 3)
     np.testing.assert_array_equal(fast(4, x, mode="multiply"), x * 4)
+
+
+def test_a_method_takes_its_object():
+    class Scaled:
+        factor = 3.0
+
+        @functools.partial(neuronx.compile, static_argnums=0)
+        def apply(self, x):
+            return self.factor * x
+
+    assert Scaled().apply(np.float32(2)) == 6
 
 
 def test_compiles_once_per_types():

@@ -195,6 +195,16 @@ def test_too_many_entries_are_an_error():
         exported(lambda x: x, np.ones(8), in_shardings=PartitionSpec(None, "tp"), axes=(("tp", 4),))
 
 
+def test_a_tree_that_is_no_prefix_is_an_error():
+    whole = PartitionSpec()
+    with pytest.raises(
+        CompileError, match=r"in_shardings is .*, expected a prefix of the tree \({'a': '\*'},\)"
+    ):
+        exported(lambda x: x["a"], {"a": X}, in_shardings=(whole, whole))
+    with pytest.raises(CompileError, match=r"out_shardings is .*, expected .* the tree \*"):
+        exported(lambda x: x, X, out_shardings=(whole, whole))
+
+
 def test_meshes_of_different_sizes_are_an_error():
     def fn(x):
         return jax.lax.with_sharding_constraint(x, NamedSharding(MESH, PartitionSpec("tp")))
