@@ -292,15 +292,14 @@ def _prompt(row: Published, tokens: int, length: int) -> Run:
             weights=row.weights,
             options=tuple(row.options.items()),
         ),
-        exchanged=_exchanged(row, row.batch * tokens),
+        exchanged=_exchanged(row, row.batch * tokens, is_prompt=True),
         work=lambda: _work(row.name, row.batch, tokens, length - tokens)[1],
     )
 
 
-def _exchanged(row: Published, tokens: int) -> Callable[[], tuple[int, int]]:
-    return functools.partial(
-        host_bytes, row.name, tokens=tokens, batch=row.batch, dtype=row.dtype, cores=row.tp
-    )
+def _exchanged(row: Published, tokens: int, **kind: bool) -> Callable[[], tuple[int, int]]:
+    shape = {"tokens": tokens, "batch": row.batch, "dtype": row.dtype, "cores": row.tp}
+    return functools.partial(host_bytes, row.name, **shape, **kind)
 
 
 @functools.cache

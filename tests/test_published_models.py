@@ -12,7 +12,21 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from neuronx.models import bert, clip, decoder, gpt, llama, opt, perceiver, positions, resnet, t5, vgg, vit
+from neuronx.models import (
+    bert,
+    clip,
+    decoder,
+    gpt,
+    llama,
+    opt,
+    perceiver,
+    positions,
+    resnet,
+    t5,
+    vgg,
+    vit,
+    whisper,
+)
 from neuronx.models.layers import tensor_parallel
 from neuronx.models.names import MODELS
 
@@ -498,6 +512,15 @@ def test_gptj_is_transformers_gptj(is_gptj: bool) -> None:
     np.testing.assert_allclose(logits, expected[:, 11], atol=_TOLERANCE)
 
 
+def _widened(params, to):
+    """Zeros behind each weight, up to the shapes of ``to``."""
+
+    def wider(leaf, to):
+        return jnp.pad(leaf, [(0, there - here) for here, there in zip(leaf.shape, to.shape, strict=True)])
+
+    return jax.tree_util.tree_map(wider, params, to)
+
+
 def _t5_stack(given, reads):
     def heads(one):
         return {name: _linear(one[name]) for name in "qkvo"}
@@ -554,14 +577,7 @@ def test_t5_is_transformers_t5(is_gated: bool, monkeypatch: pytest.MonkeyPatch) 
     # The size as it is, and for three cores: two heads and two tokens of zeros more.
     wide = t5.padded(cfg, 3)
     assert (wide.extra_heads, wide.vocab) == (2, 102)
-    zeros = jax.tree_util.tree_map(
-        lambda leaf, to: jnp.pad(
-            leaf, [(0, there - here) for here, there in zip(leaf.shape, to.shape, strict=True)]
-        ),
-        params,
-        t5.parameter_shapes(wide, jnp.float32),
-    )
-    for size, weights in ((cfg, params), (wide, zeros)):
+    for size, weights in ((cfg, params), (wide, _widened(params, t5.parameter_shapes(wide, jnp.float32)))):
         read = jax.jit(functools.partial(t5.prefill, size, 160))
         _, logits, cache = read(weights, jnp.asarray(source))
         np.testing.assert_allclose(logits[:, :100], expected[:, 0], atol=2e-4, rtol=1e-4)
@@ -572,6 +588,75 @@ def test_t5_is_transformers_t5(is_gated: bool, monkeypatch: pytest.MonkeyPatch) 
             token = jnp.asarray(answer[:, position])
             _, logits, cache = step(weights, cache, token, jnp.int32(position))
             np.testing.assert_allclose(logits[:, :100], expected[:, position], atol=2e-4, rtol=1e-4)
+
+
+def _whisper_layer(one):
+    def heads(given):
+        return {name[0]: _linear(given[name]) for name in ("q_proj", "k_proj", "v_proj", "out_proj")}
+
+    layer = {
+        **heads(one["self_attn"]),
+        "attention_norm": _norm(one["self_attn_layer_norm"]),
+        "up": _linear(one["fc1"]),
+        "down": _linear(one["fc2"]),
+        "ffn_norm": _norm(one["final_layer_norm"]),
+    }
+    if "encoder_attn" in one:
+        layer["source"] = heads(one["encoder_attn"])
+        layer["source_norm"] = _norm(one["encoder_attn_layer_norm"])
+    return layer
+
+
+@pytest.mark.slow
+def test_whisper_is_transformers_whisper() -> None:
+    sizes = {"hidden": 64, "heads": 4, "layers": 2, "writers": 1, "ffn": 96}
+    cfg = whisper.WhisperConfig(name="tiny", **sizes, mels=10, vocab=100, frames=24, positions=32)
+    theirs = transformers.FlaxWhisperForConditionalGeneration(
+        transformers.WhisperConfig(
+            vocab_size=100, d_model=64, num_mel_bins=10, encoder_layers=2, decoder_layers=1,
+            encoder_attention_heads=4, decoder_attention_heads=4, encoder_ffn_dim=96, decoder_ffn_dim=96,
+            max_source_positions=12, max_target_positions=32, pad_token_id=0, bos_token_id=1,
+            eos_token_id=2, decoder_start_token_id=1,
+        ),
+        input_shape=(1, 10, 24),
+        seed=10,
+    )  # fmt: skip
+    given = theirs.params["model"]
+    windows = [given["encoder"][name] for name in ("conv1", "conv2")]
+    params = {
+        "tokens": given["decoder"]["embed_tokens"]["embedding"],
+        "hearer": {
+            "windows": [{"w": window["kernel"][None], "b": window["bias"]} for window in windows],
+            "positions": given["encoder"]["embed_positions"]["embedding"],
+            "layers": [_whisper_layer(given["encoder"]["layers"][str(index)]) for index in range(2)],
+            "final_norm": _norm(given["encoder"]["layer_norm"]),
+        },
+        "writer": {
+            "positions": given["decoder"]["embed_positions"]["embedding"],
+            "layers": [_whisper_layer(given["decoder"]["layers"]["0"])],
+            "final_norm": _norm(given["decoder"]["layer_norm"]),
+        },
+    }
+    rng = np.random.default_rng()
+    sound, text = rng.standard_normal((2, 24, 10), dtype=np.float32), rng.integers(3, 100, (2, 9))
+    heard = jnp.asarray(sound.transpose(0, 2, 1))
+    expected = jax.jit(lambda own: theirs(heard, text, params=own).logits)(theirs.params)
+    # The size as it is, and for three cores: two heads and two tokens of zeros more.
+    wide = whisper.padded(cfg, 3)
+    assert (wide.extra_heads, wide.vocab) == (2, 102)
+    for size, weights in (
+        (cfg, params),
+        (wide, _widened(params, whisper.parameter_shapes(wide, jnp.float32))),
+    ):
+        read = jax.jit(functools.partial(whisper.prefill, size, 16))
+        _, logits, cache = read(weights, jnp.asarray(sound), jnp.asarray(text[:, :7]))
+        np.testing.assert_allclose(logits[:, :100], expected[:, 6], atol=_TOLERANCE)
+        kept = whisper.cache_shapes(size, 2, 16, jnp.float32)
+        assert jax.tree_util.tree_map(jnp.shape, cache) == jax.tree_util.tree_map(jnp.shape, kept)
+        step = jax.jit(functools.partial(whisper.decode, size))
+        for position in (7, 8):
+            _, logits, cache = step(weights, cache, jnp.asarray(text[:, position]), jnp.int32(position))
+            np.testing.assert_allclose(logits[:, :100], expected[:, position], atol=_TOLERANCE)
 
 
 @pytest.mark.slow
@@ -876,6 +961,12 @@ def test_published_llamas_have_their_published_size(name: str, billions: float) 
         ("t5-3b", 2.851598336),
         ("flan-t5-base", 0.247577856),
         ("flan-t5-xl", 2.849757184),
+        ("whisper-tiny", 0.03776),
+        ("whisper-base", 0.07259),
+        ("whisper-small", 0.24173),
+        ("whisper-medium", 0.76386),
+        ("whisper-large", 1.5433),
+        ("whisper-large-v3-turbo", 0.80888),
         ("bloom-560m", 0.559),
         ("bloom-7b1", 7.069),
         ("bloom-176b", 176.247),

@@ -14,7 +14,7 @@ from jax.sharding import PartitionSpec
 from kernels.errors import CompileError
 from neuronx.api import compile as compile_function
 from neuronx.driver import AUTO_CAST_TYPES, AUTO_CASTS
-from neuronx.models import bert, clip, gpt, llama, t5
+from neuronx.models import bert, clip, gpt, llama, t5, whisper
 from neuronx.models.layers import tensor_parallel
 from neuronx.models.names import DECODERS, MODELS, resolve
 from neuronx.models.quantised import quantised_shapes
@@ -43,7 +43,9 @@ _LOOKED_UP: Mapping[ModuleType, tuple[str, ...]] = {
     t5: ("tokens",),
 }
 # transformers-neuronx does not have them; the device looks tokens up itself.
-_LOOKS_UP = frozenset({t5})
+_LOOKS_UP = frozenset({t5, whisper})
+# What a prompt reads besides tokens.
+_ALSO_READ: Mapping[ModuleType, Callable[..., jax.ShapeDtypeStruct]] = {whisper: whisper.sound_shape}
 _BY_HEADS = PartitionSpec(None, "tp")
 # What an auto_cast_type is stored as; tf32 lies in memory as f32.
 _STORED = {"bf16": jnp.bfloat16, "fp16": jnp.float16, "tf32": jnp.float32, "fp8_e4m3": jnp.float8_e4m3}
@@ -97,8 +99,9 @@ def workload(
     first = compile_prompt(name, batch=batch, prompt_len=prompt_len, length=length, dtype=dtype, **options)
     cores = options.get("tp_degree", 1)
     read = batch * prompt_len
-    bytes_in, bytes_out = host_bytes(name, tokens=read, batch=batch, dtype=dtype, cores=cores)
-    step_bytes_in, _ = host_bytes(name, tokens=batch, batch=batch, dtype=dtype, cores=cores)
+    exchanged = functools.partial(host_bytes, name, batch=batch, dtype=dtype, cores=cores)
+    bytes_in, bytes_out = exchanged(tokens=read, is_prompt=True)
+    step_bytes_in, _ = exchanged(tokens=batch)
     return Workload(
         first=first,
         step=step,
@@ -124,7 +127,7 @@ def programs(
         function, sent = _only(module, cfg, batch, prompt_len, dtype)
         return ((function, (params, *sent)),)
     step = _step(module, cfg, params, batch, length, dtype)
-    return step, _prompt(module, cfg, params, batch, prompt_len, length)
+    return step, _prompt(module, cfg, params, batch, prompt_len, length, dtype)
 
 
 def looked_up_bytes(name: str, dtype: Any) -> int:
@@ -149,15 +152,19 @@ def _length(name: str, prompt_len: int, new_tokens: int) -> int:
     return length
 
 
-def host_bytes(name: str, *, tokens: int, batch: int, dtype: Any, cores: int) -> tuple[int, int]:
+def host_bytes(
+    name: str, *, tokens: int, batch: int, dtype: Any, cores: int, is_prompt: bool = False
+) -> tuple[int, int]:
     """What a decoder that reads ``tokens`` in all exchanges with the host in one run: bytes in and out.
 
     As in transformers-neuronx, where nothing else is asked for, the host looks tokens up and chooses the next
-    ones: each core gets its copy of the tokens' vectors (or of i32 tokens), f32 logits come back.
+    ones: each core gets its copy of the tokens' vectors (or of i32 tokens), f32 logits come back. What a
+    prompt reads besides tokens is sent as well, where it ``is_prompt``.
     """
     module, cfg = _config(name)
     token_bytes = 4 if module in _LOOKS_UP else cfg.hidden * jnp.dtype(dtype).itemsize
-    return cores * tokens * token_bytes, 4 * batch * cfg.vocab
+    also = _bytes(_also_read(module, cfg, batch, dtype)) if is_prompt else 0
+    return cores * (tokens * token_bytes + also), 4 * batch * cfg.vocab
 
 
 def _only(
@@ -212,9 +219,10 @@ def compile_prompt(
 ) -> Compiled:
     """The program that reads a decoder's prompt into a cache of ``length`` positions; as the step."""
     module, cfg, params, cut = _decoder(name, dtype, weights, options)
-    function, arguments = _prompt(module, cfg, params, batch, prompt_len, length)
+    function, arguments = _prompt(module, cfg, params, batch, prompt_len, length, dtype)
+    given = (cut, *[PartitionSpec()] * (len(arguments) - 1))
     results = (PartitionSpec(), PartitionSpec(), _BY_HEADS)
-    first = compile_function(function, in_shardings=(cut, PartitionSpec()), out_shardings=results, **options)
+    first = compile_function(function, in_shardings=given, out_shardings=results, **options)
     return first.lower(*arguments).compile()
 
 
@@ -227,10 +235,15 @@ def _step(
 
 
 def _prompt(
-    module: ModuleType, cfg: Any, params: Any, batch: int, prompt_len: int, length: int
+    module: ModuleType, cfg: Any, params: Any, batch: int, prompt_len: int, length: int, dtype: Any
 ) -> tuple[Callable[..., Any], tuple[Any, ...]]:
     tokens = jax.ShapeDtypeStruct((batch, prompt_len), jnp.int32)
-    return functools.partial(module.prefill, cfg, length), (params, tokens)
+    given = (params, *_also_read(module, cfg, batch, dtype), tokens)
+    return functools.partial(module.prefill, cfg, length), given
+
+
+def _also_read(module: ModuleType, cfg: Any, batch: int, dtype: Any) -> list[jax.ShapeDtypeStruct]:
+    return [_ALSO_READ[module](cfg, batch, dtype)] if module in _ALSO_READ else []
 
 
 def _decoder(

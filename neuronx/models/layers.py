@@ -100,12 +100,11 @@ def convolution(weights: dict[str, Any], x: jax.Array, stride: int) -> jax.Array
     A window that reads fewer features than there are reads those of its own group.
     """
     kernel = weights["w"]
-    around = (kernel.shape[0] - 1) // 2
     y = jax.lax.conv_general_dilated(
         x.astype(kernel.dtype),
         kernel,
         (stride, stride),
-        [(around, around)] * 2,
+        [((size - 1) // 2,) * 2 for size in kernel.shape[:2]],
         dimension_numbers=("NHWC", "HWIO", "NHWC"),
         feature_group_count=x.shape[-1] // kernel.shape[2],
         preferred_element_type=x.dtype,
@@ -236,10 +235,9 @@ def through_layers(
 
 def encoder_attention(layer: dict[str, Any], x: jax.Array, heads: int, visible: jax.Array) -> jax.Array:
     """What the positions of ``x`` [batch, length, hidden] take from those ``visible``, projected back."""
-    scale = 1 / math.sqrt(x.shape[-1] // heads)
     q, k, v = (split_heads(linear(layer[name], x), heads) for name in ("q", "k", "v"))
-    mixed = attention(q * scale, k, v, visible)
-    return linear(layer["o"], mixed.transpose(0, 2, 1, 3).reshape(x.shape))
+    mixed = attention(q * (1 / math.sqrt(q.shape[-1])), k, v, visible)
+    return linear(layer["o"], mixed.transpose(0, 2, 1, 3).reshape(*x.shape[:2], -1))
 
 
 def norms_first(

@@ -1,0 +1,265 @@
+"""Whisper in plain JAX: published sizes, hearing half a minute of sound and writing text with a cache."""
+
+import functools
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from neuronx.models.layers import (
+    ACTIVATIONS,
+    Attend,
+    Cache,
+    Make,
+    attention,
+    convolution,
+    layer_norm,
+    layer_parameters,
+    linear,
+    norm_parameters,
+    norms_first,
+    prompt_attention,
+    random,
+    shapes,
+    split_heads,
+    step_attention,
+    through_layers,
+)
+from neuronx.models.sizes import find
+
+__all__ = [
+    "SIZES",
+    "WhisperConfig",
+    "cache_shapes",
+    "config",
+    "decode",
+    "padded",
+    "parameter_shapes",
+    "parameters",
+    "prefill",
+    "sound_shape",
+]
+
+NORM_EPSILON = 1e-5
+
+
+@dataclass(frozen=True, kw_only=True)
+class WhisperConfig:
+    """One published size: ``layers`` that hear and ``writers`` that write, ``hidden`` wide.
+
+    Sound is ``frames`` frames of ``mels`` numbers, of which every two make a position. ``extra_heads`` of
+    zero weights are added where heads have to divide evenly over cores.
+    """
+
+    name: str
+    hidden: int
+    heads: int
+    layers: int
+    writers: int
+    ffn: int
+    mels: int = 80
+    vocab: int = 51865
+    frames: int = 3000
+    positions: int = 448
+    extra_heads: int = 0
+
+    @property
+    def heard(self) -> int:
+        return self.frames // 2
+
+    @property
+    def all_heads(self) -> int:
+        return self.heads + self.extra_heads
+
+    @property
+    def head_dim(self) -> int:
+        return self.hidden // self.heads
+
+
+def _size(name: str, hidden: int, heads: int, layers: int, writers: int, **other: Any) -> WhisperConfig:
+    sizes = {"hidden": hidden, "heads": heads, "layers": layers, "writers": writers, "ffn": 4 * hidden}
+    return WhisperConfig(name=name, **sizes, **other)
+
+
+_V3 = {"mels": 128, "vocab": 51866}
+_ENGLISH = {"vocab": 51864}
+
+# Source: config.json of openai/<name> and distil-whisper/<name> on the Hugging Face hub.
+SIZES = {
+    size.name: size
+    for size in (
+        _size("whisper-tiny", 384, 6, 4, 4),
+        _size("whisper-tiny.en", 384, 6, 4, 4, **_ENGLISH),
+        _size("whisper-base", 512, 8, 6, 6),
+        _size("whisper-base.en", 512, 8, 6, 6, **_ENGLISH),
+        _size("whisper-small", 768, 12, 12, 12),
+        _size("whisper-small.en", 768, 12, 12, 12, **_ENGLISH),
+        _size("whisper-medium", 1024, 16, 24, 24),
+        _size("whisper-medium.en", 1024, 16, 24, 24, **_ENGLISH),
+        _size("whisper-large", 1280, 20, 32, 32),
+        _size("whisper-large-v3", 1280, 20, 32, 32, **_V3),
+        _size("whisper-large-v3-turbo", 1280, 20, 32, 4, **_V3),
+        _size("distil-large-v2", 1280, 20, 32, 2),
+        _size("distil-large-v3", 1280, 20, 32, 2, **_V3),
+    )
+}
+
+
+def config(name: str) -> WhisperConfig:
+    """The published size called ``name``; raises CompileError for any other."""
+    return find(SIZES, name)
+
+
+def padded(cfg: WhisperConfig, cores: int) -> WhisperConfig:
+    """The size that divides over ``cores``: heads, features and tokens padded."""
+    vocab, ffn = (size + -size % cores for size in (cfg.vocab, cfg.ffn))
+    return replace(cfg, vocab=vocab, ffn=ffn, extra_heads=-cfg.heads % cores)
+
+
+def parameter_shapes(cfg: WhisperConfig, dtype: Any) -> dict[str, Any]:
+    """The parameter tree as ``jax.ShapeDtypeStruct``s: no memory."""
+    return _parameter_tree(cfg, shapes(dtype))
+
+
+def parameters(cfg: WhisperConfig, dtype: Any, seed: int) -> dict[str, Any]:
+    """Random parameters; norm scales around 1."""
+    return _parameter_tree(cfg, random(dtype, seed))
+
+
+def _parameter_tree(cfg: WhisperConfig, make: Make) -> dict[str, Any]:
+    width = cfg.all_heads * cfg.head_dim
+
+    def layer() -> dict[str, Any]:
+        made = layer_parameters(make, cfg.hidden, cfg.ffn, width)
+        return made | {"k": {"w": made["k"]["w"]}}
+
+    def writer() -> dict[str, Any]:
+        source = layer()
+        return layer() | {
+            "source": {name: source[name] for name in "qkvo"},
+            "source_norm": source["attention_norm"],
+        }
+
+    def window(features: int) -> dict[str, Any]:
+        return {"w": make((1, 3, features, cfg.hidden), 0.0), "b": make((cfg.hidden,), 0.0)}
+
+    return {
+        "tokens": make((cfg.vocab, cfg.hidden), 0.0),
+        "hearer": {
+            "windows": [window(cfg.mels), window(cfg.hidden)],
+            "positions": make((cfg.heard, cfg.hidden), 0.0),
+            "layers": [layer() for _ in range(cfg.layers)],
+            "final_norm": norm_parameters(make, cfg.hidden),
+        },
+        "writer": {
+            "positions": make((cfg.positions, cfg.hidden), 0.0),
+            "layers": [writer() for _ in range(cfg.writers)],
+            "final_norm": norm_parameters(make, cfg.hidden),
+        },
+    }
+
+
+def sound_shape(cfg: WhisperConfig, batch: int, dtype: Any) -> jax.ShapeDtypeStruct:
+    """What ``prefill`` hears."""
+    return jax.ShapeDtypeStruct((batch, cfg.frames, cfg.mels), dtype)
+
+
+def cache_shapes(cfg: WhisperConfig, batch: int, max_len: int, dtype: Any) -> list[dict[str, Any]]:
+    """What steps read: per layer keys and values of the text, [batch, heads, max_len, head_dim], and of the
+    sound, [batch, heads, heard, head_dim]."""
+
+    def entry(length: int) -> jax.ShapeDtypeStruct:
+        return jax.ShapeDtypeStruct((batch, cfg.all_heads, length, cfg.head_dim), dtype)
+
+    lengths = {"k": max_len, "v": max_len, "source_k": cfg.heard, "source_v": cfg.heard}
+    return [{name: entry(length) for name, length in lengths.items()} for _ in range(cfg.writers)]
+
+
+def prefill(
+    cfg: WhisperConfig, max_len: int, params: dict[str, Any], sound: jax.Array, tokens: jax.Array
+) -> tuple[jax.Array, jax.Array, list[Cache]]:
+    """Hears ``sound`` [batch, frames, mels] and reads what the text starts with, i32 [batch, length].
+
+    Returns:
+      The next token of each text, i32 [batch]; the f32 logits it was chosen from, [batch, vocab]; the cache
+      of ``max_len`` positions, filled up to ``length``.
+    """
+    heard = _hear(cfg, params["hearer"], sound)
+
+    def source(weights: dict[str, Any]) -> Cache:
+        return {f"source_{name}": split_heads(linear(weights[name], heard), cfg.all_heads) for name in "kv"}
+
+    sources = [source(weights["source"]) for weights in params["writer"]["layers"]]
+    length = tokens.shape[1]
+    return _write(cfg, params, tokens, jnp.arange(length), prompt_attention(length, max_len), sources)
+
+
+def decode(
+    cfg: WhisperConfig, params: dict[str, Any], cache: list[Cache], token: jax.Array, position: jax.Array
+) -> tuple[jax.Array, jax.Array, list[Cache]]:
+    """Reads one token of each text and writes its keys and values at ``position`` (an i32 scalar).
+
+    Returns:
+      As ``prefill``, with the updated cache (to be donated, so that it stays where it is).
+    """
+    attend = step_attention(cache[0]["k"].shape[2], position)
+    return _write(cfg, params, token[:, None], position[None], attend, cache)
+
+
+def _hear(cfg: WhisperConfig, weights: dict[str, Any], sound: jax.Array) -> jax.Array:
+    """Hidden states [batch, heard, hidden]."""
+    x = sound[:, None]
+    for stride, window in enumerate(weights["windows"], 1):
+        x = ACTIVATIONS["gelu"](convolution(window, x, stride))
+    how = {"heads": cfg.all_heads, "visible": jnp.ones((1, 1), bool), "activation": "gelu"}
+    x = norms_first(weights["layers"], x[:, 0] + weights["positions"], **how, epsilon=NORM_EPSILON)
+    return _norm(weights["final_norm"], x)
+
+
+def _write(
+    cfg: WhisperConfig,
+    params: dict[str, Any],
+    tokens: jax.Array,
+    positions: jax.Array,
+    attend: Attend,
+    cache: Sequence[Cache],
+) -> tuple[jax.Array, jax.Array, list[Cache]]:
+    """One token more, chosen greedily, with its logits and what was kept."""
+    writer = params["writer"]
+
+    def heads(weights: dict[str, Any], name: str, x: jax.Array) -> jax.Array:
+        return split_heads(linear(weights[name], x), cfg.all_heads)
+
+    def query(weights: dict[str, Any], x: jax.Array) -> jax.Array:
+        return heads(weights, "q", x) * (1 / math.sqrt(cfg.head_dim))
+
+    def layer(x: jax.Array, weights: dict[str, Any], old: Cache) -> tuple[jax.Array, Cache]:
+        normal = _norm(weights["attention_norm"], x)
+        keys, values = (heads(weights, name, normal) for name in "kv")
+        mixed, kept = attend(query(weights, normal), keys, values, old)
+        x = x + _joined(weights["o"], mixed)
+        source = weights["source"]
+        q = query(source, _norm(weights["source_norm"], x))
+        mixed = attention(q, old["source_k"], old["source_v"], jnp.ones((1, 1), bool))
+        x = x + _joined(source["o"], mixed)
+        up = ACTIVATIONS["gelu"](linear(weights["up"], _norm(weights["ffn_norm"], x)))
+        return x + linear(weights["down"], up), old | kept
+
+    x = jnp.take(params["tokens"], tokens, axis=0, mode="clip")
+    x = x + jnp.take(writer["positions"], positions, axis=0, mode="clip")
+    x, kept = through_layers(layer, x, writer["layers"], cache)
+    last = _norm(writer["final_norm"], x[:, -1])
+    logits = jnp.einsum("be,ve->bv", last, params["tokens"], preferred_element_type=jnp.float32)
+    return jnp.argmax(logits, axis=-1).astype(jnp.int32), logits, kept
+
+
+_norm = functools.partial(layer_norm, epsilon=NORM_EPSILON)
+
+
+def _joined(weights: dict[str, Any], mixed: jax.Array) -> jax.Array:
+    """[batch, heads, length, head_dim] projected to [batch, length, hidden]."""
+    batch, _, length, _ = mixed.shape
+    return linear(weights, mixed.transpose(0, 2, 1, 3).reshape(batch, length, -1))
