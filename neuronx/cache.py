@@ -15,13 +15,14 @@ from typing import TypeVar
 
 import jax
 
-from hlo_passes.ir import module_bytes
+from hlo_passes.ir import ir, module_bytes, run_mlir_passes, source_line, walk
 from neuronx.container import SavedFileError, read_sections, write_sections
 from neuronx.driver import (
     Artifacts,
     CompileOptions,
     WholeLevels,
     compile_module,
+    copy_module,
     with_levels,
     without_collector,
 )
@@ -148,9 +149,9 @@ def open_cache() -> Cache | None:
 def compile_cached(exported: Exported, options: CompileOptions) -> Artifacts:
     """Compiles an exported function, or finds what an earlier compilation of the same one left.
 
-    The key is the StableHLO with its source lines, the options, the versions of JAX and of this compiler
-    and its hardware tables. Checks and dumps after passes (``NEURONX_DEBUG``, ``NEURONX_DUMP``) need the
-    passes to run, and the cache is left alone.
+    The key is the StableHLO with the user's line of each op (not who called it), the options, the
+    versions of JAX and of this compiler and its hardware tables. Checks and dumps after passes
+    (``NEURONX_DEBUG``, ``NEURONX_DUMP``) need the passes to run, and the cache is left alone.
     """
     cache, asked = open_cache(), environment()
     if cache is None or asked.debug or asked.dump:
@@ -174,10 +175,18 @@ def _compile(exported: Exported, options: CompileOptions) -> Artifacts:
 
 
 def _key(exported: Exported, options: CompileOptions) -> str:
-    digest = hashlib.sha256(module_bytes(exported.module))
+    digest = hashlib.sha256(_without_callers(exported.module))
     rest = [encode(options), sorted(exported.weights), jax.__version__, _compiler()]
     digest.update(json.dumps(rest).encode())
     return digest.hexdigest()[:32]
+
+
+def _without_callers(module: ir.Module) -> bytes:
+    """The module as far as programs and profiles tell: of each op's location the user's line alone."""
+    bare, ops = copy_module(module), []
+    run_mlir_passes(bare, "strip-debuginfo")
+    walk(module.operation, ops.append)
+    return module_bytes(bare) + "\n".join(map(source_line, ops)).encode()
 
 
 @functools.cache

@@ -99,6 +99,22 @@ def test_whatever_changes_the_program_is_another_entry(directory, runs):
     assert len(runs) == len(files(directory)) == 6
 
 
+def lines(exe):
+    return {kernel["location"] for kernel in exe.profile().to_json()["kernels"]}
+
+
+def test_lines_are_those_of_the_program_that_asked(directory, runs):
+    """Another caller of the same model finds its entry, a model that has moved in its file does not."""
+    first = compiled()
+    second = compiled()
+    assert len(runs) == 1 and lines(first) == lines(second)
+    for number in (1, 5):
+        moved = {}
+        exec(compile("\n" * (number - 1) + "def fn(w, x): return (x @ w) @ w.T", "moved.py", "exec"), moved)
+        assert lines(compiled(moved["fn"])) == {f"moved.py:{number}"}
+    assert len(runs) == 3
+
+
 def test_another_compiler_or_hardware_table_finds_nothing(directory, runs, monkeypatch):
     compiled()
     monkeypatch.setattr(cache, "_compiler", lambda: "another digest")
