@@ -6,6 +6,7 @@ import re
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -68,8 +69,10 @@ def traced(target: str, types: Sequence[str]) -> Iterator[None]:
     except CompileError:
         raise
     except (TypeError, ValueError) as error:
+        # Where it was not even entered, the innermost line is that of the call in here.
+        line = user_line(error)
         raise CompileError(
             f"{target} does not take ({', '.join(types)}): {error}",
-            location=user_line(error),
+            location="" if line.startswith(str(Path(__file__).parent)) else line,
             fix="give the type of each of its arguments, as f32[8,128]",
         ) from error

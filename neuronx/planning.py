@@ -97,12 +97,19 @@ def deployments(
     of ``neuronx.compile``: an era, an auto_cast.
 
     Raises:
-      CompileError: an unknown model, instance or era, more positions than the model has, a number below one.
+      CompileError: an unknown model, instance or era, more positions than the model has, a number below one,
+        arguments for a model of the catalog.
     """
     asked = {"prompt length": [request.prompt_len], "new tokens": [request.new_tokens], "batch": batches}
     for what, numbers in (asked | {"tp": degrees or [1]}).items():
         if min(numbers) < 1:
             raise CompileError(f"{what} is {min(numbers)}", op="plan", fix="give at least 1")
+    if request.arguments and not request.is_function:
+        raise CompileError(
+            f"{request.model} is known by name, with arguments of its own",
+            op="plan",
+            fix="leave --arguments out, or give module:function",
+        )
     types = (AS_WRITTEN,) if request.is_function else dtypes
     rows = [
         (instance, *rest)

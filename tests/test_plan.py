@@ -12,6 +12,7 @@ from neuronx.cli import main as cli
 from neuronx.comparing import model_work
 from neuronx.models.catalog import weight_bytes
 from neuronx.models.generation import DTYPES
+from neuronx.models.names import MODELS
 from neuronx.planning import Request, best, deployments
 
 
@@ -106,7 +107,11 @@ def test_tables_that_are_looked_up_are_held_and_not_read():
 
 def test_three_formats_hold_the_same(planned, rows, capsys):
     assert _call() == 0
-    table = capsys.readouterr().out.splitlines()
+    text, _, notes = capsys.readouterr().out.partition("\n\n")
+    table = text.splitlines()
+    for name, row in best(rows).items():
+        assert f"{name}: {row.instance}, tp {row.tp}, batch {row.batch}, bf16: " in notes
+    assert "inf2.xlarge 0.758 (documented: general/benchmarks/inf2/" in notes
     assert _call("--format", "csv") == 0
     found = list(csv.DictReader(io.StringIO(capsys.readouterr().out)))
     assert _call("--format", "json") == 0
@@ -134,8 +139,9 @@ def test_what_cannot_be_had_is_said(capsys):
 
 
 def test_bad_requests_are_refused():
-    with pytest.raises(CompileError, match="opt-125m"):
-        _rows("gpt-5")
+    with pytest.raises(CompileError, match=r"llama-3-8b.* or one of the others") as caught:
+        _rows("llama-3-9b")
+    assert str(caught.value).count(", ") == 10
     with pytest.raises(CompileError, match="positions"):
         list(
             deployments(
@@ -151,6 +157,20 @@ def test_bad_requests_are_refused():
 def test_numbers_are_at_least_one(option, capsys):
     assert _call(option, "0") == 2
     assert " is 0\n  fix: give at least 1" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("limit", ["0", "-5", "nan", "soon"])
+def test_limits_are_above_zero(limit, capsys):
+    with pytest.raises(SystemExit):
+        _call("--latency-limit-ms", limit)
+    assert f"{limit} is no number above 0" in capsys.readouterr().err
+
+
+def test_the_help_breaks_no_name(capsys):
+    with pytest.raises(SystemExit):
+        _call("--help")
+    words = capsys.readouterr().out.replace(",", " ").split()
+    assert set(MODELS) <= set(words)
 
 
 def test_any_function_can_be_planned(tmp_path, monkeypatch, capsys):
@@ -179,6 +199,12 @@ def test_any_function_can_be_planned(tmp_path, monkeypatch, capsys):
     said = capsys.readouterr().err
     assert "users_model:network does not take (bf16[512,256], bf16[batch,7])" in said
     assert "users_model.py:5" in said
+    none = ["neuronx", *asked.split()]
+    assert cli.main(cli.parse_arguments(none)) == 2
+    said = capsys.readouterr().err
+    assert "missing 2 required positional arguments" in said and "\n  at " not in said
+    assert _call("--arguments", "f32[8]") == 2
+    assert "opt-125m is known by name, with arguments of its own" in capsys.readouterr().err
 
 
 def test_matrices_of_a_cast_model_are_stored_narrow():

@@ -5,11 +5,13 @@ import csv
 import dataclasses
 import json
 import sys
-from collections.abc import Mapping, Sequence
+import textwrap
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
 
+from kernels import hardware
 from kernels.comparators import COMPARATORS
 from kernels.eras import DEFAULT_ERA, ERAS
-from kernels.hardware import INSTANCES
 from neuronx.driver import AUTO_CASTS
 from neuronx.models.generation import DTYPES
 from neuronx.models.names import MODELS
@@ -22,14 +24,19 @@ HELP = "compare instances, cores, batches and types for a model: what fits, how 
 
 _GIB = 2**30
 _ROOFLINE = "(roofline)"
+_WIDTH = 100
+_WORDS = frozenset({"instance", "type", "fits", "best"})
 # Two instances of one chip differ in the host only: the cheaper one stands for both.
-_DEFAULT_INSTANCES = tuple(name for name in INSTANCES if name != "inf2.8xlarge")
+_DEFAULT_INSTANCES = tuple(name for name in hardware.INSTANCES if name != "inf2.8xlarge")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declares the options of the verb."""
+    # argparse would break names at their dashes.
+    names = textwrap.fill(", ".join(MODELS), _WIDTH, break_on_hyphens=False)
+    parser.formatter_class, parser.epilog = argparse.RawDescriptionHelpFormatter, f"models:\n{names}"
     parser.add_argument(
-        "--model", required=True, help=f"module:function of yours, or one of {', '.join(MODELS)}"
+        "--model", required=True, help="one of those below, or module:function of yours, importable from here"
     )
     parser.add_argument(
         "--arguments",
@@ -46,7 +53,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--tp", nargs="+", type=int, help="cores of one copy (default: all documented)")
     parser.add_argument("--batch", nargs="+", type=int, default=[1, 8], help="sequences at once")
-    parser.add_argument("--dtype", nargs="+", choices=tuple(DTYPES), default=["bf16"])
+    parser.add_argument(
+        "--dtype", nargs="+", choices=tuple(DTYPES), default=["bf16"], help="a function has its own"
+    )
     parser.add_argument(
         "--auto-cast",
         choices=AUTO_CASTS,
@@ -55,9 +64,19 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--prompt-len", type=int, default=128, help="tokens read (default %(default)s)")
     parser.add_argument("--new-tokens", type=int, default=128, help="tokens written (default %(default)s)")
-    parser.add_argument("--latency-limit-ms", type=float, help="longest time for a token to be marked best")
+    parser.add_argument("--latency-limit-ms", type=_above_zero, help="longest time for a token of the best")
     parser.add_argument("--era", choices=ERAS, default=DEFAULT_ERA, help="whose constants predict")
     parser.add_argument("--format", choices=("table", "csv", "json"), default="table")
+
+
+def _above_zero(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = 0.0
+    if not value > 0:
+        raise argparse.ArgumentTypeError(f"{text} is no number above 0")
+    return value
 
 
 def main(args: argparse.Namespace) -> int:
@@ -86,6 +105,8 @@ def main(args: argparse.Namespace) -> int:
     limit_s = None if args.latency_limit_ms is None else args.latency_limit_ms / 1e3
     marks = best(rows, latency_limit_s=limit_s)
     _PRINT[args.format](rows, [" ".join(name for name, row in marks.items() if row is one) for one in rows])
+    if args.format == "table":
+        print("", *_notes(rows, marks, args.era), sep="\n")
     if missing := _missing(rows, marks, args.latency_limit_ms):
         print(f"neuronx plan: {missing}", file=sys.stderr)
         return 1
@@ -102,21 +123,52 @@ def _missing(rows: Sequence[Deployment], marks: Mapping[str, Deployment], limit_
     fastest = best(able).get("fastest")
     if marks or fastest is None:
         return ""
+    what = _what(fastest)
     return (
-        f"no token comes within {limit_ms:g} ms; the soonest within {fastest.latency_s * 1e3:.3f} ms, "
+        f"no {what} comes within {limit_ms:g} ms; the soonest within {fastest.latency_s * 1e3:.3f} ms, "
         f"on {fastest.instance} with tp {fastest.tp} and batch {fastest.batch}"
     )
+
+
+def _what(row: Deployment) -> str:
+    return "result" if row.tpot_s is None else "token"
+
+
+def _notes(rows: Sequence[Deployment], marks: Mapping[str, Deployment], era: str) -> Iterator[str]:
+    """What was chosen and why, what the columns hold, and where the prices are from."""
+    for name, row in marks.items():
+        reasons = {
+            "cheapest": f"${_number(row.usd_per_million, 3)} for a million {_what(row)}s",
+            "fastest": f"{_number(row.latency_s * 1e3, 3)} ms for a {_what(row)}",
+            "smallest": "of the cheapest instance the fewest cores and the least batch that will do",
+        }
+        yield f"{name}: {row.instance}, tp {row.tp}, batch {row.batch}, {row.dtype}: {reasons[name]}"
+    yield f"times: era {era}, launches and transfers included; per s and $: all copies of the instance busy"
+    if any(row.is_roofline for row in rows):
+        yield f"{_ROOFLINE}: datasheet peaks, nothing taken off for software, launches or links"
+    prices: defaultdict[str, list[str]] = defaultdict(list)
+    for name in dict.fromkeys(row.instance for row in rows):
+        table = "comparators" if name in COMPARATORS else name
+        for place, key, value, _, source, kind in hardware.rows(table):
+            if (place, key) == (name, "price_usd_per_hour"):
+                prices[f"{kind}: {source}"].append(f"{name} {value}")
+    for source, found in prices.items():
+        yield f"on demand, $ an hour, as their source has them: {', '.join(found)} ({source})"
 
 
 def _print_table(rows: Sequence[Deployment], marks: Sequence[str]) -> None:
     head = (
         "instance", "tp", "batch", "type", "copies", "fits", "TTFT ms", "TPOT ms", "per s", "HBM GiB",
-        "MFU", "MBU", "$ per million", "best",
+        "MFU", "MBU", "$/million", "best",
     )  # fmt: skip
     lines = [head, *(_cells(row, mark) for row, mark in zip(rows, marks, strict=True))]
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     for line in lines:
-        print("  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip())
+        cells = (
+            cell.ljust(width) if name in _WORDS else cell.rjust(width)
+            for name, cell, width in zip(head, line, widths, strict=True)
+        )
+        print("  ".join(cells).rstrip())
 
 
 def _cells(row: Deployment, mark: str) -> tuple[str, ...]:

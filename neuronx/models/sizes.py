@@ -1,5 +1,6 @@
 """Finding a published size by name."""
 
+import difflib
 from collections.abc import Mapping
 from typing import TypeVar
 
@@ -8,10 +9,15 @@ from kernels.errors import CompileError
 __all__ = ["find"]
 
 _Config = TypeVar("_Config")
+# Of unknown names so many of those most like them are listed.
+_LISTED = 10
 
 
 def find(sizes: Mapping[str, _Config], name: str) -> _Config:
-    """The size called ``name``; raises CompileError, which lists the known ones, for any other."""
+    """The size called ``name``; raises CompileError, which lists those most like it, for any other."""
     if name not in sizes:
-        raise CompileError(f"unknown model {name!r}", op="model", fix=f"use one of {', '.join(sizes)}")
+        like = difflib.get_close_matches(name, sizes, n=_LISTED, cutoff=0.0)
+        known = ", ".join(size for size in sizes if size in like)
+        more = "" if len(like) == len(sizes) else ", or one of the others that neuronx plan --help lists"
+        raise CompileError(f"unknown model {name!r}", op="model", fix=f"use one of {known}{more}")
     return sizes[name]
