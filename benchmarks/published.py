@@ -3,13 +3,14 @@
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
+from types import ModuleType
 from typing import Any
 
 import jax.numpy as jnp
 
 from kernels.errors import CompileError
 from kernels.hardware import load_instance
-from neuronx.models import unet
+from neuronx.models import pixart, unet
 from neuronx.models.names import DECODERS, MODELS, resolve
 
 __all__ = ["Published", "read"]
@@ -19,21 +20,31 @@ _DTYPES = {"fp32": jnp.float32, "fp16": jnp.float16, "bf16": jnp.bfloat16}
 _CASTS = re.compile(r"(matmult|all|none)(?:[-_ ]?(bf16|fp16|tf32|fp8_e4m3))?")
 _WEIGHTS = {"int8": "int8", "s8": "int8", "fp8": "fp8_e4m3", "f8e4m3": "fp8_e4m3", "fp8_e4m3": "fp8_e4m3"}
 
-# Pipelines that make images, without dashes and dots, and the names of their parts: the first where a row
+_PIXART_ALPHA = tuple(f"pixart-xl-2-{size}-transformer" for size in ("1024-ms", "512x512", "256x256"))
+_PIXART_SIGMA = tuple(f"pixart-sigma-xl-2-{size}-transformer" for size in ("1024-ms", "512-ms", "256x256"))
+# Pipelines that make images, without dashes and dots, and what takes their noise away: the first where a row
 # states no size of the image, else that of the size.
 _IMAGE_MAKERS: Mapping[str, tuple[str, ...]] = {
-    "stablediffusion15": ("stable-diffusion-v1-5",),
-    "stablediffusionv15": ("stable-diffusion-v1-5",),
-    "stablediffusion21": ("stable-diffusion-2-1", "stable-diffusion-2-1-base"),
-    "stablediffusion21base": ("stable-diffusion-2-1-base",),
-    "stablediffusion2inpainting": ("stable-diffusion-2-inpainting",),
-    "stablediffusionxl": ("stable-diffusion-xl-base-1.0",),
-    "stablediffusionxlbase": ("stable-diffusion-xl-base-1.0",),
-    "stablediffusionxlbase10": ("stable-diffusion-xl-base-1.0",),
+    "stablediffusion14": ("stable-diffusion-v1-5-unet",),
+    "stablediffusionv14": ("stable-diffusion-v1-5-unet",),
+    "stablediffusion15": ("stable-diffusion-v1-5-unet",),
+    "stablediffusionv15": ("stable-diffusion-v1-5-unet",),
+    "stablediffusion21": ("stable-diffusion-2-1-unet", "stable-diffusion-2-1-base-unet"),
+    "stablediffusion21base": ("stable-diffusion-2-1-base-unet",),
+    "stablediffusion2inpainting": ("stable-diffusion-2-inpainting-unet",),
+    "stablediffusionxl": ("stable-diffusion-xl-base-1.0-unet",),
+    "stablediffusionxlbase": ("stable-diffusion-xl-base-1.0-unet",),
+    "stablediffusionxlbase10": ("stable-diffusion-xl-base-1.0-unet",),
+    "sdxl": ("stable-diffusion-xl-base-1.0-unet",),
+    "pixart": _PIXART_ALPHA,
+    "pixartalpha": _PIXART_ALPHA,
+    "pixartxl2": _PIXART_ALPHA,
+    "pixartsigma": _PIXART_SIGMA,
+    "pixartsigmaxl2": _PIXART_SIGMA,
 }
-_SIZED = re.compile(r"(.*?)(?:(\d{3,4})x\2)?")
-# How often the U-Net runs where a row does not say: diffusers' default.
-_STEPS = 50
+_SIZED = re.compile(r"(.*?)(?:(\d{3,4})(?:x\2|ms|px)?)?")
+# How often that runs where a row does not say: the default of diffusers' pipeline.
+_STEPS: Mapping[ModuleType, int] = {unet: 50, pixart: 20}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,7 +85,7 @@ class Published:
 
     @property
     def decoder(self) -> str:
-        return self.name.removesuffix("-unet") + "-vae"
+        return self.name.rpartition("-")[0] + "-vae"
 
     @property
     def is_decoder(self) -> bool:
@@ -90,7 +101,7 @@ def read(record: Mapping[str | None, Any]) -> Published:
     """
     row = {str(key).strip().lower(): str(value or "").strip() for key, value in record.items()}
     images, instance = _images(row), row.get("instance", "").lower()
-    name = f"{images}-unet" if images else resolve(row.get("model", ""))
+    name = images or resolve(row.get("model", ""))
     is_decoder, cores = MODELS[name] in DECODERS, load_instance(instance).cores
     tp = _count(row, "tp") or (cores if is_decoder else 1)
     if tp > cores:
@@ -104,7 +115,7 @@ def read(record: Mapping[str | None, Any]) -> Published:
     return Published(
         published=row["model"],
         name=name,
-        steps=(_count(row, "steps") or _STEPS) if images else None,
+        steps=(_count(row, "steps") or _STEPS[MODELS[name]]) if images else None,
         instance=instance,
         tp=tp,
         batch=batch,
@@ -125,11 +136,11 @@ def read(record: Mapping[str | None, Any]) -> Published:
 
 
 def _images(row: Mapping[str, str]) -> str | None:
-    """The pipeline that the row's model is, if it is one."""
+    """What takes the noise away in the pipeline that the row's model is, if it is one."""
     model = row.get("model", "").lower().rpartition("/")[2]
     stem, side = _SIZED.fullmatch(re.sub(r"[-_ .()]+", "", model)).groups()
     known = _IMAGE_MAKERS.get(stem, ())
-    return next((name for name in known if side in (None, str(unet.config(f"{name}-unet").image))), None)
+    return next((name for name in known if side in (None, str(MODELS[name].config(name).image))), None)
 
 
 def _number(row: Mapping[str, str], column: str) -> float | None:

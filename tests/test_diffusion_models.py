@@ -1,4 +1,4 @@
-"""Stable Diffusion's U-Net and image decoder against float64 NumPy, and their published sizes."""
+"""Stable Diffusion's U-Net and image decoder and PixArt against float64 NumPy, and their published sizes."""
 
 import math
 
@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from neuronx.models import unet, vae
+from neuronx.models import pixart, unet, vae
 
 
 def _conv(weights, x, stride=1):
@@ -48,11 +48,11 @@ def _residual(weights, x, epsilon, time=None):
     return y + (_conv(weights["shortcut"], x) if "shortcut" in weights else x)
 
 
-def _attend(weights, x, source, heads):
+def _attend(weights, x, source, heads, mask=1):
     q, k, v = _dense(weights["q"], x), _dense(weights["k"], source), _dense(weights["v"], source)
     mixed = []
     for own in np.split(np.arange(q.shape[-1]), heads):
-        scores = np.exp(q[..., own] @ k[..., own].swapaxes(1, 2) / np.sqrt(len(own)))
+        scores = mask * np.exp(q[..., own] @ k[..., own].swapaxes(1, 2) / np.sqrt(len(own)))
         mixed.append(scores / scores.sum(-1, keepdims=True) @ v[..., own])
     return _dense(weights["o"], np.concatenate(mixed, axis=-1))
 
@@ -145,6 +145,63 @@ def test_the_unet_is_its_definition(pooled: int, rng) -> None:
     np.testing.assert_allclose(found, expected, rtol=1e-3, atol=1e-4 * np.abs(expected).max())
 
 
+def _tanh_gelu(x):
+    return 0.5 * x * (1 + np.tanh(np.sqrt(2 / np.pi) * (x + 0.044715 * x**3)))
+
+
+def _pixart(cfg, params, latents, steps, sentence, mask, *sides_and_ratio):
+    """PixArtTransformer2DModel of diffusers, with each square of latents cut and put back by hand."""
+
+    def told(name, numbers):
+        seen = np.array([_waves(number, 256) for number in numbers.reshape(-1)])
+        first, second = params[name]
+        return _dense(second, _silu(_dense(first, seen))).reshape(len(latents), -1)
+
+    def moved(x, shift, scale):
+        return _norm(x, -1, 1e-6) * (1 + scale) + shift
+
+    time = told("time", steps)
+    if sides_and_ratio:
+        told_more = [told(*pair) for pair in zip(("sides", "ratio"), sides_and_ratio, strict=True)]
+        time = time + np.concatenate(told_more, axis=-1)
+    moves = _dense(params["moves"], _silu(time)).reshape(len(latents), 6, 1, -1)
+    read = _dense(params["sentence"][1], _tanh_gelu(_dense(params["sentence"][0], sentence)))
+    places = [(row, column) for row in range(0, cfg.across, 2) for column in range(0, cfg.across, 2)]
+    squares = [latents[:, row : row + 2, column : column + 2].reshape(-1, 16) for row, column in places]
+    x = _dense(params["patches"], np.stack(squares, axis=1)) + params["positions"]
+    for layer in params["layers"]:
+        shift, scale, gate, late_shift, late_scale, late_gate = (layer["moves"][:, None] + moves).swapaxes(
+            0, 1
+        )
+        normal = moved(x, shift, scale)
+        x = x + gate * _attend(layer["itself"], normal, normal, cfg.heads)
+        x = x + _attend(layer["sentence"], x, read, cfg.heads, mask[:, None])
+        x = x + late_gate * _dense(
+            layer["down"], _tanh_gelu(_dense(layer["up"], moved(x, late_shift, late_scale)))
+        )
+    x = _dense(params["out"], moved(x, *(params["last"][:, None] + time[:, None, None]).swapaxes(0, 1)))
+    made = np.zeros((len(latents), cfg.across, cfg.across, 8))
+    for index, (row, column) in enumerate(places):
+        made[:, row : row + 2, column : column + 2] = x[:, index].reshape(-1, 2, 2, 8)
+    return made
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("has_sides", [False, True])
+def test_pixart_is_its_definition(has_sides: bool, rng) -> None:
+    sizes = {"image": 64, "tokens": 5, "hidden": 48, "heads": 4, "layers": 2, "context": 20}
+    cfg = pixart.PixArtConfig(name="tiny", has_sides=has_sides, **sizes)
+    params = _larger(rng, pixart.parameters(cfg, jnp.float32, 0))
+    latents = rng.standard_normal((2, 8, 8, 4), dtype=np.float32)
+    sentence = rng.standard_normal((2, 5, 20), dtype=np.float32)
+    mask = (np.arange(5) < [[3], [5]]).astype(np.int32)
+    sides = (np.array([[64, 64], [48, 80]], np.float32), np.array([[1.0], [0.6]], np.float32))
+    given = (latents, np.array([3, 700], np.int32), sentence, mask, *(sides if has_sides else ()))
+    expected = _pixart(cfg, _wide(params), *given)
+    found = jax.jit(lambda *given: pixart.denoise(cfg, *given))(params, *given)
+    np.testing.assert_allclose(found, expected, rtol=1e-3, atol=1e-4 * np.abs(expected).max())
+
+
 @pytest.mark.slow
 def test_the_image_decoder_is_its_definition(rng) -> None:
     cfg = vae.DecoderConfig(name="tiny", image=32, widths=(64, 64, 32))
@@ -173,6 +230,10 @@ def test_the_image_decoder_is_its_definition(rng) -> None:
         (unet, "stable-diffusion-2-1-unet", 865_910_724),
         (unet, "stable-diffusion-2-inpainting-unet", 865_910_724 + 5 * 320 * 3 * 3),
         (unet, "stable-diffusion-xl-base-1.0-unet", 2_567_463_684),
+        (unet, "stable-diffusion-xl-refiner-1.0-unet", 2_259_526_660),
+        # The table of positions, which is not learned, comes on top.
+        (pixart, "pixart-xl-2-512x512-transformer", 610_856_096 + 32**2 * 1152),
+        (pixart, "pixart-xl-2-1024-ms-transformer", 611_349_152 + 64**2 * 1152),
         # The decoder, and the product of its latents before it.
         (vae, "stable-diffusion-v1-5-vae", 49_490_179 + 20),
     ],

@@ -210,6 +210,8 @@ def test_an_image_takes_its_steps_and_then_its_decoder() -> None:
         ("stabilityai/stable-diffusion-2-1", 768),
         ("Stable Diffusion 2.1 (512x512)", 512),
         ("stable-diffusion-xl-base-1.0", 1024),
+        ("PixArt-alpha/PixArt-XL-2-1024-MS", 1024),
+        ("PixArt Sigma (512x512)", 512),
     ],
 )
 def test_images_have_the_size_that_a_row_states(model, image) -> None:

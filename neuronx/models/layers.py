@@ -262,10 +262,11 @@ def norms_first(
 
 
 def patches(images: jax.Array, size: int) -> jax.Array:
-    """[batch, patches, size * size * 3]: a convolution whose windows do not overlap is a product."""
-    across = images.shape[1] // size
-    cut = images.reshape(-1, across, size, across, size, 3).transpose(0, 1, 3, 2, 4, 5)
-    return cut.reshape(-1, across**2, 3 * size**2)
+    """[batch, patches, size * size * features] of images [batch, height, width, features]: a convolution
+    whose windows do not overlap is a product."""
+    across, features = images.shape[1] // size, images.shape[3]
+    cut = images.reshape(-1, across, size, across, size, features).transpose(0, 1, 3, 2, 4, 5)
+    return cut.reshape(-1, across**2, features * size**2)
 
 
 # Which dim of a projection's weights is cut: what makes heads and features by columns, the rest by rows.

@@ -27,23 +27,23 @@ from neuronx.models.sizes import find
 
 __all__ = [
     "LATENTS",
-    "PICTURE_SIZES",
     "SIZES",
     "UNetConfig",
+    "attended",
     "config",
     "denoise",
+    "embedded",
     "grown",
     "parameter_shapes",
     "parameters",
     "residual",
     "residual_parameters",
+    "two_products",
+    "waves",
 ]
 
 LATENTS = 4
 """Numbers that a latent has for each square of 8 by 8 pixels."""
-
-PICTURE_SIZES = 6
-"""Two each of the image, its crop and its target, which SDXL reads beside the pooled sentence."""
 
 _EPSILON, _MIXING_EPSILON = 1e-5, 1e-6
 # That each of those sizes is written as.
@@ -56,8 +56,9 @@ class UNetConfig:
 
     Each level has two blocks on the way down and three on the way up, ``widths`` wide, each with as many
     transformer layers as ``mixes`` says, of ``heads``; between the ways are ``middle`` of them. They read
-    ``tokens`` of a sentence, ``context`` numbers each; SDXL also ``pooled`` numbers for all of it. Latents
-    ``reads`` numbers wide come in: where a part of an image is painted, with a mask and the rest's latents.
+    ``tokens`` of a sentence, ``context`` numbers each; SDXL also ``pooled`` numbers for all of it, and
+    ``sizes``: two each of the image, its crop and its target (its refiner has a score for the latter).
+    Latents ``reads`` numbers wide come in: where a part of an image is painted, with a mask and the rest's.
     """
 
     name: str
@@ -69,6 +70,7 @@ class UNetConfig:
     image: int
     reads: int = LATENTS
     pooled: int = 0
+    sizes: int = 6
     tokens: int = 77
 
     @property
@@ -95,6 +97,17 @@ SIZES = {
         UNetConfig(name="stable-diffusion-2-1-unet", **_SD_2, image=768),
         UNetConfig(name="stable-diffusion-2-inpainting-unet", **_SD_2, image=512, reads=2 * LATENTS + 1),
         UNetConfig(name="stable-diffusion-xl-base-1.0-unet", **_SDXL, context=2048, pooled=1280, image=1024),
+        UNetConfig(
+            name="stable-diffusion-xl-refiner-1.0-unet",
+            widths=(384, 768, 1536, 1536),
+            mixes=(0, 4, 4, 0),
+            middle=4,
+            heads=(6, 12, 24, 24),
+            context=1280,
+            pooled=1280,
+            sizes=5,
+            image=1024,
+        ),
     )
 }
 
@@ -139,7 +152,7 @@ def _parameter_tree(cfg: UNetConfig, make: Make) -> dict[str, Any]:
         up.append({"blocks": blocks, "grow": conv(width, width, 3)} if level else {"blocks": blocks})
     tree = {
         "into": conv(cfg.reads, cfg.widths[0], 3),
-        "time": _two_products(make, cfg.widths[0], cfg.time),
+        "time": two_products(make, cfg.widths[0], cfg.time),
         "down": down,
         "middle": middle,
         "up": up,
@@ -147,11 +160,12 @@ def _parameter_tree(cfg: UNetConfig, make: Make) -> dict[str, Any]:
         "out": conv(now, LATENTS, 3),
     }
     if cfg.pooled:
-        tree["pooled"] = _two_products(make, cfg.pooled + PICTURE_SIZES * _SIZE_WAVES, cfg.time)
+        tree["pooled"] = two_products(make, cfg.pooled + cfg.sizes * _SIZE_WAVES, cfg.time)
     return tree
 
 
-def _two_products(make: Make, width_in: int, width: int) -> list[dict[str, Any]]:
+def two_products(make: Make, width_in: int, width: int) -> list[dict[str, Any]]:
+    """What ``embedded`` reads."""
     return [linear_parameters(make, width_in, width), linear_parameters(make, width, width)]
 
 
@@ -207,13 +221,13 @@ def denoise(
     Args:
       step: i32 [batch], of as many as it was trained with.
       sentence: [batch, tokens, context].
-      pooled_and_sizes: of SDXL, [batch, pooled] and [batch, PICTURE_SIZES].
+      pooled_and_sizes: of SDXL, [batch, pooled] and [batch, sizes].
     """
-    time = _through(params["time"], _waves(step, cfg.widths[0]).astype(latents.dtype))
+    time = embedded(params["time"], waves(step, cfg.widths[0]).astype(latents.dtype))
     if cfg.pooled:
         pooled, sizes = pooled_and_sizes
-        waves = _waves(sizes.reshape(-1), _SIZE_WAVES).reshape(sizes.shape[0], -1).astype(latents.dtype)
-        time = time + _through(params["pooled"], jnp.concatenate([pooled, waves], axis=-1))
+        written = waves(sizes.reshape(-1), _SIZE_WAVES).reshape(sizes.shape[0], -1).astype(latents.dtype)
+        time = time + embedded(params["pooled"], jnp.concatenate([pooled, written], axis=-1))
 
     def through(x: jax.Array, block: dict[str, Any], heads: int) -> jax.Array:
         x = residual(block["residual"], x, _EPSILON, time)
@@ -262,26 +276,31 @@ def _mixed(weights: dict[str, Any], x: jax.Array, sentence: jax.Array, heads: in
     y = linear(weights["into"], normal.reshape(x.shape[0], -1, x.shape[-1]))
     for layer in weights["layers"]:
         normal = layer_norm(layer["attention_norm"], y, _EPSILON)
-        y = y + _attended(layer["itself"], normal, normal, heads)
+        y = y + attended(layer["itself"], normal, normal, heads)
         normal = layer_norm(layer["sentence_norm"], y, _EPSILON)
-        y = y + _attended(layer["sentence"], normal, sentence, heads)
+        y = y + attended(layer["sentence"], normal, sentence, heads)
         up, gate = jnp.split(linear(layer["up"], layer_norm(layer["ffn_norm"], y, _EPSILON)), 2, axis=-1)
         y = y + linear(layer["down"], up * ACTIVATIONS["gelu"](gate))
     return x + linear(weights["out"], y).reshape(x.shape)
 
 
-def _attended(weights: dict[str, Any], x: jax.Array, source: jax.Array, heads: int) -> jax.Array:
+def attended(
+    weights: dict[str, Any], x: jax.Array, source: jax.Array, heads: int, visible: jax.Array | None = None
+) -> jax.Array:
+    """What ``x`` [batch, length, width] takes from all of ``source``, or what of it is ``visible``."""
     q = split_heads(linear(weights["q"], x), heads)
     k, v = (split_heads(linear(weights[name], source), heads) for name in ("k", "v"))
-    mixed = attention(q * (1 / math.sqrt(q.shape[-1])), k, v, jnp.ones((1, 1), bool))
+    scaled = q * (1 / math.sqrt(q.shape[-1]))
+    mixed = attention(scaled, k, v, jnp.ones((1, 1), bool) if visible is None else visible)
     return linear(weights["o"], mixed.transpose(0, 2, 1, 3).reshape(x.shape))
 
 
-def _through(products: list[dict[str, Any]], x: jax.Array) -> jax.Array:
+def embedded(products: list[dict[str, Any]], x: jax.Array) -> jax.Array:
+    """Through two products, with a SiLU between them."""
     return linear(products[1], jax.nn.silu(linear(products[0], x)))
 
 
-def _waves(numbers: jax.Array, width: int) -> jax.Array:
+def waves(numbers: jax.Array, width: int) -> jax.Array:
     """f32 [count, width]: cosines, then sines, ever slower ones down to 10,000 times as slow."""
     half = width // 2
     slower = jnp.exp(jnp.arange(half, dtype=jnp.float32) * (-math.log(1e4) / half))

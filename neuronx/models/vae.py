@@ -50,6 +50,13 @@ SIZES = {
         DecoderConfig(name="stable-diffusion-2-1-vae", image=768),
         DecoderConfig(name="stable-diffusion-2-inpainting-vae", image=512),
         DecoderConfig(name="stable-diffusion-xl-base-1.0-vae", image=1024),
+        DecoderConfig(name="stable-diffusion-xl-refiner-1.0-vae", image=1024),
+        DecoderConfig(name="pixart-xl-2-256x256-vae", image=256),
+        DecoderConfig(name="pixart-xl-2-512x512-vae", image=512),
+        DecoderConfig(name="pixart-xl-2-1024-ms-vae", image=1024),
+        DecoderConfig(name="pixart-sigma-xl-2-256x256-vae", image=256),
+        DecoderConfig(name="pixart-sigma-xl-2-512-ms-vae", image=512),
+        DecoderConfig(name="pixart-sigma-xl-2-1024-ms-vae", image=1024),
     )
 }
 

@@ -7,7 +7,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from neuronx.models import bert, clip, perceiver, resnet, unet, vae, vgg, vit
+from neuronx.models import bert, clip, perceiver, pixart, resnet, unet, vae, vgg, vit
 
 __all__ = ["WHOLE"]
 
@@ -31,15 +31,26 @@ def _latents(cfg: Any, batch: int, length: int, dtype: Any) -> list[jax.ShapeDty
 
 
 def _noisy_latents(cfg: Any, batch: int, length: int, dtype: Any) -> list[jax.ShapeDtypeStruct]:
-    """With the step, the sentence, and of SDXL the whole sentence's numbers and six sizes."""
-    step = jax.ShapeDtypeStruct((batch,), jnp.int32)
-    sentence = jax.ShapeDtypeStruct((batch, cfg.tokens, cfg.context), dtype)
+    """With the step, the sentence, and of SDXL the whole sentence's numbers and sizes."""
     latents = jax.ShapeDtypeStruct((batch, cfg.across, cfg.across, cfg.reads), dtype)
-    sent = [latents, step, sentence]
+    sent = [latents, *_step_and_sentence(cfg, batch, dtype)]
     if not cfg.pooled:
         return sent
-    sizes = jax.ShapeDtypeStruct((batch, unet.PICTURE_SIZES), jnp.int32)
+    sizes = jax.ShapeDtypeStruct((batch, cfg.sizes), jnp.int32)
     return [*sent, jax.ShapeDtypeStruct((batch, cfg.pooled), dtype), sizes]
+
+
+def _masked_latents(cfg: Any, batch: int, length: int, dtype: Any) -> list[jax.ShapeDtypeStruct]:
+    """With the step, the sentence and which of its tokens there are, and maybe sides and their ratio."""
+    mask = jax.ShapeDtypeStruct((batch, cfg.tokens), jnp.int32)
+    sent = [*_latents(cfg, batch, length, dtype), *_step_and_sentence(cfg, batch, dtype), mask]
+    sides = [jax.ShapeDtypeStruct((batch, count), jnp.float32) for count in (2, 1)]
+    return [*sent, *sides] if cfg.has_sides else sent
+
+
+def _step_and_sentence(cfg: Any, batch: int, dtype: Any) -> list[jax.ShapeDtypeStruct]:
+    sentence = jax.ShapeDtypeStruct((batch, cfg.tokens, cfg.context), dtype)
+    return [jax.ShapeDtypeStruct((batch,), jnp.int32), sentence]
 
 
 # Models that are one program: its function, and what it takes from the host.
@@ -51,5 +62,6 @@ WHOLE: Mapping[ModuleType, tuple[Callable[..., Any], Callable[..., list[jax.Shap
     perceiver: (perceiver.classify, _images),
     clip: (clip.match, _images_and_sentences),
     unet: (unet.denoise, _noisy_latents),
+    pixart: (pixart.denoise, _masked_latents),
     vae: (vae.decode_images, _latents),
 }
