@@ -153,12 +153,12 @@ class _Cut:
                 inner.operands[number] = self._stand_in(value)
         results = [n for n in range(len(self._terminator.operands)) if n not in self._results]
         returned = [self._terminator.operands[number] for number in results]
+        with ir.InsertionPoint(self._terminator), self._terminator.location:
+            func.ReturnOp(returned)
         self._terminator.erase()
         for op in reversed(self._ops[self._first : self._last]):
             op.erase()
         block = self._function.entry_block
-        with ir.InsertionPoint(block):
-            func.ReturnOp(returned)
         arguments = [n for n in range(len(block.arguments)) if n not in self._arguments]
         for number in sorted(self._arguments, reverse=True):
             block.erase_argument(number)

@@ -70,9 +70,9 @@ class _Unfolding:
         returned = [
             copies[copy][self._returned[own]] if copy else self._returned[own] for own, copy in results
         ]
-        self._terminator.erase()
-        with ir.InsertionPoint(block):
+        with ir.InsertionPoint(self._terminator), self._terminator.location:
             func.ReturnOp(returned)
+        self._terminator.erase()
         for argument, value in given[0].items():
             argument.replace_all_uses_with(value)
         for _ in self._arguments:

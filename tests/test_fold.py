@@ -23,6 +23,7 @@ from hlo_passes.pipeline import folding, run_pipeline
 from kernels.errors import CompileError, OutOfDeviceMemoryError
 from neuronx.driver import CompileOptions, WholeLevels, compile_module, copy_module, pipeline_for
 from neuronx.models import bert, llama, opt
+from neuronx.models.layers import tensor_parallel
 
 pytestmark = pytest.mark.filterwarnings("ignore:tp_degree [3579] runs here:UserWarning")
 
@@ -75,6 +76,13 @@ def _annotated_mlp():
     return _mlp(lambda *spec: NamedSharding(mesh, P(*spec)))
 
 
+def _annotated_prefill():
+    """Its mask is a constant, of which Shardy gives each layer its own."""
+    fn, arguments, _ = _prefill(opt, "opt-125m")
+    cut = {"in_shardings": (tensor_parallel(arguments[0]), P()), "out_shardings": (P(), P(), P(None, "tp"))}
+    return fn, arguments, cut
+
+
 def _flax_bert():
     """Its layers are not jitted functions, and each slices its row of a mask of ones."""
     transformers = pytest.importorskip("transformers")
@@ -112,9 +120,16 @@ MODELS = {
     "masked mlp": _masked,
     "mlp": _mlp,
     "annotated mlp": _annotated_mlp,
+    "annotated prefill": _annotated_prefill,
 }
 EVERYWHERE = [(name, tp) for name in MODELS for tp in ((2,) if "mlp" in name else (1, 3, 24))]
-QUICK = [("opt decode", 24), ("opt prefill", 3), ("masked mlp", 2), ("annotated mlp", 2)]
+QUICK = [
+    ("opt decode", 24),
+    ("opt prefill", 3),
+    ("masked mlp", 2),
+    ("annotated mlp", 2),
+    ("annotated prefill", 2),
+]
 
 
 def lowered(fn, arguments, tp, **options):

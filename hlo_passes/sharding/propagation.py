@@ -21,7 +21,8 @@ def propagate(module: ir.Module) -> None:
     asked of them stands.
     """
     asked = {name: _given(main(module), name) for name in ("arg_attrs", "res_attrs")}
-    run_mlir_passes(module, "sdy-propagation-pipeline")
+    # Shardy gives each reader of a constant its own: those that came out alike are one again.
+    run_mlir_passes(module, "sdy-propagation-pipeline,cse")
     function = main(module)
     for name, shardings in asked.items():
         if any(shardings):
