@@ -52,13 +52,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _stated(number: int, record: dict[str | None, Any]) -> list[Measured]:
     """The figures of one record; says so where it has none or cannot be read."""
+    named = {str(key).strip().lower(): text for key, text in record.items()}
+    label = f"row {number} ({named.get('model')})"
     try:
         rows = measured(record)
     except CompileError as error:
-        print(f"row {number} ({record.get('model')}): {error.message}")
+        print(f"{label}: {error.message}")
         return []
     if not rows:
-        print(f"row {number} ({record.get('model')}): neither a time nor a throughput")
+        print(f"{label}: neither a time nor a throughput")
     return rows
 
 

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import jax
+from jax.interpreters.partial_eval import dce_jaxpr
 
 from neuronx.models.catalog import looked_up_bytes, programs
 
@@ -38,8 +39,13 @@ def model_work(name: str, *, batch: int, dtype: Any, prompt_len: int, new_tokens
 
 
 def function_work(function: Callable[..., Any], arguments: Sequence[Any], looked_up: int = 0) -> Work:
-    """Of any function of arguments of these types; ``looked_up`` bytes of them are held and not read."""
-    leaves = jax.tree_util.tree_leaves(arguments)
-    held = float(sum(leaf.size * leaf.dtype.itemsize for leaf in leaves))
-    flops = jax.jit(function).lower(*arguments).cost_analysis()["flops"]
-    return Work(flops=flops, read_bytes=held - looked_up, held_bytes=held)
+    """Of any function of arguments of these types; ``looked_up`` bytes of them are held and not read.
+
+    Nor is what the results do not depend on: of a step that writes, the weights that read the source.
+    """
+    traced = jax.jit(function).trace(*arguments)
+    _, is_read = dce_jaxpr(traced.jaxpr.jaxpr, [True] * len(traced.jaxpr.out_avals))
+    sizes = [float(leaf.size * leaf.dtype.itemsize) for leaf in jax.tree_util.tree_leaves(arguments)]
+    read = sum(size for size, reads in zip(sizes, is_read, strict=True) if reads)
+    flops = traced.lower().cost_analysis()["flops"]
+    return Work(flops=flops, read_bytes=read - looked_up, held_bytes=sum(sizes))

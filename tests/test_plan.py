@@ -105,6 +105,18 @@ def test_tables_that_are_looked_up_are_held_and_not_read():
     assert work.read_bytes == pytest.approx(2 * 85.6e6, rel=0.01)
 
 
+def test_a_step_that_writes_does_not_read_what_reads_the_source():
+    """Of whisper-base 12 layers' worth of weights: its encoder, and in a decoder's layer keys and values of
+    what was heard, which are kept."""
+    shape = {"batch": 1, "dtype": DTYPES["f16"], "prompt_len": 4, "new_tokens": 60}
+    step, prompt = model_work("whisper-base", **shape)
+    wide, layers = 512, 6
+    encoder = layers * 12 * wide**2 + 1500 * wide + 3 * 80 * wide + 3 * wide**2
+    unread = 2 * (encoder + layers * 2 * wide**2)
+    assert step.held_bytes - step.read_bytes == pytest.approx(unread, rel=0.01)
+    assert prompt.read_bytes == prompt.held_bytes
+
+
 def test_three_formats_hold_the_same(planned, rows, capsys):
     assert _call() == 0
     text, _, notes = capsys.readouterr().out.partition("\n\n")
