@@ -225,6 +225,24 @@ def test_shardings_that_do_not_divide_run(size):
     np.testing.assert_allclose(got[1], x.sum(0), rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.parametrize(
+    "read",
+    [
+        lambda x, i: x[i],
+        lambda x, i: jax.lax.dynamic_slice_in_dim(x, i[0], 1),
+        lambda x, i: jax.lax.dynamic_slice_in_dim(x, i[0], 3),
+        lambda x, i: x[1:2],
+        lambda x, i: x,
+    ],
+)
+@pytest.mark.parametrize("rows", [3, 9])
+def test_what_is_read_of_other_cores_keeps_its_bits(read, rows):
+    """Sums of one value and what the others have in its place; XLA:CPU's own all-reduce begins with 0."""
+    cut, whole = PartitionSpec("tp"), PartitionSpec()
+    fast = neuronx.compile(read, tp_degree=8, in_shardings=(cut, whole), out_shardings=whole)
+    assert np.signbit(fast(np.full((rows, 2), -0.0, np.float32), np.array([1, 2], np.int32))).all()
+
+
 def test_auto_cast_changes_matmuls_only():
     r = rng()
     x, w = r.standard_normal((4, 64)).astype(np.float32), r.standard_normal((64, 32)).astype(np.float32)

@@ -56,10 +56,17 @@ class Builder:
         return ir.IntegerType.get_signless(32)
 
     def zero(self, element: ir.Type) -> ir.Value:
+        return self._zero(element, "0.0")
+
+    def no_term(self, element: ir.Type) -> ir.Value:
+        """What leaves each number it is added to as it is: of floats -0.0, for 0.0 makes 0.0 of -0.0."""
+        return self._zero(element, "-0.0")
+
+    def _zero(self, element: ir.Type, number: str) -> ir.Value:
         if isinstance(element, ir.ComplexType):
-            part = self.zero(element.element_type)
+            part = self._zero(element.element_type, number)
             return self.value("stablehlo.complex", [part, part], [], element)
-        text = "0.0" if isinstance(element, ir.FloatType) else "false" if str(element) == "i1" else "0"
+        text = number if isinstance(element, ir.FloatType) else "false" if str(element) == "i1" else "0"
         return self.constant(ir.Attribute.parse(f"dense<{text}> : tensor<{element}>"))
 
     def broadcast(self, scalar: ir.Value, shape: Sequence[int]) -> ir.Value:

@@ -90,7 +90,7 @@ class Emitter(Builder):
         )  # fmt: skip
 
     def sum_parts(self, value: ir.Value, axes: tuple[str, ...]) -> ir.Value:
-        """All-reduce of parts of which at most one is not zero at every place."""
+        """All-reduce of parts of which at every place all but one are ``no_term``."""
         is_bit = str(value.type.element_type) == "i1"
         return self.all_reduce(value, axes, "stablehlo.or" if is_bit else "stablehlo.add")
 

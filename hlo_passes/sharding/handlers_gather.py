@@ -88,11 +88,11 @@ def _local_lookup(
 
 
 def _keep_rows(part: Partitioner, rows: ir.Value, inside: ir.Value, numbers: IndexNumbers) -> ir.Value:
-    """Zeroes the looked-up rows whose index is not ``inside`` this core's block."""
+    """The looked-up rows, but ``no_term`` where the index is not ``inside`` this core's block."""
     emit, shape = part.emit, rows.type.shape
     dims = [d for d in range(len(shape)) if d not in numbers.window]
     mask = emit.spread(inside, shape, dims)
-    return emit.select(mask, rows, emit.broadcast(emit.zero(rows.type.element_type), shape))
+    return emit.select(mask, rows, emit.broadcast(emit.no_term(rows.type.element_type), shape))
 
 
 HANDLERS: Handlers = {"stablehlo.gather": _gather}

@@ -92,7 +92,7 @@ def _on_first(part: Partitioner, op: ir.Operation, local: ir.Value, axes: tuple[
     if reducer not in _NEUTRAL:
         return local
     emit, element, shape = part.emit, local.type.element_type, local.type.shape
-    neutral = emit.zero(element)
+    neutral = emit.no_term(element)
     if _NEUTRAL[reducer]:
         one = emit.constant(ir.Attribute.parse("dense<1> : tensor<i32>"))
         neutral = emit.convert(one, element)

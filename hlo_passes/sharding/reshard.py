@@ -169,15 +169,15 @@ def _gather_alike(movers: Sequence[Mover]) -> None:
 
 
 def _alone(mover: Mover, dim: int) -> ir.Value:
-    """All rows of ``dim``: this core's own block where it belongs, zeros elsewhere."""
+    """All rows of ``dim``: this core's own block where it belongs, ``no_term`` elsewhere."""
     emit, axes, shape = mover.emit, mover.at.axes[dim], list(mover.value.type.shape)
     local = shape[dim]
     shape[dim] = local * emit.mesh.size(axes)
-    zeros = emit.broadcast(emit.zero(mover.value.type.element_type), shape)
+    empty = emit.broadcast(emit.no_term(mover.value.type.element_type), shape)
     offset, zero = emit.offset(axes, local), emit.scalar(0)
     starts = [offset if d == dim else zero for d in range(len(shape))]
     placed = emit.value(
-        "stablehlo.dynamic_update_slice", [zeros, mover.value, *starts], shape, zeros.type.element_type
+        "stablehlo.dynamic_update_slice", [empty, mover.value, *starts], shape, empty.type.element_type
     )
     return emit.resize(placed, dim, mover.shape[dim])
 

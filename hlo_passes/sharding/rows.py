@@ -84,11 +84,12 @@ def fill_outside(
 def owned_rows(
     emit: Emitter, block: ir.Value, dim: int, axes: tuple[str, ...], start: ir.Value, count: int
 ) -> ir.Value:
-    """Global rows ``[start, start + count)`` as far as this core holds them, and zeros for the others.
+    """Global rows ``[start, start + count)`` as far as this core holds them, ``no_term`` for the others.
 
     ``start`` is tensor<i32> and the rows must lie inside the tensor.
     """
     local, shape = block.type.shape[dim], list(block.type.shape)
+    absent = emit.no_term(block.type.element_type)
     first = emit.binary("subtract", start, emit.offset(axes, local))
     taken = min(count, local)
     at = emit.clamp(first, 0, local - taken)
@@ -96,11 +97,11 @@ def owned_rows(
     if count == 1:
         inside = emit.compare(first, at, "EQ")
         shape[dim] = 1
-        return emit.select(
-            emit.broadcast(inside, shape), piece, emit.broadcast(emit.zero(block.type.element_type), shape)
-        )
+        return emit.select(emit.broadcast(inside, shape), piece, emit.broadcast(absent, shape))
     # The piece begins with row ``at`` of the block, where ``first`` was asked for: shift it into place.
     low, high = [0] * len(shape), [0] * len(shape)
     low[dim], high[dim] = count, count
     shift = emit.binary("add", emit.binary("subtract", first, at), emit.scalar(count))
-    return emit.slice_at(emit.pad(piece, low, high), dim, emit.clamp(shift, 0, taken + count), count)
+    return emit.slice_at(
+        emit.pad(piece, low, high, fill=absent), dim, emit.clamp(shift, 0, taken + count), count
+    )
