@@ -116,15 +116,20 @@ class Profile:
         """Writes the trace as JSON; https://ui.perfetto.dev opens it. Times there are microseconds."""
         Path(path).write_text(json.dumps(to_trace(self.timeline)), encoding="utf-8")
 
-    def save_tensorboard(self, logdir: str | Path) -> Path:
-        """Writes ``plugins/profile/<name>/neuron.xplane.pb`` under ``logdir`` and returns its path.
+    def save_tensorboard(self, logdir: str | Path, *, run: str | None = None) -> Path:
+        """Writes ``plugins/profile/<run>/neuron.xplane.pb`` under ``logdir`` and returns its path.
 
-        TensorBoard's profile plugin (``xprof --logdir ...``) shows it in its trace viewer.
+        TensorBoard's profile plugin (``xprof --logdir ...``) shows it: overview, trace, roofline, ops by
+        kernel and line (op_profile, hlo_stats), with the peaks of one core. Its tables look for ops in planes
+        called TPU, so this is one too. A ``run`` left out is named after program, cores and instance; one of
+        the same name there is replaced.
         """
-        run = re.sub(r"[^\w.-]+", "_", self.name)
+        timeline = self.timeline
+        run = run or f"{self.name} {_cores(timeline.num_cores)} of {timeline.instance}"
+        run = re.sub(r"[^\w.-]+", "_", run)
         path = Path(logdir) / "plugins" / "profile" / run / "neuron.xplane.pb"
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(to_xspace(self.timeline))
+        path.write_bytes(to_xspace(timeline))
         return path
 
     def save_json(self, path: str | Path) -> None:

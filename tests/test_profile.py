@@ -170,20 +170,72 @@ def test_arrows_of_loads_end_where_their_kernel_begins(sharded):
 @pytest.mark.filterwarnings("ignore:builtin type event_stats:DeprecationWarning")
 def test_tensorboards_folder_is_read_by_xla(sharded, tmp_path):
     path = sharded.save_tensorboard(tmp_path)
-    assert path.parent.parent == tmp_path / "plugins" / "profile"
-    planes = {plane.name: plane for plane in jax.profiler.ProfileData.from_file(str(path)).planes}
-    events = [event for event in sharded.timeline.events if event.core is not None]
-    lines = {line.name: list(line.events) for line in planes["/device:CUSTOM:core 0"].lines}
-    assert lines.keys() == {event.engine for event in events}
+    assert path.parent == tmp_path / "plugins" / "profile" / "mlp_4_cores_of_inf2.48xlarge"
+    assert sharded.save_tensorboard(tmp_path, run="mine").parent.name == "mine"
+    [plane] = jax.profiler.ProfileData.from_file(str(path)).planes
+    peaks = {"peak_teraflops_per_second": 92.0, "peak_hbm_bw_gigabytes_per_second": 410.0}
+    assert dict(plane.stats) == {"device_type_string": "one core of inf2.48xlarge, simulated"} | peaks
+    lines = {line.name: list(line.events) for line in plane.lines}
+    for [whole] in (lines.pop("Steps"), lines.pop("XLA Modules")):
+        assert whole.duration_ns == pytest.approx(sharded.timeline.total_s * 1e9, abs=1)
+    assert len(lines.pop("XLA Ops")) == len(sharded.timeline.runs)
+    assert lines.keys() == {event.engine for event in sharded.timeline.events}
     for engine, found in lines.items():
-        wanted = [event for event in events if event.engine == engine]
+        wanted = [event for event in sharded.timeline.events if event.engine == engine]
         assert [event.name for event in found] == [event.name for event in wanted]
         for one, other in zip(found, wanted, strict=True):
             assert one.start_ns == pytest.approx(other.start_s * 1e9, abs=1)
             assert one.duration_ns == pytest.approx((other.end_s - other.start_s) * 1e9, abs=1)
             assert dict(one.stats).get("location", "") == other.location
             assert dict(one.stats).get("bytes", 0) == round(other.bytes)
-    assert len(list(planes["/device:CUSTOM:links"].lines)) > 0
+
+
+def fields(message):
+    """The fields of a protobuf message by number, as its encoding says."""
+    found, rest = collections.defaultdict(list), iter(message)
+
+    def varint():
+        groups = []
+        while not groups or groups[-1] & 0x80:
+            groups.append(next(rest))
+        return sum((group & 0x7F) << 7 * place for place, group in enumerate(groups))
+
+    while rest.__length_hint__():
+        number, kind = divmod(varint(), 8)
+        if kind == 0:
+            found[number].append(varint())
+        else:
+            found[number].append(bytes(itertools.islice(rest, 8 if kind == 1 else varint())))
+    return found
+
+
+def nested_mlp(params, x):
+    return jax.lax.fori_loop(0, 2, lambda _, x: scanned_mlp(params, x) + 1, x)
+
+
+@pytest.mark.parametrize("fn", [mlp, scanned_mlp, nested_mlp])
+def test_ops_in_tensorboards_folder_are_the_kernels(fn, tmp_path):
+    """Counts, times, flops and bytes by name and line, loops in full; numbers are those of xplane.proto."""
+    found = profile(4, fn)
+    plane = fields(fields(found.save_tensorboard(tmp_path).read_bytes())[1][0])
+    stat_names, ops = ([fields(fields(entry)[2][0]) for entry in plane[number]] for number in (5, 4))
+    names = {entry[1][0]: entry[2][0].decode() for entry in stat_names}
+    about = {
+        op[1][0]: {names[stat[1][0]]: (stat[3] or stat[5] or stat[6])[0] for stat in map(fields, op[5])}
+        for op in ops
+    }
+    [events] = (fields(line)[4] for line in plane[3] if fields(line)[2][0] == b"XLA Ops")
+    sums = collections.defaultdict(lambda: [0, 0.0, 0.0, 0.0])
+    for event in map(fields, events):
+        said, sum_of = about[event[1][0]], (1, event[3][0] / 1e12)
+        row = sums[said["hlo_category"].decode(), said["source"].decode()]
+        row[:] = map(sum, zip(row, (*sum_of, said["flops"], said["bytes_accessed"]), strict=True))
+    rows = kernel_rows(found.timeline)
+    moved = [row.bytes if row.kind == "kernel" else 0 for row in rows]
+    assert sums == {
+        (row.name, row.location): pytest.approx([row.count, row.seconds, row.flops, size], rel=1e-6)
+        for row, size in zip(rows, moved, strict=True)
+    }
 
 
 def test_no_event_overlaps_another_on_its_engine(sharded):
