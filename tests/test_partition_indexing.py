@@ -151,6 +151,14 @@ def test_top_k_gathers_candidates_only(cores):
     assert not any("sort" in note for note in notes)
 
 
+def test_the_joined_first_rows_of_a_sort():
+    def function(x):
+        best = lax.top_k(x, 2)[0]
+        return jnp.concatenate([best, x, best], 1)
+
+    check_counts(function, (normal(4, 12),), (P(None, "tp"),), 3)
+
+
 def test_top_k_keeps_the_order_of_equal_values():
     values = np.random.default_rng().integers(0, 3, (4, 40)).astype(np.float32)
     check_counts(lambda x: lax.top_k(x, 6), (values,), (P(None, "tp"),), 4)

@@ -60,7 +60,8 @@ def _parts(part: Partitioner, op: ir.Operation, dim: int, axes: tuple[str, ...])
     for value in op.operands:
         count, start = shape_of(value)[dim], _first_row(value, dim)
         beneath = None if start is None else value.owner.operands[0]
-        if beneath is None or part.env[beneath][1].axes[dim] != axes:
+        # Of a sort whose first rows alone are used nothing else is made.
+        if beneath not in part.env or part.env[beneath][1].axes[dim] != axes:
             start, beneath = 0, value
         if count:
             parts.append(_Part(source=beneath, rows=range(start, start + count), begin=begin))
