@@ -59,6 +59,8 @@ _ALSO_CALLED: Mapping[str, str] = {
     "mistral-7b-instruct-v0.3": "mistral-7b-v0.3",
     "mistral-nemo-base-2407": "mistral-nemo-12b",
     "mistral-nemo-instruct-2407": "mistral-nemo-12b",
+    "mobilenet-v2": "mobilenet-v2-1.0-224",
+    "mobilenetv2": "mobilenet-v2-1.0-224",
     "multi-qa-minilm-l6-cos-v1": "all-minilm-l6-v2",
     "multilingual-e5-base": "xlm-roberta-base",
     "multilingual-e5-large": "xlm-roberta-large",

@@ -7,7 +7,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from neuronx.models import bert, clip, perceiver, pixart, resnet, unet, vae, vgg, vit
+from neuronx.models import bert, clip, convnext, mobilenet, perceiver, pixart, resnet, unet, vae, vgg, vit
 
 __all__ = ["WHOLE"]
 
@@ -57,6 +57,8 @@ def _step_and_sentence(cfg: Any, batch: int, dtype: Any) -> list[jax.ShapeDtypeS
 WHOLE: Mapping[ModuleType, tuple[Callable[..., Any], Callable[..., list[jax.ShapeDtypeStruct]]]] = {
     bert: (bert.encode, _sentences),
     resnet: (resnet.classify, _images),
+    convnext: (convnext.classify, _images),
+    mobilenet: (mobilenet.classify, _images),
     vgg: (vgg.classify, _images),
     vit: (vit.classify, _images),
     perceiver: (perceiver.classify, _images),
