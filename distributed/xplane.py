@@ -10,6 +10,7 @@ from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import PurePath
 
+from distributed.analysis import mbu, mfu
 from distributed.events import Run, Timeline
 
 __all__ = ["to_xspace"]
@@ -19,10 +20,13 @@ _VARINT, _DOUBLE, _BYTES = 0, 1, 2
 # The plugin's tables (op_profile, hlo_stats, roofline_model, overview_page) look for the lines Steps, XLA
 # Modules and XLA Ops in planes of this name, whatever the device; its trace viewer then shows no others.
 _DEVICE = "/device:TPU:0"
+# Where its overview looks for MFU and MBU.
+_HOST = "/host:CPU"
 _STATS = (
     "location", "bytes", "flops", "program_id", "symbol_id", "group_id", "hlo_category", "tf_op", "source",
     "model_flops", "bytes_accessed", "memory_access_breakdown", "device_type_string",
-    "peak_teraflops_per_second", "peak_hbm_bw_gigabytes_per_second",
+    "peak_teraflops_per_second", "peak_hbm_bw_gigabytes_per_second", "matrix_unit_utilization_percent",
+    "hbm_utilization_percent",
 )  # fmt: skip
 _NUMBERS = {name: number for number, name in enumerate(_STATS, 1)}
 _READ, _HBM = 1, 1
@@ -37,7 +41,7 @@ _Op = tuple[float, float, Run | None, str]
 
 
 def to_xspace(timeline: Timeline) -> bytes:
-    """A serialised XSpace with one plane: ops by kernel and line for the plugin's tables, engines and links.
+    """A serialised XSpace: a plane of ops by kernel and line, for the plugin's tables, of engines and links.
 
     The runs of core 0 are the ops, the whole program is one step; the peaks are those of one core.
     """
@@ -58,8 +62,12 @@ def to_xspace(timeline: Timeline) -> bytes:
         "peak_teraflops_per_second": timeline.peak_flop_per_s / 1e12,
         "peak_hbm_bw_gigabytes_per_second": timeline.bandwidth_bytes_per_s / 1e9,
     }
-    plane = _plane(1, _DEVICE, lines, about, device)
-    return _field(1, plane) + _field(4, timeline.name.encode())
+    shares: _Stats = {
+        "matrix_unit_utilization_percent": 100 * mfu(timeline),
+        "hbm_utilization_percent": 100 * mbu(timeline),
+    }
+    planes = _plane(1, _DEVICE, lines, about, device), _plane(2, _HOST, {}, {}, shares)
+    return b"".join([*(_field(1, plane) for plane in planes), _field(4, timeline.name.encode())])
 
 
 def _op_items(timeline: Timeline, about: dict[str, _Stats]) -> list[_Item]:

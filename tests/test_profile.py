@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import pytest
 
 import neuronx
-from distributed.analysis import critical_path, kernel_rows
+from distributed.analysis import critical_path, kernel_rows, mbu, mfu
 from distributed.trace import to_trace
 
 SOURCE = Path(__file__).read_text().splitlines()
@@ -172,7 +172,9 @@ def test_tensorboards_folder_is_read_by_xla(sharded, tmp_path):
     path = sharded.save_tensorboard(tmp_path)
     assert path.parent == tmp_path / "plugins" / "profile" / "mlp_4_cores_of_inf2.48xlarge"
     assert sharded.save_tensorboard(tmp_path, run="mine").parent.name == "mine"
-    [plane] = jax.profiler.ProfileData.from_file(str(path)).planes
+    plane, host = jax.profiler.ProfileData.from_file(str(path)).planes
+    assert dict(host.stats)["hbm_utilization_percent"] == 100 * mbu(sharded.timeline)
+    assert dict(host.stats)["matrix_unit_utilization_percent"] == 100 * mfu(sharded.timeline)
     peaks = {"peak_teraflops_per_second": 92.0, "peak_hbm_bw_gigabytes_per_second": 410.0}
     assert dict(plane.stats) == {"device_type_string": "one core of inf2.48xlarge, simulated"} | peaks
     lines = {line.name: list(line.events) for line in plane.lines}
