@@ -153,6 +153,43 @@ def test_roberta_is_transformers_roberta() -> None:
     np.testing.assert_allclose(found[1], expected.pooler_output, atol=_TOLERANCE)
 
 
+def _nearness(ahead: int) -> int:
+    """Row of MPNet's table of biases for a key so many positions ahead: near ones have one each."""
+    far, side = abs(ahead), 16 if ahead > 0 else 0
+    return side + (far if far < 8 else min(15, 8 + int(math.log(far / 8) / math.log(128 / 8) * 8)))
+
+
+@pytest.mark.slow
+def test_scores_of_mpnet_are_biased_by_distance(rng) -> None:
+    sizes = {"hidden": 16, "heads": 2, "layers": 1, "ffn": 24, "vocab": 50, "positions": 200}
+    cfg = dataclasses.replace(bert.config("mpnet-base"), **sizes)
+    params = jax.tree_util.tree_map(
+        lambda leaf: jnp.asarray(rng.normal(0, 0.5, leaf.shape).astype(np.float32)),
+        bert.parameters(cfg, jnp.float32, 0),
+    )
+    wide = jax.tree_util.tree_map(lambda leaf: np.asarray(leaf, np.float64), params)
+    [layer], tokens = wide["layers"], rng.integers(2, 50, 180)
+
+    def dense(name, x):
+        return x @ layer[name]["w"] + layer[name]["b"]
+
+    x = _plain_norm(cfg, wide["norm"], wide["tokens"][tokens] + wide["positions"][2 : 2 + len(tokens)])
+    places, mixed = range(len(tokens)), []
+    rows = np.array([[_nearness(key - query) for key in places] for query in places])
+    for head in range(2):
+        own = slice(8 * head, 8 * head + 8)
+        q, k, v = (dense(name, x)[:, own] for name in "qkv")
+        scores = np.exp(q @ k.T / np.sqrt(8) + wide["distances"][rows, head])
+        mixed.append(scores / scores.sum(-1, keepdims=True) @ v)
+    x = _plain_norm(cfg, layer["attention_norm"], x + dense("o", np.concatenate(mixed, axis=-1)))
+    up = dense("up", x)
+    up = up * 0.5 * (1 + np.vectorize(math.erf)(up / np.sqrt(2)))
+    expected = _plain_norm(cfg, layer["ffn_norm"], x + dense("down", up))
+    given = jnp.asarray(tokens[None])
+    hidden, _ = bert.encode(cfg, params, given, jnp.ones_like(given), given)
+    np.testing.assert_allclose(hidden[0], expected, rtol=1e-3, atol=1e-4)
+
+
 @pytest.mark.slow
 def test_distilbert_is_transformers_distilbert() -> None:
     cfg = bert.BertConfig(**_TINY, types=0, has_pooler=False)
@@ -276,7 +313,7 @@ def test_a_token_takes_its_experts_by_their_shares() -> None:
 
 
 def _plain_norm(cfg, weights, x):
-    if cfg.norm != "rms":
+    if isinstance(weights, dict):
         weights, x = weights | {"bias": weights.get("bias", 0.0)}, x - x.mean(-1, keepdims=True)
     else:
         weights = {"scale": weights, "bias": 0.0}
@@ -1022,6 +1059,8 @@ def test_published_encoders_and_classifiers_have_their_published_size() -> None:
         "vgg13": (vgg, 133_047_848),
         "vgg16": (vgg, 138_357_544),
         "vgg19": (vgg, 143_667_240),
+        "mpnet-base": (bert, 109_486_464),
+        "bge-m3": (bert, 567_754_752),
         "albert-base-v2": (bert, 11.7e6),
         "albert-large-v2": (bert, 17.7e6),
         "albert-xlarge-v2": (bert, 58.7e6),

@@ -20,6 +20,7 @@ from neuronx.models.layers import (
     shapes,
     through_layers,
 )
+from neuronx.models.positions import DISTANCES, distance_bias
 from neuronx.models.sizes import find
 
 __all__ = ["SIZES", "BertConfig", "config", "encode", "parameter_shapes", "parameters"]
@@ -32,7 +33,7 @@ class BertConfig:
     ``types`` is 0 for DistilBERT, which does not tell sentences apart. RoBERTa's position table starts at row
     ``position_offset``. Where the tables are narrower than ``hidden``, ``embed`` wide, a product widens what
     is looked up. ``shares_layers``: ALBERT's layers are all the same one. ``activation``: gelu, or gelu_new,
-    its tanh form.
+    its tanh form. ``has_distances``: MPNet's scores are biased by how far two positions are apart.
     """
 
     name: str
@@ -49,6 +50,7 @@ class BertConfig:
     embed: int | None = None
     shares_layers: bool = False
     activation: str = "gelu"
+    has_distances: bool = False
 
 
 _BASE = {"hidden": 768, "heads": 12, "layers": 12, "ffn": 3072}
@@ -56,6 +58,7 @@ _LARGE = {"hidden": 1024, "heads": 16, "layers": 24, "ffn": 4096}
 _ALBERT = {"vocab": 30000, "embed": 128, "shares_layers": True, "activation": "gelu_new"}
 _DISTILBERT = _BASE | {"layers": 6, "types": 0, "has_pooler": False}
 _ROBERTA = {"vocab": 50265, "position_offset": 2, "types": 1, "norm_epsilon": 1e-5}
+_MPNET = {"vocab": 30527, "types": 0, "has_distances": True}
 
 # Source: config.json of each model on the Hugging Face hub.
 SIZES = {
@@ -73,6 +76,8 @@ SIZES = {
         BertConfig(name="camembert-large", **_LARGE | _ROBERTA | {"vocab": 32005}),
         BertConfig(name="xlm-roberta-base", **_BASE | _ROBERTA | {"vocab": 250002}),
         BertConfig(name="xlm-roberta-large", **_LARGE | _ROBERTA | {"vocab": 250002}),
+        BertConfig(name="bge-m3", **_LARGE | _ROBERTA | {"vocab": 250002}, positions=8192),
+        BertConfig(name="mpnet-base", **_BASE | _ROBERTA | _MPNET),
         BertConfig(name="distilbert-base-uncased", **_DISTILBERT),
         BertConfig(name="distilbert-base-cased", **_DISTILBERT, vocab=28996),
         BertConfig(name="distilbert-base-multilingual-cased", **_DISTILBERT, vocab=119547),
@@ -124,6 +129,8 @@ def _parameter_tree(cfg: BertConfig, make: Make) -> dict[str, Any]:
         tree["widen"] = linear_parameters(make, width, cfg.hidden)
     if cfg.types:
         tree["types"] = make((cfg.types, width), 0.0)
+    if cfg.has_distances:
+        tree["distances"] = make((DISTANCES, cfg.heads), 0.0)
     if cfg.has_pooler:
         tree["pooler"] = linear_parameters(make, cfg.hidden, cfg.hidden)
     return tree
@@ -147,10 +154,13 @@ def encode(
     x = norm(params["norm"], x.astype(dtype))
     if cfg.embed:
         x = linear(params["widen"], x)
-    visible = (mask > 0)[:, None, None, :]
+    visible, bias = (mask > 0)[:, None, None, :], None
+    if cfg.has_distances:
+        places = jnp.arange(tokens.shape[1])
+        bias = distance_bias(params["distances"], places, places, both_ways=True)
 
     def layer(x: jax.Array, weights: dict[str, Any]) -> tuple[jax.Array, None]:
-        x = norm(weights["attention_norm"], x + encoder_attention(weights, x, cfg.heads, visible))
+        x = norm(weights["attention_norm"], x + encoder_attention(weights, x, cfg.heads, visible, bias))
         up = ACTIVATIONS[cfg.activation](linear(weights["up"], x))
         return norm(weights["ffn_norm"], x + linear(weights["down"], up)), None
 

@@ -234,10 +234,12 @@ def through_layers(
     return x, kept
 
 
-def encoder_attention(layer: dict[str, Any], x: jax.Array, heads: int, visible: jax.Array) -> jax.Array:
+def encoder_attention(
+    layer: dict[str, Any], x: jax.Array, heads: int, visible: jax.Array, bias: jax.Array | None = None
+) -> jax.Array:
     """What the positions of ``x`` [batch, length, hidden] take from those ``visible``, projected back."""
     q, k, v = (split_heads(linear(layer[name], x), heads) for name in ("q", "k", "v"))
-    mixed = attention(q * (1 / math.sqrt(q.shape[-1])), k, v, visible)
+    mixed = attention(q * (1 / math.sqrt(q.shape[-1])), k, v, visible, bias)
     return linear(layer["o"], mixed.transpose(0, 2, 1, 3).reshape(*x.shape[:2], -1))
 
 

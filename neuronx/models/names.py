@@ -36,6 +36,7 @@ _SAME_AS: Mapping[str, str] = {
 }
 # Other whole names of the same shapes, and short ones that mean only one of them.
 _ALSO_CALLED: Mapping[str, str] = {
+    "all-mpnet-base-v2": "mpnet-base",
     "all-roberta-large-v1": "roberta-large",
     "bert-base": "bert-base-uncased",
     "bert-large": "bert-large-uncased",

@@ -1,14 +1,20 @@
-"""How decoders tell positions apart: rotations of queries and keys, and slopes on their scores."""
+"""How positions are told apart: rotations of queries and keys, and slopes and biases on their scores."""
 
 import math
 
 import jax
 import jax.numpy as jnp
 
-__all__ = ["Turn", "alibi", "rotate", "rotation", "stretched"]
+__all__ = ["DISTANCES", "Turn", "alibi", "distance_bias", "rotate", "rotation", "stretched"]
 
 Turn = tuple[jax.Array, jax.Array]
 """Cosine and sine of every position's angles, f32 [length, rotary / 2]."""
+
+# Beyond it all have one bias.
+_FARTHEST = 128
+
+DISTANCES = 32
+"""Of T5's biases: one each for the near distances, shared by ever more of the far ones."""
 
 # Llama 3.1's config.json: the positions it was first trained on, and how many turns over them make a wave
 # slow (stretched whole) or fast (left alone).
@@ -56,3 +62,17 @@ def alibi(heads: int, extra_heads: int, keys: int) -> jax.Array:
     powers += [8 * (head + 0.5) / even for head in range(heads - even)]
     slopes = [2.0**-power for power in powers] + [0.0] * extra_heads
     return jnp.array(slopes, jnp.float32)[:, None, None] * jnp.arange(keys, dtype=jnp.float32)
+
+
+def distance_bias(table: jax.Array, queries: jax.Array, keys: jax.Array, *, both_ways: bool) -> jax.Array:
+    """f32 [heads, queries, keys] of ``table`` [distances, heads]; ``both_ways``: keys may come later, and
+    half of the distances are theirs."""
+    ahead = keys[None, :] - queries[:, None]
+    count = DISTANCES // 2 if both_ways else DISTANCES
+    first = jnp.where(ahead > 0, count, 0) if both_ways else 0
+    far = jnp.abs(ahead) if both_ways else jnp.maximum(-ahead, 0)
+    exact = count // 2
+    ratio = jnp.log(jnp.maximum(far, 1) / exact) / math.log(_FARTHEST / exact)
+    shared = jnp.minimum(exact + (ratio * (count - exact)).astype(jnp.int32), count - 1)
+    chosen = first + jnp.where(far < exact, far, shared)
+    return jnp.take(table, chosen, axis=0, mode="clip").astype(jnp.float32).transpose(2, 0, 1)

@@ -23,6 +23,7 @@ from neuronx.models.layers import (
     step_attention,
     through_layers,
 )
+from neuronx.models.positions import DISTANCES, distance_bias
 from neuronx.models.sizes import find
 
 __all__ = [
@@ -38,9 +39,6 @@ __all__ = [
 ]
 
 NORM_EPSILON = 1e-6
-# Scores are biased by the distance of two positions: one bias each for the near ones, shared by ever more of
-# the far ones, and one for all beyond.
-_DISTANCES, _FARTHEST = 32, 128
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -138,7 +136,7 @@ def _parameter_tree(cfg: T5Config, make: Make) -> dict[str, Any]:
     def stack(reads: bool) -> dict[str, Any]:
         return {
             "layers": [layer(reads) for _ in range(cfg.layers)],
-            "distances": make((_DISTANCES, cfg.all_heads), 0.0),
+            "distances": make((DISTANCES, cfg.all_heads), 0.0),
             "final_norm": make((cfg.hidden,), 1.0),
         }
 
@@ -180,7 +178,7 @@ def prefill(
     readable = jnp.broadcast_to(jnp.arange(max_len) < length, (batch, cfg.all_heads, 1, max_len))
     # An answer starts with token 0, which is padding elsewhere.
     start, position = jnp.zeros((batch,), jnp.int32), jnp.zeros((1,), jnp.int32)
-    bias = _bias(params["writer"]["distances"], position, position, both_ways=False)
+    bias = distance_bias(params["writer"]["distances"], position, position, both_ways=False)
     return _write(cfg, params, start, prompt_attention(1, max_len, bias), sources, readable)
 
 
@@ -197,7 +195,7 @@ def decode(
       As ``prefill``, with the updated cache (to be donated, so that it stays where it is).
     """
     max_len = cache["readable"].shape[-1]
-    bias = _bias(params["writer"]["distances"], position[None], jnp.arange(max_len), both_ways=False)
+    bias = distance_bias(params["writer"]["distances"], position[None], jnp.arange(max_len), both_ways=False)
     attend = step_attention(max_len, position, bias)
     return _write(cfg, params, token, attend, cache["layers"], cache["readable"])
 
@@ -205,7 +203,7 @@ def decode(
 def _read(cfg: T5Config, params: dict[str, Any], tokens: jax.Array) -> jax.Array:
     """Hidden states [batch, length, hidden] of a source."""
     reader, places = params["reader"], jnp.arange(tokens.shape[1])
-    bias = _bias(reader["distances"], places, places, both_ways=True)
+    bias = distance_bias(reader["distances"], places, places, both_ways=True)
 
     def layer(x: jax.Array, weights: dict[str, Any]) -> tuple[jax.Array, None]:
         normal = rms_norm(weights["attention_norm"], x, NORM_EPSILON)
@@ -265,17 +263,3 @@ def _fed_forward(cfg: T5Config, weights: dict[str, Any], x: jax.Array) -> jax.Ar
     else:
         up = ACTIVATIONS["relu"](up)
     return x + linear(weights["down"], up)
-
-
-def _bias(table: jax.Array, queries: jax.Array, keys: jax.Array, *, both_ways: bool) -> jax.Array:
-    """f32 [heads, queries, keys] of ``table`` [distances, heads]; ``both_ways``: keys may come later, and
-    half of the distances are theirs."""
-    ahead = keys[None, :] - queries[:, None]
-    count = _DISTANCES // 2 if both_ways else _DISTANCES
-    first = jnp.where(ahead > 0, count, 0) if both_ways else 0
-    far = jnp.abs(ahead) if both_ways else jnp.maximum(-ahead, 0)
-    exact = count // 2
-    ratio = jnp.log(jnp.maximum(far, 1) / exact) / math.log(_FARTHEST / exact)
-    shared = jnp.minimum(exact + (ratio * (count - exact)).astype(jnp.int32), count - 1)
-    chosen = first + jnp.where(far < exact, far, shared)
-    return jnp.take(table, chosen, axis=0, mode="clip").astype(jnp.float32).transpose(2, 0, 1)
