@@ -9,7 +9,7 @@ from distributed.analysis import critical_path
 from distributed.events import Event, Timeline
 from kernels.ops import COMPUTE
 
-__all__ = ["to_trace"]
+__all__ = ["place", "to_trace"]
 
 _PATH = "critical path"
 # How the engines of a core stand below one another; links follow by their names.
@@ -35,7 +35,7 @@ def to_trace(timeline: Timeline) -> dict[str, Any]:
     events = [*timeline.events, *_path(timeline)]
     process_of = {event.engine: _LINKS if event.core is None else _CORE for event in events}
     # In the order of their numbers Perfetto shows threads; one with its process's own would be the main one.
-    numbers = enumerate(sorted(process_of, key=_place), _LINKS + 1)
+    numbers = enumerate(sorted(process_of, key=place), _LINKS + 1)
     threads = {engine: (process_of[engine], number) for number, engine in numbers}
     cores = f"core 0 (all {timeline.num_cores} cores are alike)" if timeline.num_cores > 1 else "core 0"
     records = [_named("process_name", _CORE, 0, cores)]
@@ -102,8 +102,8 @@ def _is_before(cause: Event, effect: Event) -> bool:
     return _ns(cause.end_s) <= _ns(effect.start_s)
 
 
-def _place(engine: str) -> tuple[int, list[int], str]:
-    """Cores and chips by number, not by digit: 2 before 10."""
+def place(engine: str) -> tuple[int, list[int], str]:
+    """Where an engine stands among others, links last; chips by number: 2 before 10."""
     rank = _ORDER.index(engine) if engine in _ORDER else len(_ORDER)
     return rank, [int(number) for number in re.findall(r"\d+", engine)], engine
 

@@ -12,6 +12,7 @@ from pathlib import PurePath
 
 from distributed.analysis import mbu, mfu
 from distributed.events import Run, Timeline
+from distributed.trace import place
 
 __all__ = ["to_xspace"]
 
@@ -53,7 +54,7 @@ def to_xspace(timeline: Timeline) -> bytes:
     lines["Steps"] = [("step", *whole, {"group_id": 0})]
     lines["XLA Modules"] = [(timeline.name, *whole, {"group_id": 0, "program_id": 1})]
     lines["XLA Ops"] = _op_items(timeline, about)
-    for event in sorted(timeline.events, key=lambda event: event.core is None):
+    for event in sorted(timeline.events, key=lambda event: place(event.engine)):
         said = {"location": event.location, "bytes": round(event.bytes), "flops": round(event.flops)}
         stats = {key: value for key, value in said.items() if value}
         lines[event.engine].append((event.name, event.start_s, event.end_s, stats))

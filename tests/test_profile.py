@@ -181,6 +181,7 @@ def test_tensorboards_folder_is_read_by_xla(sharded, tmp_path):
     for [whole] in (lines.pop("Steps"), lines.pop("XLA Modules")):
         assert whole.duration_ns == pytest.approx(sharded.timeline.total_s * 1e9, abs=1)
     assert len(lines.pop("XLA Ops")) == len(sharded.timeline.runs)
+    assert list(lines)[:4] == ["pe", "vector", "scalar", "dma"]
     assert lines.keys() == {event.engine for event in sharded.timeline.events}
     for engine, found in lines.items():
         wanted = [event for event in sharded.timeline.events if event.engine == engine]
