@@ -15,6 +15,7 @@ import jax
 import numpy as np
 from jax._src import core
 from jax._src.interpreters import pxla
+from jax.dlpack import is_supported_dtype
 from jax.sharding import SingleDeviceSharding
 from jaxlib import _jax, lapack, xla_client
 
@@ -207,14 +208,18 @@ class Executor:
         """
         return array._value
 
-    def hand_out(self, array: np.ndarray, *, weak_type: bool) -> jax.Array:
-        """The array as a result of ``jax.jit``: on JAX's own default device, not committed to it.
+    def hand_out(self, array: jax.Array, *, weak_type: bool) -> jax.Array:
+        """The buffer as a result of ``jax.jit``: on JAX's own default device, not committed to it.
 
-        Memory of the host on a 64-byte boundary is shared: it must not change after.
+        Memory is shared where that is the host, and freed with the result: it must not change after.
         """
         device = pxla.get_default_device()
-        aval = _aval(array.shape, array.dtype, weak_type)
-        return _jax.batched_device_put(aval, _at(device), [array], [device], False, enable_x64=True)
+        aval, sharding, finish = _result(array.shape, array.dtype, weak_type, device)
+        if finish is None:
+            host = self.to_host(array)
+            return _jax.batched_device_put(aval, sharding, [host], [device], False, enable_x64=True)
+        capsule = _jax.buffer_to_dlpack_managed_tensor(array, stream=None)
+        return finish(_jax.dlpack_managed_tensor_to_buffer(capsule, device, None))
 
     def copy(self, array: jax.Array) -> jax.Array:
         """The same value in memory of its own."""
@@ -265,7 +270,16 @@ def _device() -> _jax.Device:
 
 # Made for every collective of a step otherwise.
 _aval = functools.lru_cache(maxsize=1024)(core.ShapedArray)
-_at = functools.cache(SingleDeviceSharding)
+
+
+@functools.lru_cache(maxsize=1024)
+def _result(
+    shape: tuple[int, ...], dtype: np.dtype, weak_type: bool, device: _jax.Device
+) -> tuple[core.ShapedArray, SingleDeviceSharding, Callable[[jax.Array], jax.Array] | None]:
+    """What a result on ``device`` is, and what makes one of a buffer there, if ours can be that buffer."""
+    aval, sharding = core.ShapedArray(shape, dtype, weak_type), SingleDeviceSharding(device)
+    is_shared = device.platform == "cpu" and is_supported_dtype(dtype)
+    return aval, sharding, _jax.array_result_handler(aval, sharding, False, True) if is_shared else None
 
 
 _REGISTERING = threading.Lock()

@@ -133,10 +133,9 @@ class Runtime:
         One block that is all of it is handed out where it lies, several are put together once.
         """
         if self.program.output_layouts[index].is_replicated:
-            whole = self._executor.to_host(placed.arrays[0])
+            [whole, *_] = placed.consume()
         else:
-            whole = self.gather(index, placed)
-        placed.consume()
+            whole = self._executor.to_device(self.gather(index, placed))
         return self._executor.hand_out(whole, weak_type=weak_type)
 
     def _check(self, inputs: Sequence[PlacedValue]) -> None:

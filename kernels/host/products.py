@@ -55,7 +55,7 @@ _WORD_BYTES = 8
 _DIMS = 3
 """Of x, the weights and the result of one product."""
 
-_PARALLEL_FROM = 1 << 17
+_PARALLEL_FROM = 1 << 18
 """Multiplications that are worth waking another thread for."""
 
 _TURNS = 16
