@@ -131,7 +131,7 @@ class KernelClock:
         early_bytes = early_s = late_bytes = late_s = 0.0
         waits = False
         for number, size, seconds in _shares(kernel.operands, kernel.work.reads, price.read_s, self.sizes):
-            if number in self.sbuf:
+            if number in self.sbuf or number in self.uses.tiles:
                 continue
             if self.ready.get(number, self.origin) <= self.origin:
                 early_bytes, early_s = early_bytes + size, early_s + seconds
@@ -141,6 +141,8 @@ class KernelClock:
                     self.sbuf.keep(number, size, self.uses.next(number, self.position), is_stored=True)
         spill_bytes = 0
         for number, size, seconds in _shares(kernel.results, kernel.work.writes, price.write_s, self.sizes):
+            if number in self.uses.tiles:
+                continue
             # What is written in part lies in its place in HBM already.
             is_stored = number in self.uses.stored or size < self.sizes[number]
             if is_stored:

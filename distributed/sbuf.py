@@ -2,15 +2,19 @@
 
 from bisect import bisect_right
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from distributed.liveness import nested_blocks
-from distributed.program import Block, Branch, Launch, Loop
+from distributed.program import Block, Branch, Kernel, Launch, Loop
+from kernels.work import KernelWork, Tensor
 
 __all__ = ["Sbuf", "Uses"]
 
 _NEVER = float("inf")
+_PRODUCTS = frozenset({"matmul", "convolution"})
+# Kernels whose every row depends on no other.
+_BY_ROWS = frozenset({"elementwise", "softmax"})
 
 
 @dataclass(frozen=True)
@@ -19,40 +23,70 @@ class Uses:
 
     ``stored`` are those that something other than a kernel of the same straight run reads: a collective,
     a loop or branch or a kernel behind it, and the block's results. Scalars of the control CPU are too.
+    ``tiles`` are those of which only some rows exist at a time: an attention's scores and weights, say.
     """
 
     reads: dict[int, list[int]] = field(default_factory=dict)
     stored: set[int] = field(default_factory=set)
+    tiles: set[int] = field(default_factory=set)
 
     @staticmethod
-    def of(block: Block) -> "Uses":
-        """Reads off the uses of a block."""
+    def of(block: Block, *, row_tiles: bool) -> "Uses":
+        """Reads off the uses of a block; without ``row_tiles`` every value is made whole."""
         reads: defaultdict[int, list[int]] = defaultdict(list)
         stored = set(block.results)
         made: dict[int, int] = {}
-        position = run = 0
+        kernels: list[Kernel] = []
+        run = 0
         for step in block.steps:
             if isinstance(step, Launch):
                 for kernel in step.kernels:
                     for number in kernel.operands:
-                        reads[number].append(position)
+                        reads[number].append(len(kernels))
                         if made.get(number, run) != run:
                             stored.add(number)
                     made.update(dict.fromkeys(kernel.results, run))
-                    position += 1
+                    kernels.append(kernel)
                 continue
             stored.update(step.operands if not isinstance(step, Branch) else (step.index,))
             if isinstance(step, Loop | Branch):
                 run += 1
                 for nested in nested_blocks(step):
                     stored |= _read_in(nested)
-        return Uses(dict(reads), stored)
+        return Uses(dict(reads), stored, _tiles(kernels, reads, stored) if row_tiles else set())
 
     def next(self, number: int, position: int) -> float:
         """The first kernel after ``position`` that reads the buffer; infinity where none does."""
         found = self.reads.get(number, [])
         at = bisect_right(found, position)
         return found[at] if at < len(found) else _NEVER
+
+
+def _tiles(kernels: Sequence[Kernel], reads: Mapping[int, list[int]], stored: set[int]) -> set[int]:
+    """Values that one other kernel alone reads, row by row as they are made.
+
+    A product and the softmax or elementwise kernel behind it take turns at blocks of rows, and so do a
+    softmax and the product that contracts its rows: the scores and weights of an attention are never whole,
+    however long the sequence. The kernels' times still add up.
+    """
+    found: set[int] = set()
+    for maker in kernels:
+        for number, tensor in zip(maker.results, maker.work.writes, strict=False):
+            positions = reads.get(number, ())
+            if len(positions) == 1 and number not in stored:
+                taker = kernels[positions[0]].work
+                is_made_so = maker.work.name in _PRODUCTS and taker.name in _BY_ROWS
+                if is_made_so or (maker.work.name == "softmax" and _contracts(taker, tensor)):
+                    found.add(number)
+    return found
+
+
+def _contracts(work: KernelWork, rows: Tensor) -> bool:
+    """Whether a kernel is a product that contracts ``rows`` along the last dim, or one of its size."""
+    products = [op.matmul for op in work.ops if op.matmul]
+    return work.name == "matmul" and any(
+        rows.shape[-1] == k and rows.size in (b * m * k, b * k * n) for b, m, k, n in products
+    )
 
 
 def _read_in(block: Block) -> set[int]:

@@ -88,7 +88,7 @@ class _Clock(KernelClock):
 
     def steps(self, block: Block) -> None:
         outer = self.uses, self.position
-        self.uses, self.position = Uses.of(block), 0
+        self.uses, self.position = Uses.of(block, row_tiles=self.core.sbuf.row_tiles), 0
         for step in block.steps:
             _STEPS[type(step)](self, step)
         self.uses, self.position = outer

@@ -16,7 +16,8 @@ __all__ = ["fused_instructions"]
 def fused_instructions(block: ir.Block) -> tuple[set[ir.Operation], set[ir.Operation]]:
     """(ops whose result is one activation's, ops that this activation replaces) in a kernel's body.
 
-    A row lies along a partition: what is added to all of it is a bias, and a sum over it is one a partition.
+    A row lies along a partition: what is added to all of it is a bias, and a sum over it is one a partition;
+    of several dims, as in a group of an image's features, it lies along a few, whose sums are few to add.
     """
     roots: set[ir.Operation] = set()
     inside: set[ir.Operation] = set()
@@ -56,7 +57,7 @@ def _sums_rows(op: ir.Operation) -> bool:
         return False
     body = [view.operation for view in op.regions[0].blocks[0].operations]
     last = len(op.operands[0].type.shape) - 1
-    return len(body) == 2 and kind(body[0]) == "add" and list(op.attributes["dimensions"]) == [last]
+    return len(body) == 2 and kind(body[0]) == "add" and last in list(op.attributes["dimensions"])
 
 
 def _is_biased(value: ir.Value) -> bool:

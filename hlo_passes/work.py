@@ -207,7 +207,10 @@ def _convolution(op: ir.Operation, work: OpWork) -> OpWork:
 
 
 def _window(op: ir.Operation, work: OpWork) -> OpWork:
-    return replace(work, window=math.prod(op.attributes["window_dimensions"]))
+    sizes = tuple(op.attributes["window_dimensions"])
+    beside = [size for size, slid in zip(work.results[0].shape, sizes, strict=False) if slid == 1]
+    features = max(beside, default=1) if kind(op) == "reduce_window" else 0
+    return replace(work, window=math.prod(sizes), features=features)
 
 
 _DETAILS = {

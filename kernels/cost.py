@@ -78,7 +78,7 @@ def cost(work: KernelWork, core: Core) -> KernelCost:
     Engines overlap as far as ``core.issue.overlap_fraction`` says, fully by default, so the busiest
     decides; to that come one DMA latency and, for every op of the chain, the wait of a dependent
     instruction. The ops of one kernel pass their results through SBUF and PSUM. A kernel that reduces
-    rows hands its result on transposed.
+    rows of one dim hands its result on transposed.
 
     Raises:
       CompileError: an op kind is unknown or none that a core computes.
@@ -102,7 +102,7 @@ def cost(work: KernelWork, core: Core) -> KernelCost:
     for index in left_in_psum:
         op, price = runs[index]
         _evacuate(busy, op.repeats, price.psum_elements * core.sbuf.partitions, core)
-    if work.name in _BY_ROWS:
+    if _is_by_rows(work):
         for tensor in work.writes:
             busy["pe"] += transpose_s(tensor.size, core)
             _evacuate(busy, 1, tensor.size, core)
@@ -132,6 +132,12 @@ def cost(work: KernelWork, core: Core) -> KernelCost:
             _busiest(op, price, places, core) for (op, price), places in zip(runs, placed, strict=True)
         ),
     )
+
+
+def _is_by_rows(work: KernelWork) -> bool:
+    """Whether rows of one dim are reduced. An image's features lie across partitions before and after."""
+    reduced = [len(op.operands[0].shape) - len(op.results[0].shape) for op in work.ops if op.kind == "reduce"]
+    return work.name in _BY_ROWS and set(reduced) == {1}
 
 
 def _busiest(op: OpWork, price: OpCost, places: tuple[str, ...], core: Core) -> tuple[str, float]:

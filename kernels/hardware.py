@@ -126,7 +126,8 @@ class Sbuf:
 
     ``stream_fraction`` of the rest holds what streams in ahead of its use, the remainder what stays. Of what
     is not kept, reading ahead may fill ``prefetch_fraction``, if that is more. A kernel's weights come,
-    and leave as it works through them, in ``prefetch_parts``.
+    and leave as it works through them, in ``prefetch_parts``. With ``row_tiles`` kernels that work row by row
+    take turns at blocks of rows, rather than one after the other at the whole.
     """
 
     partitions: int
@@ -135,6 +136,7 @@ class Sbuf:
     stream_fraction: float
     prefetch_fraction: float
     prefetch_parts: int
+    row_tiles: bool
 
     @property
     def usable_bytes(self) -> int:

@@ -38,9 +38,16 @@ def price(op: OpWork, places: tuple[str, ...], core: Core) -> OpCost:
 
 
 def price_window(op: OpWork, places: tuple[str, ...], core: Core) -> OpCost:
-    """Windows by doubling: ceil(log2(window)) passes that each combine two shifted operands."""
+    """The cheaper of two ways: one reduction that reads each window whole, as nki's average_pool2d does, or
+    by doubling, ceil(log2(window)) passes that each combine two shifted operands."""
     passes = max(1, math.ceil(math.log2(max(1, op.window))))
     size = max((tensor.size for tensor in op.results), default=0)
     elements = max((lane_elements(tensor) for tensor in (*op.results, *op.operands)), default=0)
-    seconds = vector_s(elements, core, cycles=core.vector.pair_cycles, passes=passes)
-    return OpCost(engine_s={"vector": seconds}, flops=size * max(0, op.window - 1), chain=passes)
+    ways = [(vector_s(elements, core, cycles=core.vector.pair_cycles, passes=passes), passes)]
+    if op.features:
+        # Features lie on partitions, as a convolution leaves them.
+        share = op.features / (math.ceil(op.features / core.vector.lanes) * core.vector.lanes)
+        read_s = sum(vector_s(math.ceil(op.window * lane_elements(t) / share), core) for t in op.results)
+        ways.append((read_s, len(op.results)))
+    seconds, chain = min(ways)
+    return OpCost(engine_s={"vector": seconds}, flops=size * max(0, op.window - 1), chain=chain)

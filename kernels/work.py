@@ -33,7 +33,8 @@ class OpWork:
     ``matmul`` is (batch, m, k, n) where the op is a product on the tensor engine (a convolution
     counts as its implicit product), else None. ``repeats`` is how often it runs (loop bodies).
     ``taps`` are the sizes of a convolution's window, the last dim last, whose product is part of k.
-    ``window`` is how many elements one result combines (reduce_window, select_and_scatter), else 1.
+    ``window`` is how many elements one result combines (reduce_window, select_and_scatter), else 1;
+    ``features`` the size of the largest dim that a reduce_window does not slide over, else 0.
     ``activation``: "result" for the op whose result one activation of the scalar engine makes out of its
     tables (GELU, SiLU, ...), "inside" for the ops which that activation replaces (a bias before it and a sum
     over its results too), else empty.
@@ -46,6 +47,7 @@ class OpWork:
     repeats: int = 1
     taps: tuple[int, ...] = ()
     window: int = 1
+    features: int = 0
     activation: str = ""
 
 

@@ -305,17 +305,30 @@ def test_a_convolution_of_few_features_leaves_lanes_idle() -> None:
     assert vector_s(0, 2048) < vector_s(128, 2048)
 
 
-@pytest.mark.parametrize(("name", "turned"), [("normalization", True), ("elementwise", False)])
-def test_results_of_kernels_by_rows_are_turned(name: str, turned: bool) -> None:
-    x = _tensor(256, 1024)
+@pytest.mark.parametrize(
+    ("name", "sums", "turned"),
+    [("normalization", (4, 64), True), ("normalization", (4,), False), ("elementwise", (4, 64), False)],
+)
+def test_results_of_kernels_by_rows_are_turned(name: str, sums: tuple[int, ...], turned: bool) -> None:
+    x = _tensor(4, 64, 1024)
     work = KernelWork(
         name=name,
-        ops=(OpWork(kind="multiply", operands=(x, x), results=(x,)),),
+        ops=(OpWork(kind="reduce", operands=(x, _tensor()), results=(_tensor(*sums),)),),
         reads=(x,),
         writes=(x,),
     )
     # 16 tiles of 128 x 128, 128 cycles each.
     assert cost(work, _CORE).engine_s["pe"] == pytest.approx(turned * 16 * 128 / _CORE.pe.clock_hz)
+
+
+@pytest.mark.parametrize(("features", "share"), [(64, 0.5), (128, 1.0), (256, 1.0)])
+def test_a_pool_reads_each_window_once(features: int, share: float) -> None:
+    # nki/guides/tutorials/average_pool2d.rst: one reduction over an access pattern of windows, an element a
+    # cycle. The features lie on partitions.
+    x, y = _tensor(1, 56, 56, features), _tensor(1, 28, 28, features)
+    pool = OpWork(kind="reduce_window", operands=(x, _tensor()), results=(y,), window=4, features=features)
+    busy_s = cost(KernelWork(name="single", ops=(pool,), reads=(x,), writes=(y,)), _CORE).engine_s["vector"]
+    assert busy_s == pytest.approx(x.size / 128 / share / _CORE.vector.clock_hz)
 
 
 # -- published figures -----------------------------------------------------------------------------------

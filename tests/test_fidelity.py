@@ -58,6 +58,15 @@ def test_single_core_rows_are_met_and_beat_both_baselines(fitted) -> None:
         assert np.median(found) < np.median(np.abs(errors(fitted, [baseline(row) for row in fitted])))
 
 
+def test_a_larger_batch_takes_no_longer_for_each(fitted) -> None:
+    rows = sorted((row for row in fitted if row.model.startswith("bert")), key=lambda row: row.batch)
+    for era in ERAS:
+        each = [
+            time_program(row.runs[0].program(), row.instance, era=era).total_s / row.batch for row in rows
+        ]
+        assert [row.batch for row in rows] == [1, 8, 16] and each == sorted(each, reverse=True)
+
+
 def test_no_prediction_beats_the_datasheet(fitted) -> None:
     for row in fitted:
         for era in (DEFAULT_ERA, "ideal"):

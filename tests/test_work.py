@@ -56,6 +56,14 @@ def test_products_have_the_flops_xla_counts(function, shapes):
     assert 2 * np.prod(product) == _flops(function, *shapes)
 
 
+def test_a_window_slides_beside_features():
+    def pool(x):
+        return lax.reduce_window(x, -jnp.inf, lax.max, (1, 3, 3, 1), (1, 2, 2, 1), "SAME")
+
+    (op,) = [op for work in _works(_local(pool, (2, 16, 16, 64))) for op in work.ops if op.window > 1]
+    assert (op.window, op.features) == (9, 64)
+
+
 def test_dot_general_is_batch_m_k_n():
     (work,) = _works(_local(lambda x, w: jnp.einsum("bij,bkj->bik", x, w), (3, 5, 7), (3, 11, 7)))
     assert [op.matmul for op in work.ops if op.matmul] == [(3, 5, 7, 11)]
