@@ -149,11 +149,12 @@ class Walk:
     def launch(self, step: Launch, moved: Sequence[int]) -> None:
         count = self.num_cores if step.varying else 1
         columns = [self.values[number] for number in step.operands]
-        if not step.varying and any(len(arrays) > 1 for arrays in columns):
+        if not step.varying and max(map(len, columns), default=1) > 1:
             raise AssertionError(f"launch {step.segment} is uniform but reads a varying buffer")
         for operand, _ in step.donated:
             columns[operand] = self.owned(step.operands[operand], count)
-        columns = [arrays if len(arrays) == count else arrays * count for arrays in columns]
+        if count > 1:
+            columns = [arrays if len(arrays) == count else arrays * count for arrays in columns]
         if step.takes_rank:
             columns.insert(0, self.ranks[:count])
         executable = self.executables[step.segment, None]
