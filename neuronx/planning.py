@@ -14,14 +14,19 @@ from kernels.hardware import load_core, load_instance, load_links
 from neuronx.comparing import Work, function_work, model_work
 from neuronx.models.catalog import Workload, function_workload, weight_bytes, workload
 from neuronx.models.generation import DTYPES
+from neuronx.models.names import DECODERS, MODELS, resolve
+from neuronx.models.quantised import WEIGHTS
 from neuronx.named import argument_type, find_function, traced
 from neuronx.progress import Progress
 
-__all__ = ["AS_WRITTEN", "Deployment", "Request", "best", "deployments"]
+__all__ = ["AS_WRITTEN", "PRECISIONS", "Deployment", "Request", "best", "deployments"]
 
 _SECONDS_PER_HOUR = 3600
+_ELEMENTS = DTYPES | WEIGHTS
 AS_WRITTEN = "as written"
 """The type of a user's function: its own."""
+PRECISIONS = (*DTYPES, *WEIGHTS)
+"""Types of a model of the catalog: of all of it, or of a decoder's matrices, all else being bf16."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -98,18 +103,14 @@ def deployments(
 
     Raises:
       CompileError: an unknown model, instance or era, more positions than the model has, a number below one,
-        arguments for a model of the catalog.
+        arguments for a model of the catalog, 8 bits for what has none.
     """
     asked = {"prompt length": [request.prompt_len], "new tokens": [request.new_tokens], "batch": batches}
     for what, numbers in (asked | {"tp": degrees or [1]}).items():
         if min(numbers) < 1:
             raise CompileError(f"{what} is {min(numbers)}", op="plan", fix="give at least 1")
-    if request.arguments and not request.is_function:
-        raise CompileError(
-            f"{request.model} is known by name, with arguments of its own",
-            op="plan",
-            fix="leave --arguments out, or give module:function",
-        )
+    if not request.is_function:
+        _check_known(request, instances, dtypes)
     types = (AS_WRITTEN,) if request.is_function else dtypes
     rows = [
         (instance, *rest)
@@ -124,6 +125,23 @@ def deployments(
             else:
                 yield _deployment(request, instance, tp, batch, dtype, options)
             shown.advance()
+
+
+def _check_known(request: Request, instances: Sequence[str], dtypes: Sequence[str]) -> None:
+    if request.arguments:
+        raise CompileError(
+            f"{request.model} is known by name, with arguments of its own",
+            op="plan",
+            fix="leave --arguments out, or give module:function",
+        )
+    compared = [name for name in instances if name in COMPARATORS]
+    has_none = compared[0] if compared else request.model
+    if WEIGHTS.keys() & set(dtypes) and (compared or MODELS[resolve(request.model)] not in DECODERS):
+        raise CompileError(
+            f"matrices in 8 bits are not known of {has_none}",
+            op="plan",
+            fix=f"plan it in {', '.join(DTYPES)}; 8 bits are for models that write tokens, on Neuron devices",
+        )
 
 
 def _degrees(instance: str, degrees: Sequence[int] | None) -> list[int]:
@@ -141,7 +159,7 @@ def _deployment(
     common["replicas"] = spec.cores // tp
     # A lower bound that needs no compilation.
     capacity = load_core(spec.family).hbm.capacity_bytes
-    if not request.is_function and weight_bytes(request.model, DTYPES[dtype]) > tp * capacity:
+    if not request.is_function and weight_bytes(request.model, _ELEMENTS[dtype]) > tp * capacity:
         return Deployment(**common, fits=False)
     try:
         found = _workload(request, batch, dtype, tp_degree=tp, instance=instance, **options)
@@ -203,10 +221,12 @@ def _workload(request: Request, batch: int, dtype: str, **options: Any) -> Workl
         function = find_function(request.model)
         with traced(request.model, request.arguments):
             return function_workload(function, request.arguments, batch, **options)
+    if dtype in WEIGHTS:
+        options |= {"weights": dtype}
     return workload(
         request.model,
         batch=batch,
-        dtype=DTYPES[dtype],
+        dtype=DTYPES.get(dtype, DTYPES["bf16"]),
         prompt_len=request.prompt_len,
         new_tokens=request.new_tokens,
         **options,

@@ -47,6 +47,17 @@ def test_best_are_the_cheapest_and_the_fastest(rows):
     assert best(rows, latency_limit_s=1e-9) == {}
 
 
+def test_matrices_in_8_bits_take_less_memory_and_time(rows):
+    wide = rows[0]
+    for row in _rows(degrees=[1], batches=[1], dtypes=["int8", "fp8_e4m3"]):
+        # 85 million of its 125 million parameters are in the layers.
+        assert wide.hbm_bytes - row.hbm_bytes == pytest.approx(85e6, rel=0.02)
+        assert row.tpot_s < 0.9 * wide.tpot_s
+    for model, instance in (("bert-base-uncased", "inf2.xlarge"), ("opt-125m", "g5.48xlarge")):
+        with pytest.raises(CompileError, match=r"8 bits are not known of (bert|g5)"):
+            _rows(model, instances=[instance], dtypes=["int8"])
+
+
 def test_what_cannot_fit_says_so_at_once():
     assert weight_bytes("opt-66b", DTYPES["bf16"]) > 2 * 16 * 2**30
     found = _rows("opt-66b")

@@ -13,9 +13,8 @@ from kernels import hardware
 from kernels.comparators import COMPARATORS
 from kernels.eras import DEFAULT_ERA, ERAS
 from neuronx.driver import AUTO_CASTS
-from neuronx.models.generation import DTYPES
 from neuronx.models.names import MODELS
-from neuronx.planning import Deployment, Request, best, deployments
+from neuronx.planning import PRECISIONS, Deployment, Request, best, deployments
 
 __all__ = ["HELP", "NAME", "add_arguments", "main"]
 
@@ -54,7 +53,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--tp", nargs="+", type=int, help="cores of one copy (default: all documented)")
     parser.add_argument("--batch", nargs="+", type=int, default=[1, 8], help="sequences at once")
     parser.add_argument(
-        "--dtype", nargs="+", choices=tuple(DTYPES), default=["bf16"], help="a function has its own"
+        "--dtype",
+        nargs="+",
+        choices=PRECISIONS,
+        default=["bf16"],
+        help="of all, or in 8 bits of a decoder's matrices, the rest in bf16; a function has its own",
     )
     parser.add_argument(
         "--auto-cast",
