@@ -126,7 +126,8 @@ def stage(
     dynamic_args, dynamic_kwargs = dynamic_arguments(jitted, args, kwargs)
     leaves, in_tree = tree_flatten((dynamic_args, dynamic_kwargs))
     leaves = [_type(leaf) if isinstance(leaf, RingArray) else leaf for leaf in leaves]
-    asked = _asked_shardings(in_shardings, dynamic_args, dynamic_kwargs)
+    prefix = tuple(in_shardings) if isinstance(in_shardings, list) else in_shardings
+    asked = _broadcast("in_shardings", prefix, dynamic_args) + [None] * len(tree_flatten(dynamic_kwargs)[0])
     found = tuple(
         user_sharding(own if own is not None else getattr(leaf, "sharding", None), np.ndim(leaf), axes)
         for leaf, own in zip(leaves, asked, strict=True)
@@ -261,11 +262,6 @@ def _type(leaf: Any) -> jax.ShapeDtypeStruct:
 
 _shape = functools.lru_cache(maxsize=1024)(jax.ShapeDtypeStruct)
 """JAX takes its time to make one, and a model has few different among hundreds."""
-
-
-def _asked_shardings(in_shardings: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[Any]:
-    prefix = tuple(in_shardings) if isinstance(in_shardings, list) else in_shardings
-    return _broadcast("in_shardings", prefix, args) + [None] * len(tree_flatten(kwargs)[0])
 
 
 def _broadcast(option: str, prefix: Any, tree: Any) -> list[Any]:
