@@ -48,7 +48,7 @@ class DeviceMemory:
         """What the bytes are for."""
         return {
             "weights": self.weights_bytes,
-            "donated": self.donated_bytes,
+            "caches, donated": self.donated_bytes,
             "inputs": self.inputs_bytes,
             "outputs": self.outputs_bytes,
             "temporaries": self.temporaries_bytes,

@@ -23,7 +23,7 @@ class MemoryStats:
       peak_memory_in_bytes: arguments, results and temporaries at their peak.
       peak_hbm_bytes: the same with the micro-code and what the runtime takes.
       hbm_bytes_by_use: what fills ``peak_hbm_bytes``. Weights are captured arrays and undonated
-        arguments inside a container; donated are caches, and in training what is updated.
+        arguments inside a container; what is donated are caches, and in training what is updated.
       hbm_capacity_bytes: what one core has.
       cores_per_chip: of those the program runs on, which share a chip.
       smallest: the instance of the family, and the tp_degree there, that should hold the program on the
