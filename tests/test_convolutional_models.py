@@ -1,4 +1,4 @@
-"""MobileNetV2, EfficientNet and ConvNeXt against float64 NumPy, and their published sizes."""
+"""MobileNetV2, EfficientNet, ConvNeXt and Swin against float64 NumPy, and their published sizes."""
 
 import itertools
 import math
@@ -8,7 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from neuronx.models import convnext, mobilenet
+from neuronx.models import convnext, mobilenet, swin
+from neuronx.models.names import MODELS
 
 
 def _wide_conv(weights, x, stride=1):
@@ -30,6 +31,16 @@ def _larger(params, rng):
     """Larger weights than a model starts with, so that every part of it moves the result; and in float64."""
     larger = jax.tree_util.tree_map(lambda leaf: rng.normal(0, 0.3, leaf.shape).astype(np.float32), params)
     return larger, jax.tree_util.tree_map(np.float64, larger)
+
+
+def _wide_norm(weights, x, epsilon=1e-6):
+    centred = x - x.mean(-1, keepdims=True)
+    normal = centred / np.sqrt((centred**2).mean(-1, keepdims=True) + epsilon)
+    return normal * weights["scale"] + weights["bias"]
+
+
+def _wide_gelu(x):
+    return x * 0.5 * (1 + np.vectorize(math.erf)(x / np.sqrt(2)))
 
 
 def _wide_sigmoid(x):
@@ -74,11 +85,6 @@ def test_convnext_is_its_definition(rng) -> None:
     params, wide = _larger(convnext.parameters(cfg, jnp.float32, 0), rng)
     images = rng.standard_normal((2, 32, 32, 3), dtype=np.float32)
 
-    def norm(weights, x, epsilon=1e-6):
-        centred = x - x.mean(-1, keepdims=True)
-        normal = centred / np.sqrt((centred**2).mean(-1, keepdims=True) + epsilon)
-        return normal * weights["scale"] + weights["bias"]
-
     def cut(weights, x, size):
         """A convolution whose windows do not overlap."""
         kernel = weights["w"].reshape(size, size, x.shape[-1], -1)
@@ -88,15 +94,65 @@ def test_convnext_is_its_definition(rng) -> None:
 
     x = images.astype(np.float64)
     for number, stage in enumerate(wide["stages"]):
-        x = norm(stage["norm"], cut(stage["patches"], x, 4)) if not number else x
-        x = cut(stage["patches"], norm(stage["norm"], x), 2) if number else x
+        x = _wide_norm(stage["norm"], cut(stage["patches"], x, 4)) if not number else x
+        x = cut(stage["patches"], _wide_norm(stage["norm"], x), 2) if number else x
         for block in stage["blocks"]:
-            up = _wide_dense(block["up"], norm(block["norm"], _wide_conv(block["mix"], x)))
-            up = up * 0.5 * (1 + np.vectorize(math.erf)(up / np.sqrt(2)))
-            x = x + block["scale"] * _wide_dense(block["down"], up)
-    expected = _wide_dense(wide["head"], norm(wide["final_norm"], x.mean((1, 2)), 1e-12))
+            up = _wide_dense(block["up"], _wide_norm(block["norm"], _wide_conv(block["mix"], x)))
+            x = x + block["scale"] * _wide_dense(block["down"], _wide_gelu(up))
+    expected = _wide_dense(wide["head"], _wide_norm(wide["final_norm"], x.mean((1, 2)), 1e-12))
     found = convnext.classify(cfg, params, jnp.asarray(images))
     np.testing.assert_allclose(found, expected, rtol=1e-3, atol=1e-3)
+
+
+def _sees(one, other, side, window, shift):
+    """Row of the table of biases for two places of an image of windows moved by ``shift``; None where they
+    are in different ones, or in one that the edge of the image divides."""
+    rows = []
+    for here, there in zip(one, other, strict=True):
+        here, there = (here - shift) % side, (there - shift) % side
+        if here // window != there // window or (here >= side - shift) != (there >= side - shift):
+            return None
+        rows.append(here - there + window - 1)
+    return rows[0] * (2 * window - 1) + rows[1]
+
+
+def _wide_swin_block(block, x, heads, side, window, shift):
+    """Every place of one image [side * side, width] with every other, those not seen left out."""
+    places = list(itertools.product(range(side), repeat=2))
+    rows = [[_sees(one, other, side, window, shift) for other in places] for one in places]
+    seen = np.array([[row is not None for row in line] for line in rows])
+    bias = block["distances"][np.array([[row or 0 for row in line] for line in rows])]
+    normal, mixed = _wide_norm(block["attention_norm"], x, 1e-5), []
+    q, k, v = (np.split(_wide_dense(block[name], normal), heads, axis=-1) for name in "qkv")
+    for head in range(heads):
+        scores = seen * np.exp(q[head] @ k[head].T / np.sqrt(q[head].shape[1]) + bias[..., head])
+        mixed.append(scores / scores.sum(-1, keepdims=True) @ v[head])
+    x = x + _wide_dense(block["o"], np.concatenate(mixed, axis=-1))
+    up = _wide_dense(block["up"], _wide_norm(block["ffn_norm"], x, 1e-5))
+    return x + _wide_dense(block["down"], _wide_gelu(up))
+
+
+@pytest.mark.slow
+def test_swin_is_its_definition(rng) -> None:
+    cfg = swin.SwinConfig(name="tiny", width=8, depths=(2, 2), heads=(2, 4), window=4, image=32, classes=5)
+    params, wide = _larger(swin.parameters(cfg, jnp.float32, 0), rng)
+    images = rng.standard_normal((2, 32, 32, 3), dtype=np.float32)
+    found = swin.classify(cfg, params, jnp.asarray(images))
+    first, second = wide["stages"]
+    for image, logits in zip(images, found, strict=True):
+        starts = list(itertools.product(range(0, 32, 4), repeat=2))
+        x = np.stack([image[row : row + 4, column : column + 4].reshape(-1) for row, column in starts])
+        x = _wide_norm(wide["norm"], _wide_dense(wide["patches"], x), 1e-5)
+        for block, shift in zip(first["blocks"], (0, 2), strict=True):
+            x = _wide_swin_block(block, x, 2, 8, 4, shift)
+        square = x.reshape(8, 8, 8)
+        four = np.concatenate([square[row::2, column::2] for row in (0, 1) for column in (0, 1)], axis=-1)
+        x = _wide_norm(second["norm"], four.reshape(16, 32), 1e-5) @ second["merge"]["w"]
+        for block in second["blocks"]:
+            # A single window: nothing to shift.
+            x = _wide_swin_block(block, x, 4, 4, 4, 0)
+        expected = _wide_dense(wide["head"], _wide_norm(wide["final_norm"], x, 1e-5).mean(0))
+        np.testing.assert_allclose(logits, expected, rtol=1e-3, atol=1e-3)
 
 
 @pytest.mark.parametrize(
@@ -134,8 +190,12 @@ def _is_convolution(tree, path):
         ("convnext-small-224", 50_223_688),
         ("convnext-base-224", 88_591_464),
         ("convnext-large-224", 197_767_336),
+        ("swin-tiny-patch4-window7-224", 28_288_354),
+        ("swin-small-patch4-window7-224", 49_606_258),
+        ("swin-base-patch4-window7-224", 87_768_224),
+        ("swin-large-patch4-window7-224", 196_532_476),
     ],
 )
-def test_convnexts_have_their_number_of_parameters(name, count) -> None:
-    tree = convnext.parameter_shapes(convnext.config(name), jnp.float32)
+def test_others_have_their_number_of_parameters(name, count) -> None:
+    tree = MODELS[name].parameter_shapes(MODELS[name].config(name), jnp.float32)
     assert sum(leaf.size for leaf in jax.tree_util.tree_leaves(tree)) == count

@@ -33,6 +33,11 @@ _SAME_AS: Mapping[str, str] = {
     "qwen2.5-coder-7b": "qwen2.5-7b",
     "qwen2.5-coder-32b": "qwen2.5-32b",
     "qwq-32b": "qwen2.5-32b",
+    "t5-v1-1-small": "flan-t5-small",
+    "t5-v1-1-base": "flan-t5-base",
+    "t5-v1-1-large": "flan-t5-large",
+    "t5-v1-1-xl": "flan-t5-xl",
+    "t5-v1-1-xxl": "flan-t5-xxl",
 }
 # Other whole names of the same shapes, and short ones that mean only one of them.
 _ALSO_CALLED: Mapping[str, str] = {

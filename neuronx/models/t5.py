@@ -1,4 +1,4 @@
-"""T5 and Flan-T5 in plain JAX: published sizes, reading a source and writing an answer with a cache."""
+"""T5, Flan-T5 and mT5 in plain JAX: published sizes, reading a source and writing an answer with a cache."""
 
 import math
 from collections.abc import Sequence
@@ -73,6 +73,8 @@ def _size(name: str, hidden: int, heads: int, layers: int, ffn: int, **other: An
     return T5Config(name=name, hidden=hidden, heads=heads, layers=layers, ffn=ffn, **other)
 
 
+_MT5 = {"is_gated": True, "vocab": 250112}
+
 # Source: config.json of google-t5/<name> and google/<name> on the Hugging Face hub.
 SIZES = {
     size.name: size
@@ -87,6 +89,11 @@ SIZES = {
         _size("flan-t5-large", 1024, 16, 24, 2816, is_gated=True),
         _size("flan-t5-xl", 2048, 32, 24, 5120, is_gated=True),
         _size("flan-t5-xxl", 4096, 64, 24, 10240, is_gated=True),
+        _size("mt5-small", 512, 6, 8, 1024, **_MT5),
+        _size("mt5-base", 768, 12, 12, 2048, **_MT5),
+        _size("mt5-large", 1024, 16, 24, 2816, **_MT5),
+        _size("mt5-xl", 2048, 32, 24, 5120, **_MT5),
+        _size("mt5-xxl", 4096, 64, 24, 10240, **_MT5),
     )
 }
 

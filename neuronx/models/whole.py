@@ -7,7 +7,20 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from neuronx.models import bert, clip, convnext, mobilenet, perceiver, pixart, resnet, unet, vae, vgg, vit
+from neuronx.models import (
+    bert,
+    clip,
+    convnext,
+    mobilenet,
+    perceiver,
+    pixart,
+    resnet,
+    swin,
+    unet,
+    vae,
+    vgg,
+    vit,
+)
 
 __all__ = ["WHOLE"]
 
@@ -61,6 +74,7 @@ WHOLE: Mapping[ModuleType, tuple[Callable[..., Any], Callable[..., list[jax.Shap
     mobilenet: (mobilenet.classify, _images),
     vgg: (vgg.classify, _images),
     vit: (vit.classify, _images),
+    swin: (swin.classify, _images),
     perceiver: (perceiver.classify, _images),
     clip: (clip.match, _images_and_sentences),
     unet: (unet.denoise, _noisy_latents),
