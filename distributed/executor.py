@@ -250,7 +250,7 @@ class Executor:
             raise CompileError(
                 f"the host compiler refuses a segment: {first_line}",
                 op="segment",
-                fix="the text is in Program.segments; the op it names has no implementation on the host",
+                fix="write it in JAX's own ops, or register code for it with jax.ffi.register_ffi_target",
             ) from error
         if self._kept and time.perf_counter() - start >= _KEPT_FROM_S:
             self._kept.write(text, executable.serialize())

@@ -16,6 +16,7 @@ from distributed.liveness import Deaths, deaths, nested_blocks
 from distributed.program import Block, Branch, Collective, Launch, Loop, Program
 from distributed.sum_orders import is_added_up
 from distributed.sums import add_up
+from kernels.errors import CompileError
 
 __all__ = ["Prepared", "RankMissingError", "Walk", "prepare", "repeated"]
 
@@ -69,13 +70,26 @@ def prepare(program: Program, executor: Executor, *, immortal: Set[int]) -> Prep
 
     run = joined(program, is_joint)
     keys = list(dict.fromkeys(_keys(run.main)))
-    executables = executor.load_all((program.segments[segment], joint) for segment, joint in keys)
+    try:
+        executables = executor.load_all((program.segments[segment], joint) for segment, joint in keys)
+    except CompileError as error:
+        raise error.at(", ".join(dict.fromkeys(_foreign_calls(program.main)))) from error
     return Prepared(
         main=run.main,
         deaths=deaths(run, immortal=immortal),
         executables=dict(zip(keys, executables, strict=True)),
         side_by_side=frozenset(side_by_side),
     )
+
+
+def _foreign_calls(block: Block) -> Iterator[str]:
+    """The user's lines of custom calls: what XLA:CPU may have no code for."""
+    for step in block.steps:
+        if isinstance(step, Launch):
+            kinds = ((kernel.location, op.kind) for kernel in step.kernels for op in kernel.work.ops)
+            yield from (location for location, kind in kinds if kind == "custom_call")
+        for nested in nested_blocks(step):
+            yield from _foreign_calls(nested)
 
 
 def _keys(block: Block) -> Iterator[_Key]:

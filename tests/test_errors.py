@@ -127,6 +127,15 @@ def test_host_callbacks(fn):
     assert "callback" in message(error) and "test_errors.py" in message(error)
 
 
+def test_a_custom_call_that_the_host_does_not_know():
+    def call(x):
+        return jax.ffi.ffi_call("nobody", jax.ShapeDtypeStruct(x.shape, x.dtype))(x) + 1
+
+    with pytest.raises(neuronx.CompileError) as error:
+        neuronx.compile(call, tp_degree=2)(X)
+    assert "nobody" in message(error) and "test_errors.py" in message(error)
+
+
 def test_a_sharding_over_an_unknown_axis():
     with pytest.raises(neuronx.CompileError) as error:
         neuronx.compile(lambda x: x, tp_degree=2, in_shardings=PartitionSpec("rows"))(X)
