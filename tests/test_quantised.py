@@ -1,5 +1,7 @@
 """Weights in 8 bits: what they lose, products with them against float64, and OPT with them on a ring."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -7,7 +9,7 @@ import pytest
 
 import neuronx
 from neuronx.cli.main import main, parse_arguments
-from neuronx.models import opt
+from neuronx.models import llama, opt, t5, whisper
 from neuronx.models.generation import Generator, logit_errors, tolerance
 from neuronx.models.layers import linear
 from neuronx.models.quantised import WEIGHTS, quantised, quantised_shapes
@@ -89,3 +91,26 @@ def test_the_command_line_reads_fewer_bytes(capsys):
 
     # 24 layers of 12 * 2048**2 weights in one byte less each, at no more than 410 GB/s.
     assert predicted() - predicted("--weights", "int8") >= 24 * 12 * 2048**2 / 410e9 * 1e3
+
+
+_SIZES = {"name": "tiny", "hidden": 64, "heads": 4, "layers": 2, "ffn": 96, "vocab": 100}
+_WITH_HEADS = [
+    (llama, llama.LlamaConfig(**_SIZES, kv_heads=2), (), "fp8_e4m3"),
+    (t5, t5.T5Config(**_SIZES, is_gated=True, head_dim=16), (), "int8"),
+    # No head of its own, but windows of convolutions.
+    (whisper, whisper.WhisperConfig(**_SIZES, writers=2, mels=10, frames=24), ((2, 24, 10),), "int8"),
+]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("module", "cfg", "sound", "weights"), _WITH_HEADS)
+def test_logits_of_small_weights_are_near_those_of_wide_ones(module, cfg, sound, weights, rng):
+    params = jax.tree.map(
+        lambda leaf: leaf * (5 if leaf.ndim > 1 else 1), module.parameters(cfg, jnp.float32, 0)
+    )
+    given = [jnp.asarray(rng.standard_normal(shape), jnp.float32) for shape in sound]
+    tokens = jnp.asarray(rng.integers(1, 100, (2, 9)), jnp.int32)
+    read = jax.jit(functools.partial(module.prefill, cfg, 16))
+    _, wide, _ = read(params, *given, tokens)
+    _, small, _ = read(quantised(params, weights), *given, tokens)
+    assert 0 < np.abs(small - wide).max() < 0.25 * np.abs(wide).max()

@@ -14,6 +14,7 @@ from neuronx.models.layers import (
     Attend,
     Cache,
     Make,
+    head_logits,
     layer_norm,
     linear,
     norm_parameters,
@@ -350,7 +351,5 @@ def _next_token(cfg: DecoderConfig, params: dict[str, Any], x: jax.Array) -> tup
     if cfg.is_tied:
         logits = jnp.einsum("be,ve->bv", x, params["tokens"], preferred_element_type=jnp.float32)
     else:
-        head = params["head"]
-        logits = jnp.matmul(x, head["w"], preferred_element_type=jnp.float32)
-        logits = logits + head["b"] if "b" in head else logits
+        logits = head_logits(params["head"], x)
     return jnp.argmax(logits, axis=-1).astype(jnp.int32), logits

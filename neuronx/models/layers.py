@@ -19,6 +19,7 @@ __all__ = [
     "convolution_parameters",
     "encoder_attention",
     "group_norm",
+    "head_logits",
     "layer_norm",
     "layer_parameters",
     "linear",
@@ -141,6 +142,14 @@ def linear(weights: dict[str, Any], x: jax.Array) -> jax.Array:
         y = (y * weights["scale"]).astype(x.dtype)
     else:
         y = jnp.matmul(x.astype(weights["w"].dtype), weights["w"], preferred_element_type=x.dtype)
+    return y + weights["b"] if "b" in weights else y
+
+
+def head_logits(weights: dict[str, Any], x: jax.Array) -> jax.Array:
+    """As ``linear``, but what comes of it stays f32."""
+    w = weights["w"].astype(x.dtype) if "scale" in weights else weights["w"]
+    y = jnp.matmul(x, w, preferred_element_type=jnp.float32)
+    y = y * weights["scale"] if "scale" in weights else y
     return y + weights["b"] if "b" in weights else y
 
 

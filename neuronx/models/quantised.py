@@ -12,12 +12,17 @@ WEIGHTS: Mapping[str, Any] = {"int8": jnp.int8, "fp8_e4m3": jnp.float8_e4m3}
 """What a matrix can be stored in, by the names of the command line."""
 
 
+# Dims of a convolution's kernel.
+_WINDOWS = 4
+
+
 def quantised(params: Any, weights: str) -> Any:
     """The tree with each linear layer's ``w`` [.., in, out] as 8-bit numbers, and ``scale``, f32 [.., out].
 
     ``w`` is about ``scale`` times the 8-bit number. The largest magnitude of a column becomes the largest one
     that is stored; integers are rounded to the nearest. Layers that share an array share the result. Tables,
-    norms and biases stay as they are: ``layers.linear`` alone knows of scales.
+    windows of convolutions, norms and biases stay as they are: ``layers.linear`` and ``layers.head_logits``
+    alone know of scales.
 
     Args:
       weights: one of ``WEIGHTS``.
@@ -31,6 +36,8 @@ def quantised(params: Any, weights: str) -> Any:
             return node
         if "w" not in node:
             return {name: visit(child) for name, child in node.items()}
+        if node["w"].ndim == _WINDOWS:
+            return node
         if id(node["w"]) not in made:
             made[id(node["w"])] = _scaled(node["w"], weights)
         return {**node, **made[id(node["w"])]}

@@ -14,6 +14,7 @@ from neuronx.models.layers import (
     Cache,
     Make,
     attention,
+    head_logits,
     linear,
     prompt_attention,
     random,
@@ -248,10 +249,10 @@ def _write(
     x, kept = through_layers(layer, x, writer["layers"], cache)
     last = rms_norm(writer["final_norm"], x, NORM_EPSILON)[:, -1]
     if cfg.is_tied:
-        head, last = params["tokens"].T, last * (1 / math.sqrt(cfg.hidden))
+        head, last = {"w": params["tokens"].T}, last * (1 / math.sqrt(cfg.hidden))
     else:
-        head = params["head"]["w"]
-    logits = jnp.matmul(last, head, preferred_element_type=jnp.float32)
+        head = params["head"]
+    logits = head_logits(head, last)
     chosen = jnp.argmax(logits, axis=-1).astype(jnp.int32)
     return chosen, logits, {"layers": kept, "readable": readable}
 
