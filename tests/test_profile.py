@@ -241,6 +241,19 @@ def test_ops_in_tensorboards_folder_are_the_kernels(fn, tmp_path):
     }
 
 
+# Of a type of jaxlib; Python 3.13 warns where jaxlib can only abort.
+@pytest.mark.filterwarnings("ignore:builtin type event_stats:DeprecationWarning")
+def test_of_very_long_loops_the_further_iterations_are_one_op(tmp_path, monkeypatch):
+    monkeypatch.setattr("distributed.xplane._MOST_OPS", 10)
+    found = profile(4, scanned_mlp)
+    plane, _ = jax.profiler.ProfileData.from_file(str(found.save_tensorboard(tmp_path))).planes
+    [ops] = (list(line.events) for line in plane.lines if line.name == "XLA Ops")
+    [further] = (op for op in ops if op.name == "2 more iterations")
+    assert len(ops) == len(found.timeline.runs) + 1
+    [event] = {(e.start_s, e.end_s) for e in found.timeline.events if e.name == further.name}
+    assert further.duration_ns == pytest.approx((event[1] - event[0]) * 1e9, abs=1)
+
+
 def test_no_event_overlaps_another_on_its_engine(sharded):
     ends: dict[str, float] = {}
     for event in sorted(sharded.timeline.events, key=lambda e: e.start_s):
