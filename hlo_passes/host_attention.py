@@ -1,138 +1,167 @@
-"""Two products with a softmax between them as one call of a kernel of the host: attention of many rows."""
+"""Two products with a softmax between them as one call of a kernel of the host: attention."""
 
 import math
 from dataclasses import dataclass
 
 import numpy as np
 
-from hlo_passes.host_calls import kernel_call, target_of
-from hlo_passes.ir import ir, main, stablehlo
-from hlo_passes.ops import kind, maker, splat, tensor
-from kernels.host.targets import ATTENTION, Cost, attention_cost, matmul_target, takes_attention
+from hlo_passes.host_calls import Decision, kernel_call
+from hlo_passes.host_products import Side, arranged, converted, in_the_order_of, sides, stored, typed
+from hlo_passes.host_softmax import Scores, Softmax, repeated, scores_of, softmax_of
+from hlo_passes.ir import ir, stablehlo
+from hlo_passes.ops import inner_ops, kind, tensor
+from kernels.host.targets import (
+    ROUNDED,
+    AttentionSizes,
+    attention_cost,
+    attention_target,
+    pairs_in_attention,
+    why_not_attention,
+)
 
 __all__ = ["fuse_attention"]
 
-_SCORES = frozenset({matmul_target("bf16", by_rows=True, pairs=True)})
-_SUMS = frozenset({matmul_target("bf16", by_rows=False, pairs=True)})
-_OURS = _SCORES | _SUMS
-
 
 @dataclass(frozen=True, kw_only=True)
-class _Found:
-    """The call that makes scores, the i1 value that says which are looked at, and what the others become."""
+class _Attention:
+    """What a product ``sums`` of a softmax and ``values`` computes; ``swapped`` is their order in it."""
 
-    scores: ir.Operation
-    mask: ir.Value
-    fill: float
+    sums: ir.Operation
+    softmax: Softmax
+    scores: Scores
+    queries: Side
+    keys: Side
+    weights: Side
+    values: Side
+    swapped: bool
+
+    @property
+    def types(self) -> tuple[str, str, str, str]:
+        rows, keys, values = (
+            tensor(side.value.type).dtype for side in (self.queries, self.keys, self.values)
+        )
+        return rows, keys, values, self.softmax.rounded
+
+    @property
+    def sizes(self) -> AttentionSizes:
+        queries, keys, values = self.queries, self.keys, self.values
+        return AttentionSizes(
+            batch=queries.size(queries.batch),
+            m=queries.size(queries.free),
+            n=keys.size(keys.free),
+            depth=keys.size(keys.contracting),
+            width=values.size(values.free),
+        )
 
 
-def fuse_attention(module: ir.Module) -> list[tuple[str, Cost]]:
-    """Puts one call in the place of each softmax in the flat ``@main`` and of the products around it.
+def fuse_attention(module: ir.Module) -> list[Decision]:
+    """Puts one call in the place of each softmax of a product, and of the products around it.
 
-    Returns what each is and costs.
+    Calls of functions were inlined. Returns what was decided of each product with a softmax.
     """
-    block, fused = main(module).regions[0].blocks[0], []
-    for op in [view.operation for view in block.operations]:
-        found = _find(op) if target_of(op, _SUMS) else None
-        if found is not None:
-            fused.append(_replace(op, found))
-    for op in reversed([view.operation for view in block.operations][:-1]):
-        is_ours = kind(op) != "custom_call" or target_of(op, _OURS)
-        if is_ours and not any(True for value in op.results for _ in value.uses):
+    decisions = []
+    for sums in [op for op in inner_ops(module.operation) if kind(op) == "dot_general"]:
+        for swapped, side in enumerate(sides(sums)):
+            softmax = softmax_of(side.value)
+            if softmax is not None:
+                decisions.append(_decide(sums, softmax, swapped=bool(swapped)))
+                break
+    if any(decision.target for decision in decisions):
+        _erase_unused(module)
+    return decisions
+
+
+def _erase_unused(module: ir.Module) -> None:
+    """What was between products: XLA would take it away as well, but products would be lowered."""
+    for op in reversed(list(inner_ops(module.operation))):
+        is_pure = len(op.results) and kind(op) != "custom_call"
+        if is_pure and not any(True for value in op.results for _ in value.uses):
             op.erase()
-    return fused
 
 
-def _replace(sums: ir.Operation, found: _Found) -> tuple[str, Cost]:
-    rows, keys = found.scores.operands
-    values = sums.operands[1]
-    (batch, m, depth), (_, n, width) = tensor(rows.type).shape, tensor(values.type).shape
-    mask_rows = tensor(found.mask.type).size // n
+def _decide(sums: ir.Operation, softmax: Softmax, *, swapped: bool) -> Decision:
+    found = tensor(softmax.scores.type)
+    name = f"attention with scores {found.dtype}{list(found.shape)}"
+    scores = scores_of(softmax.scores)
+    if scores is None:
+        return Decision(op=name, reason="its scores are more than a product in f32, scaled, biased, masked")
+    both, (queries, keys) = sides(sums), sides(scores.product)
+    attention = _Attention(
+        sums=sums,
+        softmax=softmax,
+        scores=scores,
+        queries=queries,
+        keys=stored(keys),
+        weights=both[swapped],
+        values=stored(both[not swapped]),
+        swapped=swapped,
+    )
+    reason = _why_not(attention) or why_not_attention(attention.types, attention.sizes)
+    return Decision(op=name, reason=reason) if reason else _replace(attention, name)
+
+
+def _why_not(attention: _Attention) -> str:
+    keys, weights = attention.keys, attention.weights
+    last = len(tensor(attention.softmax.scores.type).shape) - 1
+    along = len(keys.free) == len(keys.contracting) == 1 and weights.contracting == [last]
+    if not along or weights.batch != [*range(len(keys.batch))]:
+        return "its two products do not have the same batches and keys"
+    products = attention.sums, attention.scores.product
+    if any("algorithm" in product.attributes for product in products):
+        return "it asks for an algorithm of its own"
+    made = attention.softmax.op.results[0], attention.scores.product.results[0]
+    if any(len(list(value.uses)) > 1 for value in made):
+        return "its scores or weights are used elsewhere as well"
+    return ""
+
+
+def _replace(attention: _Attention, name: str) -> Decision:
+    sums, scores, sizes = attention.sums, attention.scores, attention.sizes
+    queries, keys, values = attention.queries, attention.keys, attention.values
+    stored_as, pairs = attention.types[1], pairs_in_attention(attention.types, m=sizes.m)
+    batches = queries.sizes(queries.batch)
+    first = [math.prod(batches[:-1]), math.prod(batches[-1:])]
     with ir.InsertionPoint(sums), sums.location:
-        flat = ir.RankedTensorType.get([mask_rows, n], found.mask.type.element_type)
-        fill = stablehlo.constant(ir.DenseElementsAttr.get(np.array([found.fill], np.float32)))
-        operands = [rows, keys, values, stablehlo.reshape(flat, found.mask), fill]
-        [result] = kernel_call(ATTENTION, operands, [sums.results[0].type])
-    sums.results[0].replace_all_uses_with(result)
-    cost = attention_cost(batch=batch, m=m, n=n, depth=depth, width=width, mask_rows=mask_rows)
-    return f"softmax of f32[{batch}, {m}, {n}], in place of both products around it", cost
+        rows = converted(queries.value, "bf16" if pairs else "f32")
+        beside = _beside(attention, scores.mask, "i1", first), _beside(attention, scores.bias, "f32", first)
+        numbers = np.array([scores.scale, scores.fill, ROUNDED[attention.softmax.rounded]], np.float32)
+        operands = [
+            arranged(
+                rows, [queries.batch, queries.free, queries.contracting], [*first, sizes.m, sizes.depth]
+            ),
+            arranged(keys.value, [keys.batch, keys.free, keys.contracting], [*first, sizes.n, sizes.depth]),
+            arranged(
+                values.value, [values.batch, values.contracting, values.free], [*first, sizes.n, sizes.width]
+            ),
+            *beside,
+            stablehlo.constant(ir.DenseElementsAttr.get(numbers)),
+        ]
+        target, made = attention_target(stored_as, pairs=pairs), typed([*first, sizes.m, sizes.width], "f32")
+        [result] = kernel_call(target, operands, [made])
+        result = in_the_order_of(sums, result, attention.weights, values, swapped=attention.swapped)
+        sums.results[0].replace_all_uses_with(result)
+    beside_bytes = sum(tensor(value.type).size_bytes for value in beside)
+    cost = attention_cost(stored_as, sizes, pairs=pairs, beside_bytes=beside_bytes)
+    return Decision(op=f"{name}, in place of both products", target=target, cost=cost)
 
 
-def _find(sums: ir.Operation) -> _Found | None:
-    """What leads to the weights of ``sums``, if it is a masked softmax of a product, over the last dim."""
-    scaled = _made(_through(sums.operands[0], "reshape", "convert"), "divide")
-    powers = scaled and _made(scaled.operands[0], "exponential")
-    shifted = powers and _made(powers.operands[0], "subtract")
-    chosen = shifted and _made(shifted.operands[0], "select")
-    if chosen is None:
-        return None
-    highest = _through(shifted.operands[1], "broadcast_in_dim")
-    at_least = _made(highest, "maximum")
-    if at_least is not None and splat(_through(at_least.operands[0], "broadcast_in_dim")) == -math.inf:
-        highest = at_least.operands[1]
-    total = _through(scaled.operands[1], "broadcast_in_dim")
-    if not _is_reduced(highest, shifted.operands[0], "maximum", -math.inf):
-        return None
-    if not _is_reduced(total, powers.results[0], "add", 0.0):
-        return None
-    scores = _made(_through(chosen.operands[1], "reshape"), "custom_call")
-    if scores is None or not target_of(scores, _SCORES):
-        return None
-    batch, m, n = tensor(scores.results[0].type).shape
-    fill, mask = splat(_through(chosen.operands[2], "broadcast_in_dim")), _mask(chosen.operands[0], m, n)
-    is_same = tensor(sums.operands[0].type).shape == (batch, m, n)
-    if fill is None or mask is None or not is_same or not takes_attention(batch=batch, m=m, n=n):
-        return None
-    return _Found(scores=scores, mask=mask, fill=fill)
-
-
-def _made(value: ir.Value, name: str) -> ir.Operation | None:
-    """The op that makes the value, if it is called so."""
-    op = maker(value)
-    return op if op is not None and kind(op) == name else None
-
-
-def _through(value: ir.Value, *names: str) -> ir.Value:
-    """What the value was before ops that keep its elements' order, or repeat them along dims at the end.
-
-    Of conversions only those between bf16 and f32 are passed.
-    """
-    while (op := maker(value)) is not None and kind(op) in names:
-        source = tensor(op.operands[0].type)
-        if kind(op) == "broadcast_in_dim" and _dims(op, "broadcast_dimensions") != [
-            *range(len(source.shape))
-        ]:
-            break
-        if kind(op) == "convert" and source.dtype not in ("bf16", "f32"):
-            break
-        value = op.operands[0]
-    return value
-
-
-def _dims(op: ir.Operation, name: str) -> list[int]:
-    return list(ir.DenseI64ArrayAttr(op.attributes[name]))
-
-
-def _is_reduced(value: ir.Value, source: ir.Value, name: str, start: float) -> bool:
-    """Whether ``value`` is ``source`` with its last dim reduced by the op called ``name``."""
-    op = _made(value, "reduce")
-    if op is None or len(op.operands) != 2 or op.operands[0] != source or splat(op.operands[1]) != start:
-        return False
-    last = len(tensor(source.type).shape) - 1
-    body = [kind(inner.operation) for inner in op.regions[0].blocks[0].operations]
-    return _dims(op, "dimensions") == [last] and body == [name, "return"]
-
-
-def _mask(value: ir.Value, m: int, n: int) -> ir.Value | None:
-    """The i1 value of ``n`` or ``m * n`` elements that ``value`` repeats for each batch, if any."""
-    if tensor(value.type).shape[-2:] != (m, n):
-        return None
-    while (op := _made(value, "broadcast_in_dim")) is not None:
-        source, last = tensor(op.operands[0].type), len(tensor(value.type).shape) - 1
-        dims = _dims(op, "broadcast_dimensions")
-        is_row = source.size == n and source.shape[-1:] == (n,) and dims[-1] == last
-        is_whole = source.shape[-2:] == (m, n) and dims[-2:] == [last - 1, last]
-        if not is_row and not is_whole:
-            return None
-        value = op.operands[0]
-    return value if tensor(value.type).size in (n, m * n) else None
+def _beside(attention: _Attention, value: ir.Value | None, dtype: str, first: list[int]) -> ir.Value:
+    """A mask or bias as the kernel takes it: the batches and rows that it is the same for as one."""
+    if value is None:
+        nothing = "true" if dtype == "i1" else "0.0"
+        return stablehlo.constant(ir.Attribute.parse(f"dense<{nothing}> : tensor<1x1x1x1x{dtype}>"))
+    shape = tensor(attention.softmax.scores.type).shape
+    last, batches = len(shape) - 1, len(attention.queries.batch)
+    groups = [*range(batches - 1)], [*range(batches)][-1:], [*range(batches, last)], [last]
+    source, dims = repeated(value)
+    sizes = tensor(source.type).shape
+    own = [dim for dim, size in zip(dims, sizes, strict=True) if size > 1]
+    taken = [group == [last] or not set(own).isdisjoint(group) for group in groups]
+    kept = [dim for group, is_taken in zip(groups, taken, strict=True) if is_taken for dim in group]
+    value = stablehlo.reshape(typed([size for size in sizes if size > 1], dtype), source)
+    places = ir.DenseI64ArrayAttr.get([kept.index(dim) for dim in own])
+    value = stablehlo.broadcast_in_dim(typed([shape[dim] for dim in kept], dtype), value, places)
+    whole = [*first, attention.sizes.m, attention.sizes.n]
+    return stablehlo.reshape(
+        typed([size if is_taken else 1 for size, is_taken in zip(whole, taken, strict=True)], dtype), value
+    )

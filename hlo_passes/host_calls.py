@@ -1,11 +1,23 @@
 """Calls of the host's kernels as ops: made, recognised, and put together as one call of several."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 from hlo_passes.ir import ir, stablehlo
 from hlo_passes.ops import kind, tensor
+from kernels.host.targets import Cost
 
-__all__ = ["call_together", "is_in_place", "kernel_call", "target_of"]
+__all__ = ["Decision", "call_together", "is_in_place", "kernel_call", "target_of"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Decision:
+    """What became of one op: the ``target`` that computes it and its ``cost``, or the ``reason`` for XLA."""
+
+    op: str
+    target: str = ""
+    cost: Cost | None = None
+    reason: str = ""
 
 
 def kernel_call(

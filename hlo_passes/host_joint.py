@@ -11,7 +11,7 @@ from hlo_passes.host_calls import is_in_place, kernel_call, target_of
 from hlo_passes.host_stacked import Copies, stacked_type
 from hlo_passes.ir import func, ir, main, stablehlo
 from hlo_passes.ops import tensor
-from kernels.host.targets import sum_target
+from kernels.host.targets import attention_targets, sum_target
 
 __all__ = ["join_cores"]
 
@@ -78,15 +78,15 @@ def _call(op: ir.Operation, copies: Copies) -> None:
 
     The kernels take weights, caches and what they update as arrays that lie apart, all else stacked or once.
     """
-    in_place = is_in_place(op)
-    target, apart = op.attributes["call_target_name"].value, 0 if in_place else 1
+    in_place, target = is_in_place(op), op.attributes["call_target_name"].value
+    apart = (0,) if in_place else (1, 2) if target in attention_targets() else (1,)
     step = len(op.operands) // len(op.results)
     operands: list[ir.Value] = []
     firsts = []
     for number, value in enumerate(op.operands):
         if number % step == 0:
             firsts.append(len(operands))
-        if number % step == apart:
+        if number % step in apart:
             operands += copies.apart(value)
         else:
             operands.append(copies.stacked(value) if copies.differs(value) else copies.common(value))

@@ -3,7 +3,8 @@
 from collections import Counter
 
 from distributed.program import Program
-from hlo_passes.host_lowering import Decision, lower_text
+from hlo_passes.host_calls import Decision
+from hlo_passes.host_lowering import lower_text
 
 __all__ = ["host_report"]
 

@@ -1,12 +1,31 @@
-"""Attention of many rows as an XLA custom call: scores, softmax and sums of a block of rows at a time."""
+"""Attention as an XLA custom call: scores, softmax and sums, some rows at a time, of what is filled."""
 
 import numpy as np
 from llvmlite import binding
-from numba import carray, cfunc, njit
+from numba import carray, cfunc, literally, njit
 
-from kernels.host.filled import up_to_last
-from kernels.host.frame import answer_query, argument, data, dims, num_results, result
-from kernels.host.memory import function_address, pointer, store_word, word
+from kernels.host.elements import KINDS, SIZES
+from kernels.host.frame import (
+    answer_query,
+    argument,
+    data,
+    dims,
+    num_arguments,
+    num_results,
+    rank,
+    result,
+    share,
+)
+from kernels.host.matmul import add_product, multiply_columns
+from kernels.host.memory import (
+    allocate,
+    clear,
+    function_address,
+    pointer,
+    release,
+    store_word,
+    word,
+)
 from kernels.host.pairs import multiply_pairs
 from kernels.host.pool import (
     FIRST_OWN_WORD,
@@ -17,34 +36,45 @@ from kernels.host.pool import (
     share_job,
     wait_for_job,
 )
+from kernels.host.softmax import ZERO_BELOW, add_up, divide, exponentials, highest_of, upper_halves
+from kernels.host.targets import FEW_ROWS
 
 __all__ = ["compile_attention"]
 
-_OPERANDS = 5
-_ROWS, _KEYS, _VALUES, _MASK, _FILL, _OUT = range(FIRST_OWN_WORD, FIRST_OWN_WORD + 6)
-_M, _N, _DEPTH, _WIDTH, _MASK_ROWS, _BLOCK, _BLOCKS = range(_OUT + 1, _OUT + 8)
+_FRAME, _FIRST, _RESULT, _CORES, _INNER, _BATCHES, _M, _N, _DEPTH, _WIDTH, _BLOCK, _BLOCKS = range(
+    FIRST_OWN_WORD, FIRST_OWN_WORD + 12
+)
+
+_DIMS = 4
+"""Of each operand of one core: two of batches, rows, columns."""
+
+# Operands behind the rows and the keys and values of each core.
+_MASK, _BIAS, _NUMBERS = range(3)
 
 _BLOCK_SCORES = 1 << 16
 """As many scores, and half as many bytes of weights, stay in the second-level cache."""
 
-_LEAST_ROWS, _MOST_ROWS, _TILE_ROWS = 12, 60, 6
-"""Of a block; products take six rows at a time."""
+_LEAST_TILES, _MOST_ROWS = 2, 128
+"""Of a block; products take six rows of pairs at a time, or eight."""
 
 _COLUMNS = 256
 """So many are multiplied in one go."""
 
-_LOG2_E = np.float32(1.44269504)
-_LN_2_HIGH, _LN_2_LOW = np.float32(0.693359375), np.float32(-2.12194440e-4)
-_TO_INTEGER = np.float32(12582912.0)
-_TERMS = tuple(map(np.float32, (1.9875691e-4, 1.3981999e-3, 8.3334519e-3, 4.1665796e-2, 1.6666665e-1, 0.5)))
-"""Of exp(r) behind 1 + r, from r**7 down, for r of at most half the logarithm of two (Cephes' ``expf``)."""
+_PARALLEL_FROM = 1 << 18
+"""Multiplications that are worth waking another thread for."""
 
-_ONE, _ALL_BUT_SIGN = np.float32(1), np.int32(0x7FFFFFFF)
-_EXPONENT_BIAS, _MANTISSA_BITS, _SIGN_PLACE = np.int32(127), np.int32(23), np.int32(31)
-_ZERO_BELOW = np.float32(-87.3)
-"""Its exponential is no normal number, which XLA:CPU takes for zero."""
+_WORD_BYTES = 8
 
-_JUST_BELOW_HALF, _LAST, _HALF_BITS, _NAN = np.uint32(0x7FFF), np.uint32(1), np.uint32(16), np.uint16(0x7FC0)
+
+@njit
+def _up_to_last(address, n):
+    """How many of ``n`` bytes there are up to the last that is not zero."""
+    values, count = carray(pointer(address), n, np.uint8), n
+    while count >= _WORD_BYTES and word(address + count - _WORD_BYTES, 0) == 0:
+        count -= _WORD_BYTES
+    while count > 0 and values[count - 1] == 0:
+        count -= 1
+    return count
 
 
 @njit
@@ -54,137 +84,167 @@ def _mask_out(scores, mask, fill):
 
 
 @njit
-def _highest(scores, room):
-    """Found among integers: floats without a sign keep their order as such, those with one turn it."""
-    bits, one = scores.view(np.int32), room.view(np.int32)
-    found = np.int32(-(1 << 31))
-    for i in range(len(bits)):
-        found = max(found, bits[i] ^ ((bits[i] >> _SIGN_PLACE) & _ALL_BUT_SIGN))
-    one[0] = found ^ ((found >> _SIGN_PLACE) & _ALL_BUT_SIGN)
-    return room[0]
+def _operand(job, number):
+    """The buffer of an operand that comes behind rows, keys and values."""
+    return argument(word(job, _FRAME), word(job, _FIRST) + 1 + 2 * word(job, _CORES) + number)
 
 
 @njit
-def _exponentials(scores, highest, powers):
-    """``exp(scores - highest)`` in place, of relative error 2**-23; ``powers`` is room for as many."""
-    for i in range(len(scores)):
-        x = scores[i] - highest
-        scores[i] = x
-        powers[i] = (_ZERO_BELOW if x < _ZERO_BELOW else x) * _LOG2_E + _TO_INTEGER
-    bits = powers.view(np.int32)
-    start = np.int32(0x4B400000)  # of _TO_INTEGER
-    for i in range(len(scores)):
-        x = scores[i]
-        power = powers[i] - _TO_INTEGER
-        r = (_ZERO_BELOW if x < _ZERO_BELOW else x) - power * _LN_2_HIGH - power * _LN_2_LOW
-        total = _TERMS[0]
-        for term in _TERMS[1:]:
-            total = total * r + term
-        total = total * r * r + r + _ONE
-        scores[i] = np.float32(0) if x < _ZERO_BELOW else total
-        bits[i] = (bits[i] - start + _EXPONENT_BIAS) << _MANTISSA_BITS
-    for i in range(len(scores)):
-        scores[i] *= powers[i]
-
-
-@njit(fastmath={"reassoc"})
-def _sum(values):
-    """In whatever order this processor adds fastest, which is one for each length."""
-    total = np.float32(0)
-    for value in values:
-        total += value
-    return total
+def _columns(buffer):
+    return word(dims(buffer), rank(buffer) - 1)
 
 
 @njit
-def _divide(values, total, weights):
-    """The quotients as bf16, the nearest, ties to even."""
-    if total != total:
-        weights[:] = _NAN
+def _row_of(job, buffer, core, batch, row, size):
+    """The address of a row of an operand whose other dims may be one, for all."""
+    sizes = dims(buffer) + 8 * (rank(buffer) - _DIMS)
+    outer, inner = divmod(batch, word(job, _INNER))
+    outer, inner = min(outer, word(sizes, 0) - 1), min(inner, word(sizes, 1) - 1)
+    place = (outer * word(sizes, 1) + inner) * word(sizes, 2) + min(row, word(sizes, 2) - 1)
+    return share(buffer, _DIMS, core, size) + size * word(sizes, 3) * place
+
+
+@njit
+def _filled(job, core, batch, first, rows):
+    """Up to which key some of the rows look."""
+    mask, n, filled = _operand(job, _MASK), word(job, _N), 0
+    if _columns(mask) < n:
+        return n
+    for row in range(first, first + rows):
+        filled = max(filled, _up_to_last(_row_of(job, mask, core, batch, row, 1), n))
+        if filled == n or word(dims(mask), rank(mask) - 2) == 1:
+            break
+    return filled
+
+
+@njit
+def _finish_scores(job, scores, core, batch, row, scale, fill):
+    """Products of one row made scores: times ``scale``, with a bias, and ``fill`` where none is wanted."""
+    if scale != np.float32(1):
+        for i in range(len(scores)):
+            scores[i] *= scale
+    bias, mask, n = _operand(job, _BIAS), _operand(job, _MASK), word(job, _N)
+    if _columns(bias) == n:
+        added = carray(pointer(_row_of(job, bias, core, batch, row, 4)), n, np.float32)
+        for i in range(len(scores)):
+            scores[i] += added[i]
+    if _columns(mask) == n:
+        _mask_out(scores, carray(pointer(_row_of(job, mask, core, batch, row, 1)), n, np.uint8), fill)
+
+
+@njit
+def _multiply_keys(kind, size, pairs, rows, keys, scores, m, depth, n):
+    """``scores[m, n]``: of some rows with the first ``n`` keys."""
+    literally(kind)
+    literally(pairs)
+    for column in range(0, n, _COLUMNS):
+        out, columns = scores + 4 * column, min(_COLUMNS, n - column)
+        if pairs:
+            multiply_pairs(True, rows, keys + 2 * depth * column, out, m, depth, n, columns)
+        else:
+            multiply_columns(kind, size, True, rows, keys + size * depth * column, out, m, depth, n, columns)
+
+
+@njit
+def _weigh_values(kind, size, pairs, weights, values, out, m, n, width):
+    """``out[m, width]``: the sums of ``n`` values by ``weights[m, n]``, which of pairs are bf16."""
+    literally(kind)
+    literally(pairs)
+    if not pairs and m <= FEW_ROWS:
+        clear(out, 4 * m * width)
+        add_product(kind, weights, 4 * n, values, size, size * width, out, 4 * width, m, n, 0, width)
         return
-    for i in range(len(values)):
-        values[i] /= total
-    bits = values.view(np.uint32)
-    for i in range(len(values)):
-        weights[i] = (bits[i] + _JUST_BELOW_HALF + ((bits[i] >> _HALF_BITS) & _LAST)) >> _HALF_BITS
-
-
-@njit
-def _compute_block(job, tile):
-    """Some rows of one batch, keys up to the last that one of them looks at.
-
-    What no row looks at has a weight all the same where the fill is not far below all scores, as in rows that
-    look at nothing: then all values are read.
-    """
-    m, n, depth, width = word(job, _M), word(job, _N), word(job, _DEPTH), word(job, _WIDTH)
-    batch, part = divmod(tile, word(job, _BLOCKS))
-    first = part * word(job, _BLOCK)
-    rows = min(word(job, _BLOCK), m - first)
-    all_masks = carray(pointer(word(job, _MASK)), (word(job, _MASK_ROWS), n), np.uint8)
-    masks = all_masks[first : first + rows] if word(job, _MASK_ROWS) > 1 else all_masks
-    fill = carray(pointer(word(job, _FILL)), 1, np.float32)[0]
-    filled = 0
-    for row in range(len(masks)):
-        filled = max(filled, up_to_last(masks[row]))
-    read = filled + filled % 2  # n is even, and products take two terms at a time
-    scores, powers = np.empty((rows, n), np.float32), np.empty(n, np.float32)
-    own_rows = word(job, _ROWS) + 2 * depth * (batch * m + first)
-    keys = word(job, _KEYS) + 2 * depth * batch * n
-    for column in range(0, read, _COLUMNS):
-        place, columns = scores.ctypes.data + 4 * column, min(_COLUMNS, read - column)
-        multiply_pairs(True, own_rows, keys + 2 * depth * column, place, rows, depth, n, columns)
-    highest = np.empty(rows, np.float32)
-    for row in range(rows):
-        mask = masks[row if len(masks) > 1 else 0]
-        _mask_out(scores[row, :read], mask[:read], fill)
-        highest[row] = _highest(scores[row, :read], powers) if read else fill
-        if read < n and fill > highest[row]:
-            highest[row] = fill
-        is_number = highest[row] == highest[row]  # if not, no weight of the row is one, whatever is read
-        if read < n and is_number and not fill - highest[row] < _ZERO_BELOW:
-            read = n
-    if read > filled:
-        scores[:, filled:read] = fill
-    weights = np.empty((rows, read), np.uint16)
-    for row in range(rows):
-        own = scores[row, :read]
-        _exponentials(own, highest[row], powers[:read])
-        _divide(own, _sum(own), weights[row])
-    values, out = (
-        word(job, _VALUES) + 2 * width * batch * n,
-        word(job, _OUT) + 4 * width * (batch * m + first),
-    )
     for column in range(0, width, _COLUMNS):
-        columns = min(_COLUMNS, width - column)
-        multiply_pairs(
-            False, weights.ctypes.data, values + 2 * column, out + 4 * column, rows, read, width, columns
-        )
+        place, columns = values + size * column, min(_COLUMNS, width - column)
+        if pairs:
+            multiply_pairs(False, weights, place, out + 4 * column, m, n, width, columns)
+        else:
+            multiply_columns(kind, size, False, weights, place, out + 4 * column, m, n, width, columns)
 
 
 @njit
-def _run(frame, number, task):
-    """One attention out of a call: reads the call frame, makes the job and works on it with others."""
-    rows, keys = argument(frame, _OPERANDS * number), argument(frame, _OPERANDS * number + 1)
-    values, mask = argument(frame, _OPERANDS * number + 2), argument(frame, _OPERANDS * number + 3)
-    m, n = word(dims(rows), 1), word(dims(keys), 1)
-    fitting = _BLOCK_SCORES // n // _TILE_ROWS * _TILE_ROWS
-    block = max(_LEAST_ROWS, min(_MOST_ROWS, fitting))
+def _make_weights(pairs, job, scores, core, batch, first, rows, read):
+    """Products of rows with ``read`` keys made weights, where they lie; of pairs the bf16 lie side by side.
+
+    False, and nothing of use, where keys that are not looked at have a weight all the same: the fill is not
+    far below all scores, as in rows that look at nothing.
+    """
+    literally(pairs)
+    n, numbers = word(job, _N), carray(pointer(data(_operand(job, _NUMBERS))), 3, np.float32)
+    scale, fill, rounded = numbers[0], numbers[1], int(numbers[2])
+    for row in range(rows):
+        own = carray(pointer(scores + 4 * read * row), read, np.float32)
+        powers = carray(pointer(scores + 4 * read * rows), read, np.float32)
+        _finish_scores(job, own, core, batch, first + row, scale, fill)
+        highest = highest_of(own, powers) if read else fill
+        if read < n:
+            highest = fill if fill > highest else highest
+            # If it is no number, no weight of the row is one, whatever is read.
+            if highest == highest and not fill - highest < ZERO_BELOW:
+                return False
+        exponentials(own, highest, powers)
+        divide(own, add_up(own), rounded)
+        if pairs:
+            upper_halves(own, carray(pointer(scores + 2 * read * row), read, np.uint16))
+    return True
+
+
+@njit
+def _compute_block(kind, size, pairs, job, tile):
+    """Some rows of one batch of one core, keys up to the last that one of them looks at, or that weighs."""
+    literally(kind)
+    literally(pairs)
+    frame, operands, cores = word(job, _FRAME), word(job, _FIRST), word(job, _CORES)
+    m, n, depth, width = word(job, _M), word(job, _N), word(job, _DEPTH), word(job, _WIDTH)
+    one, part = divmod(tile, word(job, _BLOCKS))
+    core, batch = divmod(one, word(job, _BATCHES))
+    first, row_size = part * word(job, _BLOCK), 2 if pairs else 4
+    rows, before = min(word(job, _BLOCK), m - first), batch * m + first
+    own_rows = share(argument(frame, operands), _DIMS, core, row_size) + row_size * depth * before
+    keys = data(argument(frame, operands + 1 + core)) + size * depth * batch * n
+    values = data(argument(frame, operands + 1 + cores + core)) + size * width * batch * n
+    out = share(result(frame, word(job, _RESULT)), _DIMS, core, 4) + 4 * width * before
+    read, is_made = _filled(job, core, batch, first, rows), False
+    scores = allocate(4 * (rows + 1) * n)
+    while not is_made:
+        read += read % 2 if pairs else 0  # then n is even, and terms go two at a time
+        _multiply_keys(kind, size, pairs, own_rows, keys, scores, rows, depth, read)
+        is_made = _make_weights(pairs, job, scores, core, batch, first, rows, read)
+        if is_made:
+            _weigh_values(kind, size, pairs, scores, values, out, rows, read, width)
+        read = n
+    release(scores)
+
+
+@njit
+def _run(frame, number, pairs, task):
+    """One attention out of a call, on all cores: makes the job and works on it with others."""
+    first = number * (num_arguments(frame) // num_results(frame))
+    rows, out = argument(frame, first), result(frame, number)
+    before = rank(out) - _DIMS
+    cores = word(dims(out), 0) if before else 1
+    inner, m, width = word(dims(out), before + 1), word(dims(out), before + 2), word(dims(out), before + 3)
+    batches, n = word(dims(out), before) * inner, word(dims(argument(frame, first + 1)), 2)
+    depth, step = word(dims(rows), rank(rows) - 1), 6 if pairs else 8
+    most = max(_LEAST_TILES * step, min(_MOST_ROWS, _BLOCK_SCORES // n))
+    blocks = (m + most - 1) // most
+    block = m if blocks == 1 else ((m + blocks - 1) // blocks + step - 1) // step * step
     blocks = (m + block - 1) // block
-    job = new_job(word(dims(rows), 0) * blocks)
-    store_word(job, _ROWS, data(rows))
-    store_word(job, _KEYS, data(keys))
-    store_word(job, _VALUES, data(values))
-    store_word(job, _MASK, data(mask))
-    store_word(job, _FILL, data(argument(frame, _OPERANDS * number + 4)))
-    store_word(job, _OUT, data(result(frame, number)))
+    job = new_job(cores * batches * blocks)
+    store_word(job, _FRAME, frame)
+    store_word(job, _FIRST, first)
+    store_word(job, _RESULT, number)
+    store_word(job, _CORES, cores)
+    store_word(job, _INNER, inner)
+    store_word(job, _BATCHES, batches)
     store_word(job, _M, m)
     store_word(job, _N, n)
-    store_word(job, _DEPTH, word(dims(rows), 2))
-    store_word(job, _WIDTH, word(dims(values), 2))
-    store_word(job, _MASK_ROWS, word(dims(mask), 0))
+    store_word(job, _DEPTH, depth)
+    store_word(job, _WIDTH, width)
     store_word(job, _BLOCK, block)
     store_word(job, _BLOCKS, blocks)
-    share_job(frame, job, task, True)
+    read = _filled(job, 0, 0, 0, m) if m <= FEW_ROWS else n
+    share_job(frame, job, task, cores * batches * m * read * (depth + width) >= _PARALLEL_FROM)
     wait_for_job(job)
     release_job(job)
 
@@ -193,20 +253,30 @@ _COMPILED = []
 """Keeps what XLA calls by address."""
 
 
-def compile_attention(stamp: str) -> int:
-    """The address of the compiled XLA handler of attention in bf16.
+def compile_attention(stored: str, stamp: str, *, pairs: bool) -> int:
+    """The address of the compiled XLA handler of attention to keys and values of one type.
 
-    Operands, of one after the other: bf16 rows [batch, m, depth], keys [batch, n, depth] and values
-    [batch, n, width], a mask i1 [m, n], or [1, n] for all rows, and f32 [1], the score of what is masked out;
-    depth and n are even. Results f32 [batch, m, width].
+    Operands, of one after the other: f32, or with ``pairs`` bf16, rows [outer, inner, m, depth], keys
+    [outer, inner, n, depth] and values [outer, inner, n, width]; a mask i1 and a bias f32
+    [outer, inner, m, n] of which the first three dims may be 1, or [1, 1, 1, 1] where there is none; and f32
+    [3]: the factor of the products, the score of what is masked out, and one of ``ROUNDED``, what the softmax
+    is rounded to. With ``pairs`` that is bf16, and depth and n are even.
+    Results f32 [outer, inner, m, width]. A result with one dim more, the first, is that of all cores: then
+    there are keys of each core, values of each core, and the rest is that of all with such a dim, or the same
+    for all without.
+
+    Args:
+      stored: the type of keys and values, one of ``KINDS``; with ``pairs`` bf16.
+      stamp: of the sources; what was compiled of others is not found again.
     """
-    task_name = f"neuronx_attention_{stamp}"
+    kind, size = KINDS[stored], SIZES[KINDS[stored]]
+    task_name = f"neuronx_attention_{stored}_{pairs}_{stamp}"
 
     @cfunc("intp(intp)", cache=True)
     def task(job):
         tile = next_tile(job)
         while tile >= 0:
-            _compute_block(job, tile)
+            _compute_block(kind, size, pairs, job, tile)
             finish_tile(job)
             tile = next_tile(job)
         release_job(job)
@@ -218,7 +288,7 @@ def compile_attention(stamp: str) -> int:
     def handler(frame):
         if not answer_query(frame):
             for number in range(num_results(frame)):
-                _run(frame, number, function_address(task_name))
+                _run(frame, number, pairs, function_address(task_name))
         return 0
 
     _COMPILED.extend((task, handler))

@@ -9,7 +9,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from kernels.host.targets import ATTENTION, product_targets, sum_targets, update_targets
+from kernels.host.targets import attention_targets, product_targets, sum_targets, update_targets
 
 __all__ = ["handler"]
 
@@ -49,10 +49,10 @@ def _compile(target: str) -> int:
         from kernels.host.sums import compile_sum
 
         return compile_sum(sum_targets()[target], _stamp())
-    if target == ATTENTION:
+    if target in attention_targets():
         from kernels.host.attention import compile_attention
 
-        return compile_attention(_stamp())
+        return compile_attention(**attention_targets()[target], stamp=_stamp())
     from kernels.host.products import compile_product
 
     return compile_product(**product_targets()[target], stamp=_stamp())

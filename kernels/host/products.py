@@ -1,11 +1,9 @@
 """Products as XLA custom calls: each call computes one or more of the same sizes, as one job of tiles."""
 
-import numpy as np
 from llvmlite import binding
-from numba import carray, cfunc, literally, njit
+from numba import cfunc, literally, njit
 
 from kernels.host.elements import KINDS, SIZES
-from kernels.host.filled import multiply_filled, up_to_last, weighted
 from kernels.host.frame import (
     answer_query,
     argument,
@@ -24,7 +22,6 @@ from kernels.host.memory import (
     clear,
     copy,
     function_address,
-    pointer,
     release,
     store_word,
     word,
@@ -48,8 +45,6 @@ _FRAME, _CORES, _X_BYTES, _PLACES, _BATCH, _M, _K, _N, _SIZE, _PARTS, _TURN, _DO
     FIRST_OWN_WORD, FIRST_OWN_WORD + 13
 )
 
-# Words of a place: which of the call's products it is, and how much of its cache is filled.
-_NUMBER, _FILLED, _PLACE = range(3)
 _WORD_BYTES = 8
 
 _DIMS = 3
@@ -64,19 +59,17 @@ _TURNS = 16
 
 @njit
 def _operand(frame, cores, product, number, x_bytes):
-    """The address of an operand of a product: 0 is x, 1 the weights, 2 the mask, if there is one."""
+    """The address of an operand of a product: 0 is x, 1 the weights."""
     group, core = divmod(product, cores)
     first = group * (num_arguments(frame) // num_results(frame))
     if number == 0:
         return share(argument(frame, first), _DIMS, core, x_bytes)
-    if number == 1:
-        return data(argument(frame, first + 1 + core))
-    return share(argument(frame, first + 1 + cores), 1, core, 1)
+    return data(argument(frame, first + 1 + core))
 
 
 @njit
 def _operand_of(job, place, number):
-    product = word(word(job, _PLACES), _PLACE * place + _NUMBER)
+    product = word(word(job, _PLACES), place)
     return _operand(word(job, _FRAME), word(job, _CORES), product, number, word(job, _X_BYTES))
 
 
@@ -89,7 +82,7 @@ def _result(frame, cores, product):
 
 @njit
 def _out(job, place):
-    product = word(word(job, _PLACES), _PLACE * place + _NUMBER)
+    product = word(word(job, _PLACES), place)
     return _result(word(job, _FRAME), word(job, _CORES), product)
 
 
@@ -138,36 +131,21 @@ def _compute_columns(kind, size, by_rows, pairs, job, tile):
 
 
 @njit
-def _compute_filled(kind, size, by_rows, job, tile):
-    literally(kind)
-    literally(by_rows)
-    m, k, n = word(job, _M), word(job, _K), word(job, _N)
-    place, batch = divmod(tile, word(job, _BATCH))
-    x = _operand_of(job, place, 0) + 4 * batch * m * k
-    w = _operand_of(job, place, 1) + size * batch * k * n
-    filled = word(word(job, _PLACES), _PLACE * place + _FILLED)
-    multiply_filled(kind, size, by_rows, x, w, _out(job, place) + 4 * batch * m * n, m, k, n, filled)
-
-
-@njit
-def _compute_tile(kind, size, by_rows, pairs, filled, job, tile):
+def _compute_tile(kind, size, by_rows, pairs, job, tile):
     """A part of the job, in one order of summation however the tiles are shared out."""
     literally(kind)
     literally(by_rows)
     literally(pairs)
-    literally(filled)
-    if filled:
-        _compute_filled(kind, size, by_rows, job, tile)
-    elif word(job, _M) == 1 and not by_rows:
+    if word(job, _M) == 1 and not by_rows:
         _compute_stretches(kind, size, job, tile)
     else:
         _compute_columns(kind, size, by_rows, pairs, job, tile)
 
 
 @njit
-def _is_as_before(frame, cores, product, operands, x_bytes):
+def _is_as_before(frame, cores, product, x_bytes):
     """Whether a product has the very operands of the one before it, as on cores that share all they hold."""
-    for number in range(operands):
+    for number in range(2):
         found = _operand(frame, cores, product, number, x_bytes)
         if found != _operand(frame, cores, product - 1, number, x_bytes):
             return False
@@ -175,40 +153,19 @@ def _is_as_before(frame, cores, product, operands, x_bytes):
 
 
 @njit
-def _find_places(frame, cores, products, operands, x_bytes, places):
+def _find_places(frame, cores, products, x_bytes, places):
     """The products that are not those before them; how many there are."""
     count = 0
     for product in range(products):
-        if product == 0 or not _is_as_before(frame, cores, product, operands, x_bytes):
-            store_word(places, _PLACE * count + _NUMBER, product)
+        if product == 0 or not _is_as_before(frame, cores, product, x_bytes):
+            store_word(places, count, product)
             count += 1
     return count
 
 
 @njit
-def _fill_in(job, places, count, by_rows):
-    """How much of each cache is filled; the multiplications that all take."""
-    batch, m, k, n = word(job, _BATCH), word(job, _M), word(job, _K), word(job, _N)
-    total = 0
-    for place in range(count):
-        if by_rows:
-            mask = _operand_of(job, place, 2)
-            if place and mask == _operand_of(job, place - 1, 2):
-                filled = word(places, _PLACE * (place - 1) + _FILLED)
-            else:
-                filled = up_to_last(carray(pointer(mask), n, np.uint8))
-        else:
-            filled = weighted(_operand_of(job, place, 0), k)  # of the first row: of more each finds out
-        store_word(places, _PLACE * place + _FILLED, filled)
-        total += batch * m * filled * (k if by_rows else n)
-    return total
-
-
-@njit
-def _cut(by_rows, filled, m, k, n):
+def _cut(by_rows, m, k, n):
     """Into what a product falls: the rows or columns of weights of a part, and how many parts."""
-    if filled:
-        return n, 1
     if m == 1 and not by_rows:
         size, whole = tile_height(k), k
     else:
@@ -217,30 +174,29 @@ def _cut(by_rows, filled, m, k, n):
 
 
 @njit
-def _copy_repeated(frame, cores, products, operands, x_bytes, size_bytes):
+def _copy_repeated(frame, cores, products, x_bytes, size_bytes):
     """The results of products that are those before them."""
     for product in range(1, products):
-        if _is_as_before(frame, cores, product, operands, x_bytes):
+        if _is_as_before(frame, cores, product, x_bytes):
             copy(_result(frame, cores, product), _result(frame, cores, product - 1), size_bytes)
 
 
 @njit
-def _run(frame, by_rows, filled, x_bytes, task):
+def _run(frame, by_rows, x_bytes, task):
     """Reads the call frame, makes the job and works on it, with others, until it is done."""
-    operands = 3 if filled and by_rows else 2
     x, out = argument(frame, 0), result(frame, 0)
     before = rank(out) - _DIMS
     cores = word(dims(out), 0) if before else 1
     products = cores * num_results(frame)
     batch, m, n = word(dims(out), before), word(dims(out), before + 1), word(dims(out), before + 2)
     k = word(dims(x), rank(x) - 1)
-    in_stretches = m == 1 and not by_rows and not filled
-    size, parts = _cut(by_rows, filled, m, k, n)
+    in_stretches = m == 1 and not by_rows
+    size, parts = _cut(by_rows, m, k, n)
     turn = max(1, min(parts, products * batch * parts // _TURNS)) if in_stretches else 1
-    memory_bytes = _WORD_BYTES * (_PLACE * products + products * batch)
+    memory_bytes = _WORD_BYTES * (products + products * batch)
     memory = allocate(memory_bytes + (4 * products * batch * parts * n if in_stretches and parts > 1 else 0))
-    count = _find_places(frame, cores, products, operands, x_bytes, memory)
-    done = memory + _WORD_BYTES * _PLACE * products
+    count = _find_places(frame, cores, products, x_bytes, memory)
+    done = memory + _WORD_BYTES * products
     clear(done, _WORD_BYTES * products * batch)
     job = new_job(count * batch * ((parts + turn - 1) // turn))
     store_word(job, _FRAME, frame)
@@ -256,44 +212,38 @@ def _run(frame, by_rows, filled, x_bytes, task):
     store_word(job, _TURN, turn)
     store_word(job, _DONE, done)
     store_word(job, _SUMS, memory + memory_bytes)
-    multiplications = _fill_in(job, memory, count, by_rows) if filled else count * batch * m * k * n
-    share_job(frame, job, task, multiplications >= _PARALLEL_FROM)
+    share_job(frame, job, task, count * batch * m * k * n >= _PARALLEL_FROM)
     wait_for_job(job)
     release_job(job)
     release(memory)
     if count < products:
-        _copy_repeated(frame, cores, products, operands, x_bytes, 4 * batch * m * n)
+        _copy_repeated(frame, cores, products, x_bytes, 4 * batch * m * n)
 
 
 _COMPILED = []
 """Keeps what XLA calls by address."""
 
 
-def compile_product(
-    weights: str, stamp: str, *, by_rows: bool, pairs: bool = False, filled: bool = False
-) -> int:
+def compile_product(weights: str, stamp: str, *, by_rows: bool, pairs: bool = False) -> int:
     """The address of the compiled XLA handler of products with weights of one type and layout.
 
     Operands, of one product after the other: f32, or with ``pairs`` bf16, [batch, m, k] and weights
-    [batch, k, n], or with ``by_rows`` [batch, n, k]; results f32 [batch, m, n]. With ``filled`` the weights
-    are a cache: ``by_rows`` a mask i1 [n] says which columns of the result somebody looks at, else what lies
-    behind the last of x that is not zero is not read. A result with one dim more, the first, is that of all
-    cores: then there are weights of each core, and x and mask are those of all with such a dim, or the same
-    for all without. Loaded from Numba's cache on disk where this machine
-    compiled it before.
+    [batch, k, n], or with ``by_rows`` [batch, n, k]; results f32 [batch, m, n]. A result with one dim more,
+    the first, is that of all cores: then there are weights of each core, and x is that of all with such a
+    dim, or the same for all without. Loaded from Numba's cache on disk where this machine compiled it before.
 
     Args:
       weights: one of ``KINDS``; with ``pairs`` bf16.
       stamp: of the sources; what was compiled of others is not found again.
     """
     kind, size = KINDS[weights], SIZES[KINDS[weights]]
-    task_name = f"neuronx_product_{weights}_{by_rows}_{pairs}_{filled}_{stamp}"
+    task_name = f"neuronx_product_{weights}_{by_rows}_{pairs}_{stamp}"
 
     @cfunc("intp(intp)", cache=True)
     def task(job):
         tile = next_tile(job)
         while tile >= 0:
-            _compute_tile(kind, size, by_rows, pairs, filled, job, tile)
+            _compute_tile(kind, size, by_rows, pairs, job, tile)
             finish_tile(job)
             tile = next_tile(job)
         release_job(job)
@@ -305,7 +255,7 @@ def compile_product(
     @cfunc("intp(intp)", cache=True)
     def handler(frame):
         if not answer_query(frame):
-            _run(frame, by_rows, filled, 2 if pairs else 4, function_address(task_name))
+            _run(frame, by_rows, 2 if pairs else 4, function_address(task_name))
         return 0
 
     _COMPILED.extend((task, handler))

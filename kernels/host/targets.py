@@ -10,30 +10,31 @@ from kernels.dtypes import dtype as element_type
 
 __all__ = [
     "ADDED",
-    "ATTENTION",
     "FEW_ROWS",
+    "ROUNDED",
     "WEIGHTS",
+    "AttentionSizes",
     "Cost",
     "attention_cost",
     "attention_reference",
-    "filled_reference",
-    "filled_target",
+    "attention_target",
+    "attention_targets",
     "in_pairs",
     "matmul_cost",
     "matmul_reference",
     "matmul_target",
+    "pairs_in_attention",
     "product_targets",
-    "reads_filled",
     "sum_cost",
     "sum_plan",
     "sum_reference",
     "sum_target",
     "sum_targets",
-    "takes_attention",
     "update_cost",
     "update_reference",
     "update_target",
     "update_targets",
+    "why_not_attention",
     "why_not_matmul",
     "why_not_update",
 ]
@@ -117,19 +118,11 @@ def matmul_reference(x: np.ndarray, w: np.ndarray, *, by_rows: bool) -> np.ndarr
     """The exact product in float64, of which the kernel computes an f32: at most ``k`` roundings apart.
 
     Args:
-      x: f32 or bf16 [batch, m, k].
-      w: [batch, k, n], or with ``by_rows`` [batch, n, k], of any stored type.
+      x: f32 or bf16 [..., m, k].
+      w: [..., k, n], or with ``by_rows`` [..., n, k], of any stored type.
     """
     wide = w.astype(np.float32).astype(np.float64)
-    return x.astype(np.float64) @ (wide.swapaxes(1, 2) if by_rows else wide)
-
-
-_CACHES = ("bf16", "f16", "f32")
-
-
-def filled_target(cache: str, *, by_rows: bool) -> str:
-    """The custom call of a product that reads the filled part of a cache [b, k, n], or by rows [b, n, k]."""
-    return f"neuronx_filled_{cache}_{_LAYOUTS[by_rows]}"
+    return x.astype(np.float64) @ (wide.swapaxes(-1, -2) if by_rows else wide)
 
 
 def product_targets() -> dict[str, dict[str, str | bool]]:
@@ -141,63 +134,97 @@ def product_targets() -> dict[str, dict[str, str | bool]]:
             ways[matmul_target(weights, by_rows=by_rows)] = way
             if weights == "bf16":
                 ways[matmul_target(weights, by_rows=by_rows, pairs=True)] = way | {"pairs": True}
-            if weights in _CACHES:
-                ways[filled_target(weights, by_rows=by_rows)] = way | {"filled": True}
     return ways
 
 
-def reads_filled(cache: str, *, m: int) -> bool:
-    """Whether there is a kernel that leaves the empty part of such a cache unread for ``m`` rows.
-
-    It takes the place of the product kernel and costs no more: where all is filled, the same.
-    """
-    return cache in _CACHES and m <= FEW_ROWS
-
-
-def filled_reference(x: np.ndarray, w: np.ndarray, mask: np.ndarray | None) -> np.ndarray:
-    """The product in float64 with zeros for what nobody looks at, and nothing of the rows that are not read.
-
-    Args:
-      x: f32 [batch, m, k].
-      w: with a ``mask``, bool [n], of the columns [batch, n, k]; else [batch, k, n].
-    """
-    if mask is None:
-        read = np.logical_or.accumulate((x != 0).any(axis=1)[:, ::-1], axis=1)[:, ::-1]
-        return matmul_reference(x, np.where(read[..., None], w.astype(np.float32), 0), by_rows=False)
-    filled = np.flatnonzero(mask).max(initial=-1) + 1
-    scores = matmul_reference(x, w[:, :filled], by_rows=True)
-    return np.pad(scores, [(0, 0), (0, 0), (0, len(mask) - filled)])
-
-
-ATTENTION = "neuronx_attention_bf16"
-"""The custom call of masked scores, their softmax rounded to bf16, and the sums weighted by it."""
+ROUNDED = {"f32": 0, "bf16": 1, "f16": 2}
+"""What the weights of a softmax may be rounded to, and the attention kernel's numbers for it."""
 
 _LEAST_SCORES = 1 << 16
-"""Below it they stay in a cache, and XLA's loops over them take some ten microseconds."""
+"""Of many rows; below it they stay in a cache, and XLA's loops over them take some ten microseconds."""
 
 
-def takes_attention(*, batch: int, m: int, n: int) -> bool:
-    """Whether the kernel takes ``m`` rows of attention to ``n`` keys, which both products would."""
-    return m > FEW_ROWS and batch * m * n >= _LEAST_SCORES
+def attention_target(stored: str, *, pairs: bool) -> str:
+    """The custom call of scores, their softmax, and the sums of values that it weighs.
+
+    Keys and values are ``stored``, the rows f32, or with ``pairs`` bf16.
+    """
+    return f"neuronx_attention_{stored}{'_pairs' if pairs else ''}"
 
 
-def attention_cost(*, batch: int, m: int, n: int, depth: int, width: int, mask_rows: int) -> Cost:
-    """Of ``m`` rows of ``depth`` and ``n`` values of ``width``: scores never leave the processor's caches."""
-    stored = m * depth + n * depth + n * width
-    moved_bytes = batch * (2 * stored + 4 * m * width) + mask_rows * n
-    return Cost(moved_bytes=moved_bytes, flops=2 * batch * m * n * (depth + width))
+def attention_targets() -> dict[str, dict[str, str | bool]]:
+    """Every target of the attention kernel with the arguments of ``attention.compile_attention``."""
+    ways: list[tuple[str, bool]] = [*((stored, False) for stored in ROUNDED), ("bf16", True)]
+    return {
+        attention_target(stored, pairs=pairs): {"stored": stored, "pairs": pairs} for stored, pairs in ways
+    }
+
+
+@dataclass(frozen=True, kw_only=True)
+class AttentionSizes:
+    """``batch`` times ``m`` rows meet ``n`` keys, both of ``depth``, and the keys' values, of ``width``."""
+
+    batch: int
+    m: int
+    n: int
+    depth: int
+    width: int
+
+
+def why_not_attention(types: tuple[str, str, str, str], sizes: AttentionSizes) -> str:
+    """Why attention is two products and a softmax of XLA's, or "" where the kernel does it.
+
+    Args:
+      types: of the rows, of keys and values as stored, and of the weights that the softmax makes.
+    """
+    rows, keys, values, weights = types
+    scores = sizes.batch * sizes.m * sizes.n
+    if sizes.m <= FEW_ROWS:
+        if rows not in _FLOATS or keys != values or not {keys, weights} <= {*ROUNDED}:
+            return f"{rows} rows, {keys} keys, {weights} weights and {values} values are not its types"
+        multiplications = scores * min(sizes.depth, sizes.width)
+        if multiplications < _LEAST_MULTIPLICATIONS:
+            return f"{multiplications} multiplications are fewer than {_LEAST_MULTIPLICATIONS}"
+        return ""
+    if {*types} not in ({"f32"}, {"bf16"}):
+        return f"many rows of {rows}, {keys} keys, {weights} weights and {values} values are not its types"
+    if keys == "bf16" and (sizes.n % 2 or sizes.depth % 2):
+        return f"{sizes.n} keys of {sizes.depth} do not go in pairs"
+    return f"{scores} scores are fewer than {_LEAST_SCORES}" if scores < _LEAST_SCORES else ""
+
+
+def pairs_in_attention(types: tuple[str, str, str, str], *, m: int) -> bool:
+    """Whether ``m`` rows of attention, types as of ``why_not_attention``, take their terms in pairs."""
+    return m > FEW_ROWS and {*types} == {"bf16"}
+
+
+def attention_cost(stored: str, sizes: AttentionSizes, *, pairs: bool, beside_bytes: int) -> Cost:
+    """Of one call: scores never leave the processor's caches. All keys count, not only those looked at.
+
+    ``beside_bytes`` are those of mask and bias.
+    """
+    row_size, size = 2 if pairs else 4, element_type(stored).bits // 8
+    wide = sizes.depth + sizes.width
+    moved = row_size * sizes.m * sizes.depth + size * sizes.n * wide + 4 * sizes.m * sizes.width
+    flops = 2 * sizes.batch * sizes.m * sizes.n * wide
+    return Cost(moved_bytes=sizes.batch * moved + beside_bytes, flops=flops)
 
 
 def attention_reference(
-    rows: np.ndarray, keys: np.ndarray, values: np.ndarray, mask: np.ndarray, fill: float
+    rows: np.ndarray,
+    keys: np.ndarray,
+    values: np.ndarray,
+    mask: np.ndarray,
+    fill: float,
+    bias: np.ndarray | float = 0.0,
 ) -> np.ndarray:
-    """Attention in float64; the kernel rounds each weight of the softmax to bf16.
+    """Attention in float64; the kernel rounds each weight of the softmax as it is told.
 
     Args:
-      rows: [batch, m, depth]. keys: [batch, n, depth]. values: [batch, n, width].
-      mask: bool [m, n] or [1, n]; where it is false, the score is ``fill``.
+      rows: [..., m, depth]. keys: [..., n, depth]. values: [..., n, width].
+      mask, bias: what broadcasts to [..., m, n]; where the mask is false, the score is ``fill``.
     """
-    scores = np.where(mask, matmul_reference(rows, keys, by_rows=True), fill)
+    scores = np.where(mask, matmul_reference(rows, keys, by_rows=True) + bias, fill)
     weights = np.exp(scores - scores.max(axis=-1, keepdims=True))
     weights /= weights.sum(axis=-1, keepdims=True)
     return matmul_reference(weights, values, by_rows=False)
@@ -205,7 +232,7 @@ def attention_reference(
 
 _UPDATED: Mapping[str, int] = {name: element_type(name).bits // 8 for name in _FLOATS}
 """Types of updated arrays, and their bytes. To update a slice XLA:CPU widens narrow floats, whole array and
-all, and copies others where a kernel reads the result, as the products with a cache do."""
+all, and copies others where a kernel reads the result, as attention to a cache does."""
 
 
 def update_target(dtype: str) -> str:

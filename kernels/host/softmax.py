@@ -1,0 +1,99 @@
+"""The arithmetic of a softmax over one row of f32."""
+
+import numpy as np
+from numba import njit
+
+from kernels.host.targets import ROUNDED
+
+__all__ = ["ZERO_BELOW", "add_up", "divide", "exponentials", "highest_of", "upper_halves"]
+
+_TO_BF16, _TO_F16 = ROUNDED["bf16"], ROUNDED["f16"]
+
+_LOG2_E = np.float32(1.44269504)
+_LN_2_HIGH, _LN_2_LOW = np.float32(0.693359375), np.float32(-2.12194440e-4)
+_TO_INTEGER = np.float32(12582912.0)
+_TERMS = tuple(map(np.float32, (1.9875691e-4, 1.3981999e-3, 8.3334519e-3, 4.1665796e-2, 1.6666665e-1, 0.5)))
+"""Of exp(r) behind 1 + r, from r**7 down, for r of at most half the logarithm of two (Cephes' ``expf``)."""
+
+_ONE, _ALL_BUT_SIGN = np.float32(1), np.int32(0x7FFFFFFF)
+_EXPONENT_BIAS, _MANTISSA_BITS, _SIGN_PLACE = np.int32(127), np.int32(23), np.int32(31)
+ZERO_BELOW = np.float32(-87.3)
+"""Its exponential is no normal number, which XLA:CPU takes for zero."""
+
+_JUST_BELOW_HALF, _LAST, _HALF_BITS = np.uint32(0x7FFF), np.uint32(1), np.uint32(16)
+_UPPER_HALF = np.uint32(0xFFFF0000)
+
+_F16_SMALL, _F16_PLACE = np.float32(2.0**-14), np.float32(0.5)
+"""Below it floats of 16 bits are multiples of one number, as are f32 from a half on."""
+
+_F16_JUST_BELOW_HALF, _F16_BITS, _F16_UPPER = np.uint32(0x0FFF), np.uint32(13), np.uint32(0xFFFFE000)
+
+
+@njit
+def highest_of(scores, room):
+    """Found among integers: floats without a sign keep their order as such, those with one turn it."""
+    bits, one = scores.view(np.int32), room.view(np.int32)
+    found = np.int32(-(1 << 31))
+    for i in range(len(bits)):
+        found = max(found, bits[i] ^ ((bits[i] >> _SIGN_PLACE) & _ALL_BUT_SIGN))
+    one[0] = found ^ ((found >> _SIGN_PLACE) & _ALL_BUT_SIGN)
+    return room[0]
+
+
+@njit
+def exponentials(scores, highest, powers):
+    """``exp(scores - highest)`` in place, of relative error 2**-23; ``powers`` is room for as many."""
+    for i in range(len(scores)):
+        x = scores[i] - highest
+        scores[i] = x
+        powers[i] = (ZERO_BELOW if x < ZERO_BELOW else x) * _LOG2_E + _TO_INTEGER
+    bits = powers.view(np.int32)
+    start = np.int32(0x4B400000)  # of _TO_INTEGER
+    for i in range(len(scores)):
+        x = scores[i]
+        power = powers[i] - _TO_INTEGER
+        r = (ZERO_BELOW if x < ZERO_BELOW else x) - power * _LN_2_HIGH - power * _LN_2_LOW
+        total = _TERMS[0]
+        for term in _TERMS[1:]:
+            total = total * r + term
+        total = total * r * r + r + _ONE
+        scores[i] = np.float32(0) if x < ZERO_BELOW else total
+        bits[i] = (bits[i] - start + _EXPONENT_BIAS) << _MANTISSA_BITS
+    for i in range(len(scores)):
+        scores[i] *= powers[i]
+
+
+@njit(fastmath={"reassoc"})
+def add_up(values):
+    """In whatever order this processor adds fastest, which is one for each length."""
+    total = np.float32(0)
+    for value in values:
+        total += value
+    return total
+
+
+@njit
+def divide(values, total, rounded):
+    """The quotients in place, rounded to the nearest of what ``ROUNDED`` says, ties to even."""
+    for i in range(len(values)):
+        values[i] /= total
+    bits = values.view(np.uint32)
+    if rounded == _TO_BF16 and total == total:
+        for i in range(len(values)):
+            bits[i] = (bits[i] + _JUST_BELOW_HALF + ((bits[i] >> _HALF_BITS) & _LAST)) & _UPPER_HALF
+    elif rounded == _TO_F16 and total == total:
+        for i in range(len(values)):
+            x = values[i]
+            if x < _F16_SMALL:
+                values[i] = (x + _F16_PLACE) - _F16_PLACE
+            else:
+                kept = bits[i] + _F16_JUST_BELOW_HALF + ((bits[i] >> _F16_BITS) & _LAST)
+                bits[i] = kept & _F16_UPPER
+
+
+@njit
+def upper_halves(values, weights):
+    """As bf16 what was rounded to it."""
+    bits = values.view(np.uint32)
+    for i in range(len(values)):
+        weights[i] = bits[i] >> _HALF_BITS
