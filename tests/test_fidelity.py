@@ -115,6 +115,15 @@ def test_no_faster_part_makes_a_step_of_24_cores_slower() -> None:
         ("BAAI/bge-base-en-v1.5", "bert-base-uncased"),
         ("resnext50_32x4d", "resnext50-32x4d"),
         ("ResNeXt-101", "resnext101-32x8d"),
+        ("Qwen/Qwen2-7B-Instruct", "qwen2.5-7b"),
+        ("deepseek-ai/DeepSeek-R1-Distill-Llama-8B", "llama-3.1-8b"),
+        ("mistralai/Mistral-7B-Instruct-v0.3", "mistral-7b-v0.3"),
+        ("bigscience/bloom", "bloom-176b"),
+        ("openai/whisper-large-v3-turbo", "whisper-large-v3-turbo"),
+        ("whisper-large-v2", "whisper-large"),
+        ("google/t5-v1_1-xxl", "flan-t5-xxl"),
+        ("sentence-transformers/all-mpnet-base-v2", "mpnet-base"),
+        ("google/mobilenet_v2_1.0_224", "mobilenet-v2-1.0-224"),
     ],
 )
 def test_models_are_found_by_the_names_they_are_published_under(published, name) -> None:
@@ -132,6 +141,12 @@ def test_models_are_found_by_the_names_they_are_published_under(published, name)
         "llama-2-700b",
         "vit-base-patch16-38",
         "opt-13",
+        "bloom-9b",
+        "falcon3-7b",
+        "gemma-2-9b",
+        "mobilenet_v2_1.4_224",
+        "phi-4-mini-instruct",
+        "qwen3-30b-a3b",
     ],
 )
 def test_what_is_near_a_name_only_is_not_taken_for_it(name) -> None:
