@@ -120,7 +120,7 @@ def norm_parameters(make: Make, width: int) -> dict[str, Any]:
 
 
 def layer_parameters(make: Make, hidden: int, ffn: int, width: int | None = None) -> dict[str, Any]:
-    """Of one layer of a BERT, ViT or Whisper: attention (of ``width``), two products, a norm for each half."""
+    """Of a layer of a BERT, ViT or Whisper: attention (of ``width``), two products, a norm for each half."""
     width = width or hidden
     projections = {name: linear_parameters(make, hidden, width) for name in ("q", "k", "v")}
     projections["o"] = linear_parameters(make, width, hidden)
