@@ -1,12 +1,21 @@
 """Two products with a softmax between them as one call of a kernel of the host: attention."""
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from hlo_passes.host_calls import Decision, kernel_call
-from hlo_passes.host_products import Side, arranged, converted, in_the_order_of, sides, stored, typed
+from hlo_passes.host_products import (
+    Side,
+    arranged,
+    converted,
+    has_own_algorithm,
+    in_the_order_of,
+    sides,
+    stored,
+    typed,
+)
 from hlo_passes.host_softmax import Scores, Softmax, repeated, scores_of, softmax_of
 from hlo_passes.ir import ir, stablehlo
 from hlo_passes.ops import inner_ops, kind, tensor
@@ -84,14 +93,17 @@ def _decide(sums: ir.Operation, softmax: Softmax, *, swapped: bool) -> Decision:
     name = f"attention with scores {found.dtype}{list(found.shape)}"
     scores = scores_of(softmax.scores)
     if scores is None:
-        return Decision(op=name, reason="its scores are more than a product in f32, scaled, biased, masked")
-    both, (queries, keys) = sides(sums), sides(scores.product)
+        return Decision(op=name, reason="its scores are more than a product, scaled, biased, masked")
+    both = sides(sums)
+    found = _queries_and_keys(scores, both[swapped])
+    if found is None:
+        return Decision(op=name, reason="its two products do not have the same batches and keys")
     attention = _Attention(
         sums=sums,
         softmax=softmax,
         scores=scores,
-        queries=queries,
-        keys=stored(keys),
+        queries=found[0],
+        keys=stored(found[1]),
         weights=both[swapped],
         values=stored(both[not swapped]),
         swapped=swapped,
@@ -100,14 +112,25 @@ def _decide(sums: ir.Operation, softmax: Softmax, *, swapped: bool) -> Decision:
     return Decision(op=name, reason=reason) if reason else _replace(attention, name)
 
 
-def _why_not(attention: _Attention) -> str:
-    keys, weights = attention.keys, attention.weights
-    last = len(tensor(attention.softmax.scores.type).shape) - 1
+def _queries_and_keys(scores: Scores, weights: Side) -> tuple[Side, Side] | None:
+    """The sides of the product of scores, with rows in the order in which ``weights``, made of them, are."""
+    left, right = sides(scores.product)
+    batches, dims = len(left.batch), scores.dims
+    last = len(tensor(weights.value.type).shape) - 1
+    place, first_right = dims.get(last, -1), batches + len(left.free)
+    queries, keys, first = (left, right, batches) if place >= first_right else (right, left, first_right)
     along = len(keys.free) == len(keys.contracting) == 1 and weights.contracting == [last]
-    if not along or weights.batch != [*range(len(keys.batch))]:
-        return "its two products do not have the same batches and keys"
+    alike = [dims[dim] for dim in weights.batch if dim in dims]
+    if not along or place < batches or alike != [at for at in range(batches) if at in dims.values()]:
+        return None
+    rows = [queries.free[dims[dim] - first] for dim in weights.free if dim in dims]
+    alone = [dim for dim in queries.free if dim not in rows]
+    return replace(queries, free=[*alone, *rows]), keys
+
+
+def _why_not(attention: _Attention) -> str:
     products = attention.sums, attention.scores.product
-    if any("algorithm" in product.attributes for product in products):
+    if any(map(has_own_algorithm, products)):
         return "it asks for an algorithm of its own"
     made = attention.softmax.op.results[0], attention.scores.product.results[0]
     if any(len(list(value.uses)) > 1 for value in made):
@@ -116,15 +139,16 @@ def _why_not(attention: _Attention) -> str:
 
 
 def _replace(attention: _Attention, name: str) -> Decision:
-    sums, scores, sizes = attention.sums, attention.scores, attention.sizes
+    sums, softmax, scores, sizes = attention.sums, attention.softmax, attention.scores, attention.sizes
     queries, keys, values = attention.queries, attention.keys, attention.values
     stored_as, pairs = attention.types[1], pairs_in_attention(attention.types, m=sizes.m)
-    batches = queries.sizes(queries.batch)
+    batches = attention.weights.sizes(attention.weights.batch)
     first = [math.prod(batches[:-1]), math.prod(batches[-1:])]
     with ir.InsertionPoint(sums), sums.location:
         rows = converted(queries.value, "bf16" if pairs else "f32")
         beside = _beside(attention, scores.mask, "i1", first), _beside(attention, scores.bias, "f32", first)
-        numbers = np.array([scores.scale, scores.fill, ROUNDED[attention.softmax.rounded]], np.float32)
+        roundings = [ROUNDED[to] for to in (*scores.rounded, softmax.steps, softmax.rounded)]
+        numbers = np.array([scores.factor, scores.divisor, scores.fill, *roundings], np.float32)
         operands = [
             arranged(
                 rows, [queries.batch, queries.free, queries.contracting], [*first, sizes.m, sizes.depth]
@@ -150,15 +174,15 @@ def _beside(attention: _Attention, value: ir.Value | None, dtype: str, first: li
     if value is None:
         nothing = "true" if dtype == "i1" else "0.0"
         return stablehlo.constant(ir.Attribute.parse(f"dense<{nothing}> : tensor<1x1x1x1x{dtype}>"))
-    shape = tensor(attention.softmax.scores.type).shape
-    last, batches = len(shape) - 1, len(attention.queries.batch)
-    groups = [*range(batches - 1)], [*range(batches)][-1:], [*range(batches, last)], [last]
+    weights, shape = attention.weights, tensor(attention.softmax.scores.type).shape
+    last = weights.contracting
+    groups = weights.batch[:-1], weights.batch[-1:], weights.free, last
     source, dims = repeated(value)
     sizes = tensor(source.type).shape
     own = [dim for dim, size in zip(dims, sizes, strict=True) if size > 1]
-    taken = [group == [last] or not set(own).isdisjoint(group) for group in groups]
+    taken = [group == last or not set(own).isdisjoint(group) for group in groups]
     kept = [dim for group, is_taken in zip(groups, taken, strict=True) if is_taken for dim in group]
-    value = stablehlo.reshape(typed([size for size in sizes if size > 1], dtype), source)
+    value = stablehlo.reshape(typed([size for size in sizes if size > 1], dtype), converted(source, dtype))
     places = ir.DenseI64ArrayAttr.get([kept.index(dim) for dim in own])
     value = stablehlo.broadcast_in_dim(typed([shape[dim] for dim in kept], dtype), value, places)
     whole = [*first, attention.sizes.m, attention.sizes.n]

@@ -10,7 +10,15 @@ from hlo_passes.host_attention import fuse_attention
 from hlo_passes.host_calls import Decision, kernel_call
 from hlo_passes.host_groups import flatten, group_calls
 from hlo_passes.host_joint import join_cores
-from hlo_passes.host_products import arranged, converted, in_the_order_of, sides, stored, typed
+from hlo_passes.host_products import (
+    arranged,
+    converted,
+    has_own_algorithm,
+    in_the_order_of,
+    sides,
+    stored,
+    typed,
+)
 from hlo_passes.ir import ir, parse, stablehlo, walk
 from hlo_passes.ops import kind, tensor
 from kernels.host.targets import (
@@ -73,7 +81,7 @@ def _lower_product(op: ir.Operation) -> Decision:
     name = f"{_name(left.value)} x {_name(right.value)} -> {_name(op.results[0])}"
     batch, m, n, k = x.size(x.batch), x.size(x.free), w.size(w.free), x.size(x.contracting)
     types = (tensor(x.value.type).dtype, tensor(w.value.type).dtype, tensor(op.results[0].type).dtype)
-    reason = why_not_matmul(types, batch=batch, m=m, k=k, n=n, algorithm="algorithm" in op.attributes)
+    reason = why_not_matmul(types, batch=batch, m=m, k=k, n=n, algorithm=has_own_algorithm(op))
     if reason:
         return Decision(op=name, reason=reason)
     by_rows = w.free != [] and w.contracting != [] and max(w.free) < min(w.contracting)

@@ -7,7 +7,16 @@ from hlo_passes.ir import ir, stablehlo
 from hlo_passes.ops import kind, tensor
 from kernels.host.targets import WEIGHTS
 
-__all__ = ["Side", "arranged", "converted", "in_the_order_of", "sides", "stored", "typed"]
+__all__ = [
+    "Side",
+    "arranged",
+    "converted",
+    "has_own_algorithm",
+    "in_the_order_of",
+    "sides",
+    "stored",
+    "typed",
+]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,6 +52,16 @@ def sides(op: ir.Operation) -> tuple[Side, Side]:
         for value, batch, contracting in both
     )
     return left, right
+
+
+def has_own_algorithm(op: ir.Operation) -> bool:
+    """Whether a product asks for another arithmetic than exact products of its operands summed in f32."""
+    if "algorithm" not in op.attributes:
+        return False
+    asked = stablehlo.DotAlgorithm(op.attributes["algorithm"])
+    types = asked.lhs_precision_type, asked.rhs_precision_type, asked.accumulation_type
+    taken = *(value.type.element_type for value in op.operands), ir.F32Type.get()
+    return types != taken or asked.num_primitive_operations != 1
 
 
 def stored(w: Side) -> Side:

@@ -1,94 +1,202 @@
 """What a softmax, and what the scores it takes, are made of."""
 
 import math
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+
+import numpy as np
 
 from hlo_passes.ir import ir
 from hlo_passes.ops import kind, maker, splat, tensor
+from kernels.dtypes import dtype as element_type
+from kernels.host.targets import ROUNDED
 
 __all__ = ["Scores", "Softmax", "repeated", "scores_of", "softmax_of"]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Softmax:
-    """One over the last dim of ``scores``; ``op`` makes its f32, which are then ``rounded`` to a type."""
+    """One over the last dim of ``scores``; ``steps`` is the type of each step, though f32 are added up.
+
+    ``op`` makes its results, which are then ``rounded`` to a type.
+    """
 
     scores: ir.Value
     op: ir.Operation
+    steps: str
     rounded: str
 
 
 @dataclass(frozen=True, kw_only=True)
 class Scores:
-    """A product times ``scale`` plus ``bias``; where the ``mask`` is false, ``fill``; if there are such."""
+    """A product times ``factor``, over ``divisor``, plus ``bias``; where the ``mask`` is false, ``fill``.
+
+    ``dims`` are those of the product by those of the scores, but for dims of size one. ``rounded`` are the
+    types of the product, of what was scaled, and of what was biased; ``done`` is the last step of _STEPS.
+    """
 
     product: ir.Operation
-    scale: float = 1.0
+    dims: Mapping[int, int]
+    factor: float = 1.0
+    divisor: float = 1.0
     bias: ir.Value | None = None
     mask: ir.Value | None = None
     fill: float = 0.0
+    rounded: tuple[str, str, str] = ("f32", "f32", "f32")
+    done: int = 0
 
 
 def softmax_of(value: ir.Value) -> Softmax | None:
     """The softmax that ``value`` is the result of, if it is one."""
-    rounded = "f32"
+    types = set()
     while (op := _made(value, "convert")) is not None:
-        rounded = tensor(value.type).dtype if tensor(value.type).dtype != "f32" else rounded
+        types.add(tensor(value.type).dtype)
         value = op.operands[0]
+    steps = tensor(value.type).dtype
+    rounded = {*types, steps} - {"f32"} or {"f32"}
     divided = _made(value, "divide")
     powers = divided and _made(divided.operands[0], "exponential")
     shifted = powers and _made(powers.operands[0], "subtract")
-    if shifted is None:
+    if shifted is None or len(rounded) > 1:
         return None
     scores, highest = shifted.operands[0], _repeated_whole(shifted.operands[1])
     at_least = _made(highest, "maximum")
     if at_least is not None and splat(_repeated_whole(at_least.operands[0])) == -math.inf:
         highest = at_least.operands[1]
-    total = _repeated_whole(divided.operands[1])
-    is_softmax = _is_reduced(highest, scores, "maximum", -math.inf) and _is_reduced(
-        total, powers.results[0], "add", 0.0
+    is_softmax = _is_reduced(highest, scores, "maximum", -math.inf) and _is_sum(
+        _repeated_whole(divided.operands[1]), powers.results[0]
     )
-    return Softmax(scores=scores, op=divided, rounded=rounded) if is_softmax else None
+    return Softmax(scores=scores, op=divided, steps=steps, rounded=rounded.pop()) if is_softmax else None
 
 
-def scores_of(value: ir.Value) -> Scores | None:
-    """What scores are made of, in f32 throughout and each step at most once; None if of anything else."""
-    select = _made(value, "select")
-    if select is not None:
-        fill, before = splat(_repeated_whole(select.operands[2])), scores_of(select.operands[1])
-        if fill is None or before is None or before.mask is not None:
-            return None
-        return replace(before, mask=select.operands[0], fill=fill)
-    add = _made(value, "add")
-    if add is not None:
-        for number in (0, 1):
-            before = _scaled(add.operands[number])
-            if before is not None:
-                return replace(before, bias=add.operands[1 - number])
+def _is_sum(value: ir.Value, powers: ir.Value) -> bool:
+    """Whether ``value`` is the sum of ``powers`` along their last dim, added up in f32."""
+    narrowed = _made(value, "convert")
+    if narrowed is None:
+        return tensor(value.type).dtype == "f32" and _is_reduced(value, powers, "add", 0.0)
+    total = _repeated_whole(narrowed.operands[0])
+    widened = _made(total, "reduce") and _made(maker(total).operands[0], "convert")
+    return (
+        widened is not None
+        and tensor(total.type).dtype == "f32"
+        and widened.operands[0] == powers
+        and _is_reduced(total, widened.results[0], "add", 0.0)
+    )
+
+
+def scores_of(value: ir.Value, before: int = 4) -> Scores | None:
+    """What scores are made of, each step at most once, in the order of ``_STEPS``; None if of others.
+
+    Args:
+      before: only steps with a lower number are taken.
+    """
+    op = maker(value)
+    number, step = _STEPS.get(kind(op) if op is not None else "", (4, _product))
+    scores = step(op, before) if number < before else None
+    return _rounded(scores, tensor(value.type).dtype) if scores is not None else None
+
+
+def _rounded(scores: Scores, dtype: str) -> Scores | None:
+    """The scores as values of a type, which may be narrower than what their last step makes."""
+    last = min(scores.done, _BIASED)
+    if dtype == "f32":
+        return scores
+    if dtype not in ROUNDED or scores.rounded[last] not in ("f32", dtype):
         return None
-    return _scaled(value)
+    first, second, third = (dtype if step == last else name for step, name in enumerate(scores.rounded))
+    return replace(scores, rounded=(first, second, third), fill=_as_type(scores.fill, dtype))
 
 
-def _scaled(value: ir.Value) -> Scores | None:
-    op, scale = maker(value), 1.0
-    if op is not None and kind(op) in ("multiply", "divide"):
-        factors = [splat(_repeated_whole(operand)) for operand in op.operands]
-        if factors[1] is None and kind(op) == "multiply":
-            factors, value = factors[::-1], op.operands[1]
-        else:
-            value = op.operands[0]
-        if factors[1] is None or (kind(op) == "divide" and not _is_power_of_two(factors[1])):
-            return None
-        scale = factors[1] if kind(op) == "multiply" else 1 / factors[1]
-    product = _made(value, "dot_general")
-    if product is None or tensor(value.type).dtype != "f32":
+def _product(op: ir.Operation, before: int) -> Scores:
+    shape = tensor(op.results[0].type).shape
+    return Scores(product=op, dims={dim: dim for dim, size in enumerate(shape) if size > 1})
+
+
+def _converted(op: ir.Operation, before: int) -> Scores | None:
+    return scores_of(op.operands[0], before)
+
+
+def _transposed(op: ir.Operation, before: int) -> Scores | None:
+    scores = scores_of(op.operands[0], min(before, _BIASED))
+    if scores is None:
         return None
-    return Scores(product=product, scale=scale)
+    order = enumerate(ir.DenseI64ArrayAttr(op.attributes["permutation"]))
+    return replace(scores, dims={dim: scores.dims[at] for dim, at in order if at in scores.dims})
 
 
-def _is_power_of_two(number: float) -> bool:
-    """To divide by it and to multiply by one over it are the same."""
-    return abs(math.frexp(number)[0]) == 0.5
+def _reshaped(op: ir.Operation, before: int) -> Scores | None:
+    """Where only dims of size one are others."""
+    scores = scores_of(op.operands[0], min(before, _BIASED))
+    shapes = tensor(op.operands[0].type).shape, tensor(op.results[0].type).shape
+    places, dims = ([dim for dim, size in enumerate(shape) if size > 1] for shape in shapes)
+    if scores is None or [shapes[0][at] for at in places] != [shapes[1][dim] for dim in dims]:
+        return None
+    return replace(scores, dims={dim: scores.dims[at] for dim, at in zip(dims, places, strict=True)})
+
+
+def _scaled(op: ir.Operation, before: int) -> Scores | None:
+    name, places = ("factor", (0, 1)) if kind(op) == "multiply" else ("divisor", (0,))
+    for place in places:
+        scale = _number(op.operands[1 - place])
+        scores = scores_of(op.operands[place], _SCALED) if scale is not None else None
+        if scores is not None:
+            return replace(scores, done=_SCALED, **{name: scale})
+    return None
+
+
+def _biased(op: ir.Operation, before: int) -> Scores | None:
+    for place in (0, 1):
+        scores = scores_of(op.operands[place], _BIASED)
+        if scores is not None:
+            return replace(scores, done=_BIASED, bias=op.operands[1 - place])
+    return None
+
+
+def _masked(op: ir.Operation, before: int) -> Scores | None:
+    fill, scores = _number(op.operands[2]), scores_of(op.operands[1], _MASKED)
+    if fill is None or scores is None:
+        return None
+    return replace(scores, done=_MASKED, mask=op.operands[0], fill=fill)
+
+
+_SCALED, _BIASED, _MASKED = 1, 2, 3
+_STEPS: Mapping[str, tuple[int, Callable[[ir.Operation, int], Scores | None]]] = {
+    "dot_general": (0, _product),
+    "convert": (0, _converted),
+    "transpose": (0, _transposed),
+    "reshape": (0, _reshaped),
+    "multiply": (_SCALED, _scaled),
+    "divide": (_SCALED, _scaled),
+    "add": (_BIASED, _biased),
+    "select": (_MASKED, _masked),
+}
+"""Of each op that makes scores: numbers, in the order of which they may come, and what it does."""
+
+_FOLDED: Mapping[str, Callable[..., np.floating]] = {
+    "convert": np.positive,
+    "divide": np.divide,
+    "multiply": np.multiply,
+    "sqrt": np.sqrt,
+}
+
+
+def _as_type(number: float, dtype: str) -> float:
+    with np.errstate(all="ignore"):
+        return float(element_type(dtype).numpy.type(number))
+
+
+def _number(value: ir.Value) -> float | None:
+    """The one number that a value of floats is known to be filled with."""
+    value = _repeated_whole(value)
+    op, found = maker(value), splat(value)
+    if found is not None or op is None or kind(op) not in _FOLDED:
+        return found
+    numbers = [_number(operand) for operand in op.operands]
+    if None in numbers:
+        return None
+    dtype = element_type(tensor(value.type).dtype).numpy
+    with np.errstate(all="ignore"):
+        return float(_FOLDED[kind(op)](*(dtype.type(number) for number in numbers)))
 
 
 def repeated(value: ir.Value) -> tuple[ir.Value, list[int]]:

@@ -13,7 +13,8 @@ import neuronx
 from distributed.joint import Joint
 from hlo_passes.host_lowering import lower_text
 from kernels.dtypes import dtype
-from kernels.host.targets import attention_reference, attention_target
+from kernels.host.softmax import round_to
+from kernels.host.targets import ROUNDED, attention_reference, attention_target
 from neuronx.models import llama, opt
 
 LEAST = float(np.finfo(np.float32).min)
@@ -30,6 +31,31 @@ def attend(q, k, v, mask, bias=None, fill=LEAST, scale=1.0, axis=-1):
     scores = scores if bias is None else scores + bias
     weights = jax.nn.softmax(jnp.where(mask, scores, np.float32(fill)), axis=axis)
     return jnp.einsum("bhqk,bhke->bhqe", weights.astype(v.dtype), v, preferred_element_type=jnp.float32)
+
+
+def attend_narrowly(q, k, v, mask, bias=0.0, scale=0.7, softmax=None):
+    """In the type of its arguments throughout, or but for a softmax in a wider one."""
+    scores = jnp.einsum("bhqd,bhkd->bhqk", q, k) * np.asarray(scale, q.dtype)
+    scores = jnp.where(mask, scores + jnp.asarray(bias, q.dtype), jnp.finfo(q.dtype).min)
+    weights = jax.nn.softmax(scores.astype(softmax or q.dtype)).astype(q.dtype)
+    return jnp.einsum("bhqk,bhke->bhqe", weights, v, preferred_element_type=jnp.float32)
+
+
+def expected_narrowly(q, k, v, mask, bias, scale=0.7, softmax=None):
+    """In float64, rounded where the program rounds."""
+    element = q.dtype
+
+    def rounded(array, to):
+        with np.errstate(over="ignore"):
+            return np.asarray(array).astype(np.float32).astype(to).astype(np.float64)
+
+    steps = softmax or element
+    products = rounded(q.astype(np.float64) @ k.astype(np.float64).swapaxes(-1, -2), element)
+    scores = rounded(rounded(products * np.float64(element.type(scale)), element) + bias, element)
+    scores = np.where(mask, scores, float(jnp.finfo(element).min))
+    powers = rounded(np.exp(rounded(scores - scores.max(axis=-1, keepdims=True), steps)), steps)
+    weights = rounded(powers / rounded(powers.sum(axis=-1, keepdims=True), steps), element)
+    return weights @ v.astype(np.float64), weights @ np.abs(v.astype(np.float64))
 
 
 def expected(q, k, v, mask, bias=0.0, fill=LEAST, scale=1.0):
@@ -102,6 +128,87 @@ def test_a_bias_of_heads_rows_or_all_is_added_to_scaled_products(name, rng):
             assert_attends(run(text, *arrays, mask, bias), arrays, mask, name, bias=bias, scale=0.3)
 
 
+@pytest.mark.parametrize("softmax", [None, np.float32])
+@pytest.mark.parametrize("size", [(2, 5, 7, 333, 64, 17), (1, 3, 90, 258, 64, 64)])
+@pytest.mark.parametrize("name", ["bf16", pytest.param("f16", marks=pytest.mark.slow)])
+def test_scores_are_rounded_where_the_program_rounds_them(name, size, softmax, rng):
+    outer, inner, m, n, *_ = size
+    m = min(m, 8) if name == "f16" else m
+    size, element = (outer, inner, m, *size[3:]), dtype(name).numpy
+    # Sums of products of few bits are exact in any order, so that all round the same.
+    arrays = [
+        np.round(array.astype(np.float32) * 8).clip(-16, 16) / 8 for array in operands(rng, size, "f32")
+    ]
+    arrays = [array.astype(element) for array in arrays]
+    bias = rng.standard_normal((inner, 1, n)).astype(element)
+    function = functools.partial(attend_narrowly, softmax=softmax)
+    for mask in masks(rng, size):
+        text = text_of(function, *arrays, mask, bias)
+        [target] = lower_text(text).targets
+        assert target == attention_target(name, pairs=m > 8)
+        got = run(text, *arrays, mask, bias)
+        want, magnitude = expected_narrowly(*arrays, mask, bias.astype(np.float64), softmax=softmax)
+        error = (np.abs(got - want) / magnitude.max(axis=-1, keepdims=True)).max(axis=-1)
+        # Few exponentials, sums and weights lie so near the middle that f32 rounds them the other way.
+        assert np.median(error) <= 2.0**-17
+        for other in (want, run(text, *arrays, mask, bias, lower=None)):
+            assert np.all(np.abs(got - other) <= 4 * ROUNDING[name] * magnitude)
+
+
+@pytest.mark.parametrize("name", ["bf16", "f16"])
+def test_rounding_is_that_of_numpy(name, rng):
+    bits = rng.integers(0, 2**32, 100_000, np.uint32)
+    near = rng.standard_normal(100_000, np.float32) * np.exp2(
+        rng.integers(-30, 18, 100_000), dtype=np.float32
+    )
+    half = np.uint32(1 << {"bf16": 15, "f16": 12}[name])
+    halves = near.view(np.uint32) // (2 * half) * (2 * half) + half
+    special = np.array([np.inf, -np.inf, np.nan, 65519.99, 65520.0, 0.0, 3.4e38], np.float32)
+    values = np.concatenate([part.view(np.float32) for part in (bits, near, halves, special)])
+    with np.errstate(all="ignore"):
+        want = values.astype(dtype(name).numpy).astype(np.float32)
+    round_to(values, ROUNDED[name])
+    np.testing.assert_array_equal(values, want)
+
+
+def grouped(q, k, v, mask):
+    """Caches [batch, keys, heads, width], each head of which several of queries share."""
+    outer, m, heads, depth = q.shape
+    q = q.reshape(outer, m, k.shape[2], 2, depth)
+    scores = jnp.einsum("btkgd,bskd->bkgts", q, k).astype(jnp.float32) / jnp.sqrt(depth)
+    weights = jax.nn.softmax(jnp.where(mask, scores, -1e30)).astype(q.dtype)
+    return jnp.einsum("bkgts,bskd->btkgd", weights, v).reshape(outer, m, heads, depth)
+
+
+def of_jax(q, k, v, mask):
+    return jax.nn.dot_product_attention(q, k, v, mask=mask[None, None])
+
+
+def of_equinox(q, k, v, mask):
+    """As its ``dot_product_attention``: of one head, mapped over heads and batches."""
+
+    def one(q, k, v):
+        scores = jnp.einsum("sd,Sd->sS", q / jnp.sqrt(q.shape[-1]).astype(q.dtype), k)
+        scores = jnp.where(mask, scores, jnp.finfo(scores.dtype).min)
+        return jnp.einsum("sS,Sd->sd", jax.nn.softmax(scores.astype(np.float32)).astype(q.dtype), v)
+
+    return jax.vmap(jax.vmap(one, in_axes=1, out_axes=1))(q, k, v)
+
+
+@pytest.mark.parametrize("function", [grouped, of_jax, of_equinox])
+@pytest.mark.parametrize("name", ["bf16", "f32"])
+def test_usual_ways_to_write_it_are_taken(name, function, rng):
+    for m in (1, 40):
+        heads = 4 if function is grouped else 2
+        shapes = (2, m, heads, 128), (2, 500, 2, 128), (2, 500, 2, 128)
+        arrays = [randoms(rng, shape, dtype(name).numpy) for shape in shapes]
+        mask = np.arange(500) < rng.integers(1, 500, (m, 1))
+        text = text_of(function, *arrays, mask)
+        assert lower_text(text).targets == {attention_target(name, pairs=m > 8 and name == "bf16")}
+        got, want = (run(text, *arrays, mask, **way).astype(np.float32) for way in ({}, {"lower": None}))
+        np.testing.assert_allclose(got, want, rtol=0, atol=8 * ROUNDING[name] + 1e-5)
+
+
 @pytest.mark.parametrize("size", [(1, 2, 1, 1000, 8, 64), (1, 2, 40, 1000, 8, 64)])
 @pytest.mark.parametrize("fill", [0.0, 50.0, -np.inf])
 def test_a_fill_near_the_scores_weighs_as_much_as_they(fill, size, rng):
@@ -111,14 +218,14 @@ def test_a_fill_near_the_scores_weighs_as_much_as_they(fill, size, rng):
     assert_attends(got, arrays, mask, "bf16", fill=fill)
 
 
-@pytest.mark.parametrize("name", ["bf16", "f32"])
+@pytest.mark.parametrize(("function", "name"), [(attend, "bf16"), (attend, "f32"), (attend_narrowly, "bf16")])
 @pytest.mark.parametrize("rows", [1, 40])
-def test_what_is_looked_at_keeps_infinity_and_nan_and_the_rest_is_not_read(rows, name, rng):
+def test_what_is_looked_at_keeps_infinity_and_nan_and_the_rest_is_not_read(rows, function, name, rng):
     q, k, v = operands(rng, (1, 2, rows, 1000, 8, 64), name)
     mask = np.broadcast_to(np.arange(1000) < 300, (rows, 1000)).copy()
     mask[: rows // 2, 200:] = False
     k[0, 0, 250, 3], k[0, 1, 5, 0], v[0, 0, 7, 5], v[0, 1, 9, 6] = np.nan, np.inf, np.nan, np.inf
-    text = text_of(attend, q, k, v, mask)
+    text = text_of(function, q, k, v, mask)
     plain = run(text, q, k, v, mask, lower=None)
     k[..., 300:, :], v[..., 300:, :] = np.nan, np.inf
     got = run(text, q, k, v, mask)
@@ -141,8 +248,9 @@ def test_an_empty_cache_weighs_all_alike(rng):
     np.testing.assert_allclose(got, arrays[2].mean(axis=2, keepdims=True), rtol=0, atol=1e-5)
 
 
+@pytest.mark.parametrize("attend", [attend, attend_narrowly])
 @pytest.mark.parametrize("rows", [1, 64])
-def test_one_call_for_all_cores_has_the_bits_of_each(rows, rng):
+def test_one_call_for_all_cores_has_the_bits_of_each(rows, attend, rng):
     """Keys lie apart; rows and a mask are those of all cores side by side, a bias is common."""
     cores, size = 3, (1, 4, rows, 256, 64, 64)
     ranks = [np.array(rank, np.uint32) for rank in range(cores)]
@@ -166,6 +274,11 @@ def weights_as_well(q, k, v, mask):
     return weights, jnp.einsum("bhqk,bhke->bhqe", weights, v.astype(jnp.float32))
 
 
+def rounded_to_two(q, k, v, mask):
+    scores = jnp.einsum("bhqd,bhkd->bhqk", q, k).astype(jnp.float16).astype(jnp.bfloat16)
+    return jnp.einsum("bhqk,bhke->bhqe", jax.nn.softmax(scores.astype(jnp.float32)).astype(v.dtype), v)
+
+
 def doubled(q, k, v, mask):
     scores = jnp.tanh(jnp.einsum("bhqd,bhkd->bhqk", q, k, preferred_element_type=jnp.float32))
     return jnp.einsum("bhqk,bhke->bhqe", jax.nn.softmax(scores).astype(v.dtype), v)
@@ -175,6 +288,7 @@ def doubled(q, k, v, mask):
 NOT_TAKEN = {
     "a softmax over the rows": (functools.partial(attend, axis=2), 300, 300, ""),
     "scores that are changed in another way": (doubled, 300, 300, "more than a product"),
+    "scores that are rounded to two types": (rounded_to_two, 300, 300, "more than a product"),
     "weights that are looked at as well": (weights_as_well, 300, 300, "used elsewhere"),
     "an odd number of keys": (attend, 300, 301, "do not go in pairs"),
     "few scores": (attend, 16, 16, "fewer than 65536"),

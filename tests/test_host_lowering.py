@@ -103,7 +103,7 @@ def test_a_conversion_that_rounds_is_not_left_out(rng):
         (lambda x, w: x @ w, [((64, 64), np.float32), ((64, 64), np.float32)], "64 rows of f32"),
         (lambda x, w: x @ w, [((64, 64), np.int32), ((64, 64), np.int32)], "kernel's types"),
         (
-            lambda x, w: jnp.matmul(x, w, precision=jax.lax.DotAlgorithmPreset.F32_F32_F32),
+            lambda x, w: jnp.matmul(x, w, precision=jax.lax.DotAlgorithmPreset.BF16_BF16_F32),
             [((64, 64), np.float32), ((64, 64), np.float32)],
             "algorithm",
         ),

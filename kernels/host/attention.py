@@ -36,8 +36,8 @@ from kernels.host.pool import (
     share_job,
     wait_for_job,
 )
-from kernels.host.softmax import ZERO_BELOW, add_up, divide, exponentials, highest_of, upper_halves
-from kernels.host.targets import FEW_ROWS
+from kernels.host.softmax import ZERO_BELOW, add_up, exponentials, highest_of, round_to, upper_halves
+from kernels.host.targets import ATTENTION_NUMBERS, FEW_ROWS
 
 __all__ = ["compile_attention"]
 
@@ -50,6 +50,9 @@ _DIMS = 4
 
 # Operands behind the rows and the keys and values of each core.
 _MASK, _BIAS, _NUMBERS = range(3)
+
+_NUM_NUMBERS = len(ATTENTION_NUMBERS)
+_FACTOR, _DIVISOR, _FILL, _PRODUCT, _SCALED, _BIASED, _SOFTMAX, _WEIGHTS = range(_NUM_NUMBERS)
 
 _BLOCK_SCORES = 1 << 16
 """As many scores, and half as many bytes of weights, stay in the second-level cache."""
@@ -118,18 +121,44 @@ def _filled(job, core, batch, first, rows):
 
 
 @njit
-def _finish_scores(job, scores, core, batch, row, scale, fill):
-    """Products of one row made scores: times ``scale``, with a bias, and ``fill`` where none is wanted."""
-    if scale != np.float32(1):
+def _finish_scores(job, scores, core, batch, row, numbers):
+    """Products of one row made scores: scaled, with a bias, and the fill where none is wanted."""
+    round_to(scores, numbers[_PRODUCT])
+    factor, divisor = numbers[_FACTOR], numbers[_DIVISOR]
+    if factor != np.float32(1):
         for i in range(len(scores)):
-            scores[i] *= scale
+            scores[i] *= factor
+    if divisor != np.float32(1):
+        for i in range(len(scores)):
+            scores[i] /= divisor
+    round_to(scores, numbers[_SCALED])
     bias, mask, n = _operand(job, _BIAS), _operand(job, _MASK), word(job, _N)
     if _columns(bias) == n:
         added = carray(pointer(_row_of(job, bias, core, batch, row, 4)), n, np.float32)
         for i in range(len(scores)):
             scores[i] += added[i]
+    round_to(scores, numbers[_BIASED])
     if _columns(mask) == n:
-        _mask_out(scores, carray(pointer(_row_of(job, mask, core, batch, row, 1)), n, np.uint8), fill)
+        own_mask = carray(pointer(_row_of(job, mask, core, batch, row, 1)), n, np.uint8)
+        _mask_out(scores, own_mask, numbers[_FILL])
+
+
+@njit
+def _soften(scores, highest, powers, rounded):
+    """Scores of one row made their softmax, each step of it ``rounded``; ``powers`` is room for as many."""
+    if rounded:
+        for i in range(len(scores)):
+            scores[i] -= highest
+        round_to(scores, rounded)
+        highest = np.float32(0)
+    exponentials(scores, highest, powers)
+    round_to(scores, rounded)
+    total = powers[:1]
+    total[0] = add_up(scores)
+    round_to(total, rounded)
+    divisor = total[0]
+    for i in range(len(scores)):
+        scores[i] /= divisor
 
 
 @njit
@@ -170,20 +199,20 @@ def _make_weights(pairs, job, scores, core, batch, first, rows, read):
     far below all scores, as in rows that look at nothing.
     """
     literally(pairs)
-    n, numbers = word(job, _N), carray(pointer(data(_operand(job, _NUMBERS))), 3, np.float32)
-    scale, fill, rounded = numbers[0], numbers[1], int(numbers[2])
+    n, numbers = word(job, _N), carray(pointer(data(_operand(job, _NUMBERS))), _NUM_NUMBERS, np.float32)
+    fill = numbers[_FILL]
     for row in range(rows):
         own = carray(pointer(scores + 4 * read * row), read, np.float32)
         powers = carray(pointer(scores + 4 * read * rows), read, np.float32)
-        _finish_scores(job, own, core, batch, first + row, scale, fill)
+        _finish_scores(job, own, core, batch, first + row, numbers)
         highest = highest_of(own, powers) if read else fill
         if read < n:
             highest = fill if fill > highest else highest
             # If it is no number, no weight of the row is one, whatever is read.
             if highest == highest and not fill - highest < ZERO_BELOW:
                 return False
-        exponentials(own, highest, powers)
-        divide(own, add_up(own), rounded)
+        _soften(own, highest, powers, numbers[_SOFTMAX])
+        round_to(own, numbers[_WEIGHTS])
         if pairs:
             upper_halves(own, carray(pointer(scores + 2 * read * row), read, np.uint16))
     return True
@@ -259,8 +288,7 @@ def compile_attention(stored: str, stamp: str, *, pairs: bool) -> int:
     Operands, of one after the other: f32, or with ``pairs`` bf16, rows [outer, inner, m, depth], keys
     [outer, inner, n, depth] and values [outer, inner, n, width]; a mask i1 and a bias f32
     [outer, inner, m, n] of which the first three dims may be 1, or [1, 1, 1, 1] where there is none; and f32
-    [3]: the factor of the products, the score of what is masked out, and one of ``ROUNDED``, what the softmax
-    is rounded to. With ``pairs`` that is bf16, and depth and n are even.
+    for each of ``ATTENTION_NUMBERS``. With ``pairs`` weights are rounded to bf16, and depth and n are even.
     Results f32 [outer, inner, m, width]. A result with one dim more, the first, is that of all cores: then
     there are keys of each core, values of each core, and the rest is that of all with such a dim, or the same
     for all without.

@@ -5,7 +5,7 @@ from numba import njit
 
 from kernels.host.targets import ROUNDED
 
-__all__ = ["ZERO_BELOW", "add_up", "divide", "exponentials", "highest_of", "upper_halves"]
+__all__ = ["ZERO_BELOW", "add_up", "exponentials", "highest_of", "round_to", "upper_halves"]
 
 _TO_BF16, _TO_F16 = ROUNDED["bf16"], ROUNDED["f16"]
 
@@ -20,6 +20,7 @@ _EXPONENT_BIAS, _MANTISSA_BITS, _SIGN_PLACE = np.int32(127), np.int32(23), np.in
 ZERO_BELOW = np.float32(-87.3)
 """Its exponential is no normal number, which XLA:CPU takes for zero."""
 
+_MAGNITUDE, _SIGN, _INFINITY = np.uint32(0x7FFFFFFF), np.uint32(0x80000000), np.uint32(0x7F800000)
 _JUST_BELOW_HALF, _LAST, _HALF_BITS = np.uint32(0x7FFF), np.uint32(1), np.uint32(16)
 _UPPER_HALF = np.uint32(0xFFFF0000)
 
@@ -27,6 +28,8 @@ _F16_SMALL, _F16_PLACE = np.float32(2.0**-14), np.float32(0.5)
 """Below it floats of 16 bits are multiples of one number, as are f32 from a half on."""
 
 _F16_JUST_BELOW_HALF, _F16_BITS, _F16_UPPER = np.uint32(0x0FFF), np.uint32(13), np.uint32(0xFFFFE000)
+_F16_INFINITY = np.uint32(0x47800000)
+"""Of two to the 16th."""
 
 
 @njit
@@ -73,22 +76,22 @@ def add_up(values):
 
 
 @njit
-def divide(values, total, rounded):
-    """The quotients in place, rounded to the nearest of what ``ROUNDED`` says, ties to even."""
-    for i in range(len(values)):
-        values[i] /= total
+def round_to(values, rounded):
+    """In place, to the nearest of what ``ROUNDED`` says, ties to even; what is no number stays so."""
     bits = values.view(np.uint32)
-    if rounded == _TO_BF16 and total == total:
-        for i in range(len(values)):
-            bits[i] = (bits[i] + _JUST_BELOW_HALF + ((bits[i] >> _HALF_BITS) & _LAST)) & _UPPER_HALF
-    elif rounded == _TO_F16 and total == total:
-        for i in range(len(values)):
+    if rounded == _TO_BF16:
+        for i in range(len(bits)):
+            kept = (bits[i] + _JUST_BELOW_HALF + ((bits[i] >> _HALF_BITS) & _LAST)) & _UPPER_HALF
+            bits[i] = bits[i] if (bits[i] & _MAGNITUDE) > _INFINITY else kept
+    elif rounded == _TO_F16:
+        for i in range(len(bits)):
             x = values[i]
-            if x < _F16_SMALL:
-                values[i] = (x + _F16_PLACE) - _F16_PLACE
-            else:
-                kept = bits[i] + _F16_JUST_BELOW_HALF + ((bits[i] >> _F16_BITS) & _LAST)
-                bits[i] = kept & _F16_UPPER
+            if abs(x) < _F16_SMALL:
+                place = _F16_PLACE if x > 0 else -_F16_PLACE
+                values[i] = (x + place) - place
+            elif (bits[i] & _MAGNITUDE) <= _INFINITY:
+                kept = (bits[i] + _F16_JUST_BELOW_HALF + ((bits[i] >> _F16_BITS) & _LAST)) & _F16_UPPER
+                bits[i] = (kept & _SIGN) | _INFINITY if (kept & _MAGNITUDE) >= _F16_INFINITY else kept
 
 
 @njit

@@ -10,6 +10,7 @@ from kernels.dtypes import dtype as element_type
 
 __all__ = [
     "ADDED",
+    "ATTENTION_NUMBERS",
     "FEW_ROWS",
     "ROUNDED",
     "WEIGHTS",
@@ -138,7 +139,12 @@ def product_targets() -> dict[str, dict[str, str | bool]]:
 
 
 ROUNDED = {"f32": 0, "bf16": 1, "f16": 2}
-"""What the weights of a softmax may be rounded to, and the attention kernel's numbers for it."""
+"""What scores and weights of a softmax may be rounded to, and the attention kernel's numbers for it."""
+
+ATTENTION_NUMBERS = ("factor", "divisor", "fill", "product", "scaled", "biased", "softmax", "weights")
+"""What the attention kernel is told: what products are multiplied with and divided by, the score of what is
+masked out, and of ``ROUNDED`` what is rounded to: products, those scaled, those biased, each step of the
+softmax, and the weights that it makes."""
 
 _LEAST_SCORES = 1 << 16
 """Of many rows; below it they stay in a cache, and XLA's loops over them take some ten microseconds."""
