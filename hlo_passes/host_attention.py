@@ -16,7 +16,7 @@ from hlo_passes.host_products import (
     stored,
     typed,
 )
-from hlo_passes.host_softmax import Scores, Softmax, repeated, scores_of, softmax_of
+from hlo_passes.host_softmax import Scores, Softmax, scores_of, softmax_of
 from hlo_passes.ir import ir, stablehlo
 from hlo_passes.ops import inner_ops, kind, tensor
 from kernels.host.targets import (
@@ -169,15 +169,17 @@ def _replace(attention: _Attention, name: str) -> Decision:
     return Decision(op=f"{name}, in place of both products", target=target, cost=cost)
 
 
-def _beside(attention: _Attention, value: ir.Value | None, dtype: str, first: list[int]) -> ir.Value:
+def _beside(
+    attention: _Attention, found: tuple[ir.Value, list[int]] | None, dtype: str, first: list[int]
+) -> ir.Value:
     """A mask or bias as the kernel takes it: the batches and rows that it is the same for as one."""
-    if value is None:
+    if found is None:
         nothing = "true" if dtype == "i1" else "0.0"
         return stablehlo.constant(ir.Attribute.parse(f"dense<{nothing}> : tensor<1x1x1x1x{dtype}>"))
     weights, shape = attention.weights, tensor(attention.softmax.scores.type).shape
     last = weights.contracting
     groups = weights.batch[:-1], weights.batch[-1:], weights.free, last
-    source, dims = repeated(value)
+    source, dims = found
     sizes = tensor(source.type).shape
     own = [dim for dim, size in zip(dims, sizes, strict=True) if size > 1]
     taken = [group == last or not set(own).isdisjoint(group) for group in groups]

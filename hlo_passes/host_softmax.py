@@ -11,7 +11,7 @@ from hlo_passes.ops import kind, maker, splat, tensor
 from kernels.dtypes import dtype as element_type
 from kernels.host.targets import ROUNDED
 
-__all__ = ["Scores", "Softmax", "repeated", "scores_of", "softmax_of"]
+__all__ = ["Scores", "Softmax", "scores_of", "softmax_of"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,14 +33,15 @@ class Scores:
 
     ``dims`` are those of the product by those of the scores, but for dims of size one. ``rounded`` are the
     types of the product, of what was scaled, and of what was biased; ``done`` is the last step of _STEPS.
+    Bias and mask are what they repeat, and of each of its dims the one of the scores.
     """
 
     product: ir.Operation
     dims: Mapping[int, int]
     factor: float = 1.0
     divisor: float = 1.0
-    bias: ir.Value | None = None
-    mask: ir.Value | None = None
+    bias: tuple[ir.Value, list[int]] | None = None
+    mask: tuple[ir.Value, list[int]] | None = None
     fill: float = 0.0
     rounded: tuple[str, str, str] = ("f32", "f32", "f32")
     done: int = 0
@@ -148,15 +149,28 @@ def _biased(op: ir.Operation, before: int) -> Scores | None:
     for place in (0, 1):
         scores = scores_of(op.operands[place], _BIASED)
         if scores is not None:
-            return replace(scores, done=_BIASED, bias=op.operands[1 - place])
+            bias, dims = _repeated(op.operands[1 - place])
+            return _hidden(scores, bias, dims) or replace(scores, done=_BIASED, bias=(bias, dims))
     return None
+
+
+def _hidden(scores: Scores, bias: ir.Value, dims: list[int]) -> Scores | None:
+    """The scores masked, where a bias is nought or a number so low that no score changes it."""
+    select = _made(bias, "select")
+    if select is None or tensor(select.operands[0].type).shape != tensor(bias.type).shape:
+        return None
+    fill = _number(select.operands[2])
+    if _number(select.operands[1]) != 0 or fill is None or not fill <= _UNCHANGED:
+        return None
+    mask, inner = _repeated(select.operands[0])
+    return replace(scores, done=_MASKED, mask=(mask, [dims[dim] for dim in inner]), fill=fill)
 
 
 def _masked(op: ir.Operation, before: int) -> Scores | None:
     fill, scores = _number(op.operands[2]), scores_of(op.operands[1], _MASKED)
     if fill is None or scores is None:
         return None
-    return replace(scores, done=_MASKED, mask=op.operands[0], fill=fill)
+    return replace(scores, done=_MASKED, mask=_repeated(op.operands[0]), fill=fill)
 
 
 _SCALED, _BIASED, _MASKED = 1, 2, 3
@@ -171,6 +185,9 @@ _STEPS: Mapping[str, tuple[int, Callable[[ir.Operation, int], Scores | None]]] =
     "select": (_MASKED, _masked),
 }
 """Of each op that makes scores: numbers, in the order of which they may come, and what it does."""
+
+_UNCHANGED = -(2.0**126)
+"""What is added to it is lost if it is less than 2**101, or in bf16 even less than 2**117."""
 
 _FOLDED: Mapping[str, Callable[..., np.floating]] = {
     "convert": np.positive,
@@ -199,7 +216,7 @@ def _number(value: ir.Value) -> float | None:
         return float(_FOLDED[kind(op)](*(dtype.type(number) for number in numbers)))
 
 
-def repeated(value: ir.Value) -> tuple[ir.Value, list[int]]:
+def _repeated(value: ir.Value) -> tuple[ir.Value, list[int]]:
     """The least that ``value`` repeats along some dims, and of each of its dims the one of ``value``."""
     dims = [*range(len(tensor(value.type).shape))]
     while (op := maker(value)) is not None and kind(op) == "broadcast_in_dim":
@@ -213,7 +230,7 @@ def repeated(value: ir.Value) -> tuple[ir.Value, list[int]]:
 
 def _repeated_whole(value: ir.Value) -> ir.Value:
     """What ``value`` repeats along dims behind its own."""
-    source, dims = repeated(value)
+    source, dims = _repeated(value)
     return source if dims == [*range(len(dims))] else value
 
 

@@ -209,6 +209,29 @@ def test_usual_ways_to_write_it_are_taken(name, function, rng):
         np.testing.assert_allclose(got, want, rtol=0, atol=8 * ROUNDING[name] + 1e-5)
 
 
+@pytest.mark.parametrize("name", ["bf16", "f32"])
+@pytest.mark.parametrize("rows", [1, 40])
+def test_a_bias_that_hides_is_a_mask(rows, name, rng):
+    """As in Flax: what it hides is not read, and rows that see nothing weigh all alike."""
+    q, k, v = operands(rng, (2, 2, rows, 500, 64, 64), name)
+    lowest = jnp.finfo(q.dtype).min
+
+    def function(q, k, v, seen):
+        bias = jnp.where(seen, 0.0, lowest).astype(q.dtype)
+        scores = jnp.einsum("bhqd,bhkd->bhqk", q / jnp.sqrt(64).astype(q.dtype), k) + bias
+        return jnp.einsum("bhqk,bhke->bhqe", jax.nn.softmax(scores), v)
+
+    ends = rng.integers(1, 300, (2, 1, rows, 1))
+    for seen in (np.arange(500) < ends, np.arange(500) < ends * (np.arange(2)[:, None, None, None] > 0)):
+        text = text_of(function, q, k, v, seen)
+        got, want = (run(text, q, k, v, seen, **way).astype(np.float32) for way in ({}, {"lower": None}))
+        np.testing.assert_allclose(got, want, rtol=0, atol=16 * ROUNDING[name] + 1e-5)
+        if seen.any(axis=-1).all():
+            k[..., 300:, :], v[..., 300:, :] = np.nan, np.nan
+            np.testing.assert_array_equal(run(text, q, k, v, seen).astype(np.float32), got)
+            k[..., 300:, :], v[..., 300:, :] = 1, 1
+
+
 @pytest.mark.parametrize("size", [(1, 2, 1, 1000, 8, 64), (1, 2, 40, 1000, 8, 64)])
 @pytest.mark.parametrize("fill", [0.0, 50.0, -np.inf])
 def test_a_fill_near_the_scores_weighs_as_much_as_they(fill, size, rng):
