@@ -67,6 +67,7 @@ def test_opt_30b_on_24_cores_is_as_fast_by_hand_as_planned():
         return function.lower(*arguments).compile().profile().timeline.total_s
 
     by_hand = tensor_parallel(weights)
-    planned = seconds(None)
-    assert seconds((by_hand, None, None, None)) == planned
-    assert seconds((by_hand, P(None, "tp"), None, None)) == planned
+    planned, given = seconds(None), seconds((by_hand, None, None, None))
+    # The planner may find a cut that takes a little less.
+    assert planned <= given < 1.01 * planned
+    assert seconds((by_hand, P(None, "tp"), None, None)) == given

@@ -61,9 +61,12 @@ def test_types_of_a_model_that_is_one_program(name) -> None:
     # Full rate instead of a quarter of it, and of half the bytes.
     assert max(by_type.values()) < 0.8 * whole_s
     for mode in ("matmult", "all"):
-        assert by_type[mode, "bf16"] <= by_type[mode, "fp16"] < by_type[mode, "tf32"]
+        assert by_type[mode, "bf16"] <= by_type[mode, "fp16"]
         # Half the bytes again; sums of two operands in SBUF are fast in bf16 alone.
         assert by_type[mode, "fp8_e4m3"] < 1.04 * by_type[mode, "bf16"]
+    # Twice the bytes; but for products alone nothing is cast to it, worth as much where loads are hidden.
+    assert by_type["all", "fp16"] < by_type["all", "tf32"]
+    assert by_type["matmult", "fp16"] < 1.03 * by_type["matmult", "tf32"]
     # All in bf16 has less to move than products alone; a model in bf16 has f32 norms and softmaxes.
     assert max(by_type["all", "bf16"], seconds(jnp.bfloat16)) < by_type["matmult", "bf16"]
 
