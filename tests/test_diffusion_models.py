@@ -1,5 +1,6 @@
 """Stable Diffusion's U-Net and image decoder and PixArt against float64 NumPy, and their published sizes."""
 
+import functools
 import math
 
 import jax
@@ -8,6 +9,9 @@ import numpy as np
 import pytest
 
 from neuronx.models import pixart, unet, vae
+
+# What runs once is not worth much compiling.
+_jit = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": "0"})
 
 
 def _conv(weights, x, stride=1):
@@ -139,7 +143,7 @@ def test_the_unet_is_its_definition(pooled: int, rng) -> None:
     steps, sizes = np.array([3, 700], np.int32), rng.integers(0, 1024, (2, 6), dtype=np.int32)
     more = (rng.standard_normal((2, pooled), dtype=np.float32), sizes)
     expected = _unet(cfg, _wide(params), latents, steps, sentence, *more)
-    found = jax.jit(lambda *given: unet.denoise(cfg, *given))(
+    found = _jit(lambda *given: unet.denoise(cfg, *given))(
         params, latents, steps, sentence, *(more if pooled else ())
     )
     np.testing.assert_allclose(found, expected, rtol=1e-3, atol=1e-4 * np.abs(expected).max())
@@ -198,7 +202,7 @@ def test_pixart_is_its_definition(has_sides: bool, rng) -> None:
     sides = (np.array([[64, 64], [48, 80]], np.float32), np.array([[1.0], [0.6]], np.float32))
     given = (latents, np.array([3, 700], np.int32), sentence, mask, *(sides if has_sides else ()))
     expected = _pixart(cfg, _wide(params), *given)
-    found = jax.jit(lambda *given: pixart.denoise(cfg, *given))(params, *given)
+    found = _jit(lambda *given: pixart.denoise(cfg, *given))(params, *given)
     np.testing.assert_allclose(found, expected, rtol=1e-3, atol=1e-4 * np.abs(expected).max())
 
 
@@ -219,7 +223,7 @@ def test_the_image_decoder_is_its_definition(rng) -> None:
         x = _grow(stage["grow"], x) if "grow" in stage else x
     expected = _conv(wide["out"], _silu(_group_norm(wide["norm"], x, 1e-6)))
     assert expected.shape == (2, 32, 32, 3)
-    found = vae.decode_images(cfg, params, jnp.asarray(latents))
+    found = _jit(functools.partial(vae.decode_images, cfg))(params, latents)
     np.testing.assert_allclose(found, expected, rtol=1e-3, atol=1e-4 * np.abs(expected).max())
 
 

@@ -39,6 +39,25 @@ pytest.importorskip("flax", reason="needs the extra [models]")
 _TOLERANCE = 2e-5
 
 
+# What runs once or twice is not worth much compiling.
+_jit = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": "0"})
+
+
+def _theirs(kind: str, config: Any, **shapes: tuple[int, ...]):
+    """Parameters of transformers' model ``Flax<kind>``, all at random, and what computes with them: compiled,
+    as op by op most of the time goes into compiling each."""
+    model = getattr(transformers, f"Flax{kind}")(config, _do_init=False, **shapes)
+    rng = np.random.default_rng()
+
+    def drawn(path, shape):
+        around = 1.0 if path[-1].key in ("scale", "weight", "var") else 0.0
+        return jnp.asarray(rng.normal(around, 0.1, shape.shape).astype(np.float32))
+
+    params = jax.tree_util.tree_map_with_path(drawn, model.params_shape_tree)
+    compiled = _jit(lambda params, given, named: model(*given, params=params, **named))
+    return params, lambda *given, **named: compiled(params, given, named)
+
+
 def _linear(params):
     found = {"w": params["kernel"]}
     return found | {"b": params["bias"]} if "bias" in params else found
@@ -88,15 +107,18 @@ def _bert_parameters(given):
 @pytest.mark.slow
 def test_bert_is_transformers_bert() -> None:
     cfg = bert.BertConfig(**_TINY)
-    theirs = transformers.FlaxBertModel(
-        transformers.BertConfig(**_THEIR_TINY, max_position_embeddings=32), seed=1
+    whole, theirs = _theirs(
+        "BertModel",
+        transformers.BertConfig(**_THEIR_TINY, max_position_embeddings=32),
     )
-    params = _bert_parameters(theirs.params)
+    params = _bert_parameters(whole)
     rng = np.random.default_rng()
     tokens, types = rng.integers(0, 100, (3, 20)), rng.integers(0, 2, (3, 20))
     mask = (np.arange(20) < rng.integers(5, 21, (3, 1))).astype(np.int32)
     expected = theirs(tokens, attention_mask=mask, token_type_ids=types)
-    hidden, pooled = bert.encode(cfg, params, jnp.asarray(tokens), jnp.asarray(mask), jnp.asarray(types))
+    hidden, pooled = _jit(functools.partial(bert.encode, cfg))(
+        params, jnp.asarray(tokens), jnp.asarray(mask), jnp.asarray(types)
+    )
     np.testing.assert_allclose(hidden, expected.last_hidden_state, atol=_TOLERANCE)
     np.testing.assert_allclose(pooled, expected.pooler_output, atol=_TOLERANCE)
 
@@ -104,10 +126,11 @@ def test_bert_is_transformers_bert() -> None:
 @pytest.mark.slow
 def test_albert_is_transformers_albert() -> None:
     cfg = bert.BertConfig(**_TINY, embed=16, shares_layers=True, activation="gelu_new")
-    theirs = transformers.FlaxAlbertModel(
-        transformers.AlbertConfig(**_THEIR_TINY, embedding_size=16, max_position_embeddings=32), seed=1
+    whole, theirs = _theirs(
+        "AlbertModel",
+        transformers.AlbertConfig(**_THEIR_TINY, embedding_size=16, max_position_embeddings=32),
     )
-    embeddings, encoder = theirs.params["embeddings"], theirs.params["encoder"]
+    embeddings, encoder = whole["embeddings"], whole["encoder"]
     one = encoder["albert_layer_groups"]["0"]["albert_layers"]["0"]
     attention = one["attention"]
     layer = {
@@ -125,13 +148,15 @@ def test_albert_is_transformers_albert() -> None:
         "norm": _norm(embeddings["LayerNorm"]),
         "widen": _linear(encoder["embedding_hidden_mapping_in"]),
         "layers": [layer],
-        "pooler": _linear(theirs.params["pooler"]),
+        "pooler": _linear(whole["pooler"]),
     }
     rng = np.random.default_rng()
     tokens, types = rng.integers(0, 100, (3, 20)), rng.integers(0, 2, (3, 20))
     mask = (np.arange(20) < rng.integers(5, 21, (3, 1))).astype(np.int32)
     expected = theirs(tokens, attention_mask=mask, token_type_ids=types)
-    hidden, pooled = bert.encode(cfg, params, jnp.asarray(tokens), jnp.asarray(mask), jnp.asarray(types))
+    hidden, pooled = _jit(functools.partial(bert.encode, cfg))(
+        params, jnp.asarray(tokens), jnp.asarray(mask), jnp.asarray(types)
+    )
     np.testing.assert_allclose(hidden, expected.last_hidden_state, atol=_TOLERANCE)
     np.testing.assert_allclose(pooled, expected.pooler_output, atol=_TOLERANCE)
 
@@ -139,16 +164,18 @@ def test_albert_is_transformers_albert() -> None:
 @pytest.mark.slow
 def test_roberta_is_transformers_roberta() -> None:
     cfg = bert.BertConfig(**_TINY, types=1, position_offset=2, norm_epsilon=1e-5)
-    theirs = transformers.FlaxRobertaModel(
+    whole, theirs = _theirs(
+        "RobertaModel",
         transformers.RobertaConfig(
             **_THEIR_TINY, max_position_embeddings=34, type_vocab_size=1, layer_norm_eps=1e-5
         ),
-        seed=1,
     )
     # Token 1 is its padding, which has no position.
     tokens = np.random.default_rng().integers(2, 100, (3, 20))
     expected, mask = theirs(tokens), np.ones_like(tokens)
-    found = bert.encode(cfg, _bert_parameters(theirs.params), jnp.asarray(tokens), mask, 0 * tokens)
+    found = _jit(functools.partial(bert.encode, cfg))(
+        _bert_parameters(whole), jnp.asarray(tokens), mask, 0 * tokens
+    )
     np.testing.assert_allclose(found[0], expected.last_hidden_state, atol=_TOLERANCE)
     np.testing.assert_allclose(found[1], expected.pooler_output, atol=_TOLERANCE)
 
@@ -186,22 +213,22 @@ def test_scores_of_mpnet_are_biased_by_distance(rng) -> None:
     up = up * 0.5 * (1 + np.vectorize(math.erf)(up / np.sqrt(2)))
     expected = _plain_norm(cfg, layer["ffn_norm"], x + dense("down", up))
     given = jnp.asarray(tokens[None])
-    hidden, _ = bert.encode(cfg, params, given, jnp.ones_like(given), given)
+    hidden, _ = _jit(functools.partial(bert.encode, cfg))(params, given, jnp.ones_like(given), given)
     np.testing.assert_allclose(hidden[0], expected, rtol=1e-3, atol=1e-4)
 
 
 @pytest.mark.slow
 def test_distilbert_is_transformers_distilbert() -> None:
     cfg = bert.BertConfig(**_TINY, types=0, has_pooler=False)
-    theirs = transformers.FlaxDistilBertModel(
+    whole, theirs = _theirs(
+        "DistilBertModel",
         transformers.DistilBertConfig(
             vocab_size=100, dim=64, n_layers=2, n_heads=4, hidden_dim=96, max_position_embeddings=32
         ),
-        seed=1,
     )
-    embeddings, layers = theirs.params["embeddings"], []
+    embeddings, layers = whole["embeddings"], []
     for index in range(2):
-        one = theirs.params["transformer"]["layer"][str(index)]
+        one = whole["transformer"]["layer"][str(index)]
         layers.append(
             {
                 **{name: _linear(one["attention"][f"{name}_lin"]) for name in "qkv"},
@@ -221,7 +248,9 @@ def test_distilbert_is_transformers_distilbert() -> None:
     tokens = np.random.default_rng().integers(0, 100, (3, 20))
     mask = (np.arange(20) < [[20], [11], [5]]).astype(np.int32)
     expected = theirs(tokens, attention_mask=mask).last_hidden_state
-    [hidden] = bert.encode(cfg, params, jnp.asarray(tokens), jnp.asarray(mask), jnp.asarray(tokens))
+    [hidden] = _jit(functools.partial(bert.encode, cfg))(
+        params, jnp.asarray(tokens), jnp.asarray(mask), jnp.asarray(tokens)
+    )
     np.testing.assert_allclose(hidden, expected, atol=_TOLERANCE)
 
 
@@ -240,7 +269,8 @@ def test_llama_is_transformers_llama(kv_heads: int, is_tied: bool, own: dict[str
     sizes = {"hidden": 64, "heads": 4, "kv_heads": kv_heads, "layers": 2, "ffn": 96, "vocab": 100}
     cfg = llama.LlamaConfig(name="tiny", **sizes, positions=64, is_tied=is_tied, **own)
     kind = "Gemma" if own else "Llama"
-    theirs = getattr(transformers, f"Flax{kind}ForCausalLM")(
+    whole, theirs = _theirs(
+        f"{kind}ForCausalLM",
         getattr(transformers, f"{kind}Config")(
             **_THEIR_TINY,
             num_key_value_heads=kv_heads,
@@ -248,9 +278,8 @@ def test_llama_is_transformers_llama(kv_heads: int, is_tied: bool, own: dict[str
             rms_norm_eps=cfg.norm_epsilon,
             head_dim=cfg.head_dim,
         ),
-        seed=2,
     )
-    given = theirs.params["model"]
+    given = whole["model"]
     if own:
         # Gemma's scales are told by how far they are from one.
         given = jax.tree_util.tree_map_with_path(
@@ -274,18 +303,20 @@ def test_llama_is_transformers_llama(kv_heads: int, is_tied: bool, own: dict[str
     }
     if is_tied and not own:
         # Theirs has a head of its own whatever is asked for.
-        theirs.params["lm_head"]["kernel"] = params["tokens"].T
+        whole["lm_head"]["kernel"] = params["tokens"].T
     elif not is_tied:
-        params["head"] = _linear(theirs.params["lm_head"])
+        params["head"] = _linear(whole["lm_head"])
     tokens = np.random.default_rng().integers(0, 100, (2, 12))
     expected = theirs(tokens).logits
     # The last two tokens one by one: the cache must give what the whole sequence gives.
-    token, logits, cache = llama.prefill(cfg, 16, params, jnp.asarray(tokens[:, :10]))
+    token, logits, cache = _jit(functools.partial(llama.prefill, cfg, 16))(
+        params, jnp.asarray(tokens[:, :10])
+    )
     np.testing.assert_allclose(logits, expected[:, 9], atol=_TOLERANCE)
     assert (token == jnp.argmax(logits, axis=-1)).all()
+    step = _jit(functools.partial(llama.decode, cfg))
     for position in (10, 11):
-        step = jnp.asarray(tokens[:, position])
-        _, logits, cache = llama.decode(cfg, params, cache, step, jnp.int32(position))
+        _, logits, cache = step(params, cache, jnp.asarray(tokens[:, position]), jnp.int32(position))
         np.testing.assert_allclose(logits, expected[:, position], atol=_TOLERANCE)
 
 
@@ -427,10 +458,11 @@ def test_gpt2_is_transformers_gpt2() -> None:
         name="tiny", hidden=64, heads=4, layers=2, ffn=256, embed=64, vocab=100, positions=32,
         position_offset=0, activation="gelu_new",
     )  # fmt: skip
-    theirs = transformers.FlaxGPT2LMHeadModel(
-        transformers.GPT2Config(vocab_size=100, n_embd=64, n_layer=2, n_head=4, n_positions=32), seed=4
+    whole, theirs = _theirs(
+        "GPT2LMHeadModel",
+        transformers.GPT2Config(vocab_size=100, n_embd=64, n_layer=2, n_head=4, n_positions=32),
     )
-    given = theirs.params["transformer"]
+    given = whole["transformer"]
     layers = []
     for index in range(2):
         one = given["h"][str(index)]
@@ -451,9 +483,11 @@ def test_gpt2_is_transformers_gpt2() -> None:
     }
     tokens = np.random.default_rng().integers(0, 100, (2, 12))
     expected = theirs(tokens).logits
-    _, logits, cache = gpt.prefill(cfg, 16, params, jnp.asarray(tokens[:, :11]))
+    _, logits, cache = _jit(functools.partial(gpt.prefill, cfg, 16))(params, jnp.asarray(tokens[:, :11]))
     np.testing.assert_allclose(logits, expected[:, 10], atol=_TOLERANCE)
-    _, logits, _ = gpt.decode(cfg, params, cache, jnp.asarray(tokens[:, 11]), jnp.int32(11))
+    _, logits, _ = _jit(functools.partial(gpt.decode, cfg))(
+        params, cache, jnp.asarray(tokens[:, 11]), jnp.int32(11)
+    )
     np.testing.assert_allclose(logits, expected[:, 11], atol=_TOLERANCE)
 
 
@@ -463,10 +497,11 @@ def test_bloom_is_transformers_bloom() -> None:
         name="tiny", hidden=64, heads=4, layers=2, ffn=256, embed=64, vocab=100, activation="gelu_new",
         places="alibi", has_embed_norm=True,
     )  # fmt: skip
-    theirs = transformers.FlaxBloomForCausalLM(
-        transformers.BloomConfig(vocab_size=100, hidden_size=64, n_layer=2, n_head=4), seed=8
+    whole, theirs = _theirs(
+        "BloomForCausalLM",
+        transformers.BloomConfig(vocab_size=100, hidden_size=64, n_layer=2, n_head=4),
     )
-    given = theirs.params["transformer"]
+    given = whole["transformer"]
     layers = []
     for index in range(2):
         one = given["h"][str(index)]
@@ -495,9 +530,11 @@ def test_bloom_is_transformers_bloom() -> None:
     }
     tokens = np.random.default_rng().integers(0, 100, (2, 12))
     expected = theirs(tokens).logits
-    _, logits, cache = gpt.prefill(cfg, 16, params, jnp.asarray(tokens[:, :11]))
+    _, logits, cache = _jit(functools.partial(gpt.prefill, cfg, 16))(params, jnp.asarray(tokens[:, :11]))
     np.testing.assert_allclose(logits, expected[:, 10], atol=_TOLERANCE)
-    _, logits, _ = gpt.decode(cfg, params, cache, jnp.asarray(tokens[:, 11]), jnp.int32(11))
+    _, logits, _ = _jit(functools.partial(gpt.decode, cfg))(
+        params, cache, jnp.asarray(tokens[:, 11]), jnp.int32(11)
+    )
     np.testing.assert_allclose(logits, expected[:, 11], atol=_TOLERANCE)
 
 
@@ -534,18 +571,20 @@ def _gptj_parameters(given, cfg):
 def test_gptj_is_transformers_gptj(is_gptj: bool) -> None:
     kind = gpt.config("gpt-j-6b" if is_gptj else "gpt-neox-20b")
     cfg = dataclasses.replace(kind, **_TINY, rotary=8, activation="gelu_new")
-    theirs = transformers.FlaxGPTJForCausalLM(
+    whole, theirs = _theirs(
+        "GPTJForCausalLM",
         transformers.GPTJConfig(
             vocab_size=100, n_embd=64, n_layer=2, n_head=4, n_inner=96, n_positions=32, rotary_dim=8
         ),
-        seed=7,
     )
-    params = _gptj_parameters(theirs.params, cfg)
+    params = _gptj_parameters(whole, cfg)
     tokens = np.random.default_rng().integers(0, 100, (2, 12))
     expected = theirs(tokens).logits
-    _, logits, cache = gpt.prefill(cfg, 16, params, jnp.asarray(tokens[:, :11]))
+    _, logits, cache = _jit(functools.partial(gpt.prefill, cfg, 16))(params, jnp.asarray(tokens[:, :11]))
     np.testing.assert_allclose(logits, expected[:, 10], atol=_TOLERANCE)
-    _, logits, _ = gpt.decode(cfg, params, cache, jnp.asarray(tokens[:, 11]), jnp.int32(11))
+    _, logits, _ = _jit(functools.partial(gpt.decode, cfg))(
+        params, cache, jnp.asarray(tokens[:, 11]), jnp.int32(11)
+    )
     np.testing.assert_allclose(logits, expected[:, 11], atol=_TOLERANCE)
 
 
@@ -590,15 +629,14 @@ def test_t5_is_transformers_t5(is_gated: bool, monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setattr(jnp, "clip", lambda x, *, a_max=None, **bounds: clip(x, max=a_max, **bounds))
     sizes = {"hidden": 64, "heads": 4, "layers": 2, "ffn": 96, "head_dim": 8, "vocab": 100}
     cfg = t5.T5Config(name="tiny", **sizes, is_gated=is_gated)
-    theirs = transformers.FlaxT5ForConditionalGeneration(
+    given, theirs = _theirs(
+        "T5ForConditionalGeneration",
         transformers.T5Config(
             vocab_size=100, d_model=64, d_kv=8, d_ff=96, num_layers=2, num_heads=4,
             feed_forward_proj="gated-gelu" if is_gated else "relu", tie_word_embeddings=not is_gated,
             decoder_start_token_id=0,
         ),
-        seed=9,
     )  # fmt: skip
-    given = theirs.params
     params = {
         "tokens": given["shared"]["embedding"],
         "reader": _t5_stack(given["encoder"], True),
@@ -610,17 +648,17 @@ def test_t5_is_transformers_t5(is_gated: bool, monkeypatch: pytest.MonkeyPatch) 
     # Longer than the near distances, which have a bias each, and the farthest of all.
     source, answer = rng.integers(1, 100, (2, 150)), rng.integers(1, 100, (2, 20))
     answer[:, 0] = 0
-    expected = jax.jit(lambda own: theirs(source, decoder_input_ids=answer, params=own).logits)(given)
+    expected = theirs(source, decoder_input_ids=answer).logits
     # The size as it is, and for three cores: two heads and two tokens of zeros more.
     wide = t5.padded(cfg, 3)
     assert (wide.extra_heads, wide.vocab) == (2, 102)
     for size, weights in ((cfg, params), (wide, _widened(params, t5.parameter_shapes(wide, jnp.float32)))):
-        read = jax.jit(functools.partial(t5.prefill, size, 160))
+        read = _jit(functools.partial(t5.prefill, size, 160))
         _, logits, cache = read(weights, jnp.asarray(source))
         np.testing.assert_allclose(logits[:, :100], expected[:, 0], atol=2e-4, rtol=1e-4)
         kept = t5.cache_shapes(size, 2, 160, jnp.float32)
         assert jax.tree_util.tree_map(jnp.shape, cache) == jax.tree_util.tree_map(jnp.shape, kept)
-        step = jax.jit(functools.partial(t5.decode, size))
+        step = _jit(functools.partial(t5.decode, size))
         for position in range(1, 20):
             token = jnp.asarray(answer[:, position])
             _, logits, cache = step(weights, cache, token, jnp.int32(position))
@@ -648,7 +686,8 @@ def _whisper_layer(one):
 def test_whisper_is_transformers_whisper() -> None:
     sizes = {"hidden": 64, "heads": 4, "layers": 2, "writers": 1, "ffn": 96}
     cfg = whisper.WhisperConfig(name="tiny", **sizes, mels=10, vocab=100, frames=24, positions=32)
-    theirs = transformers.FlaxWhisperForConditionalGeneration(
+    whole, theirs = _theirs(
+        "WhisperForConditionalGeneration",
         transformers.WhisperConfig(
             vocab_size=100, d_model=64, num_mel_bins=10, encoder_layers=2, decoder_layers=1,
             encoder_attention_heads=4, decoder_attention_heads=4, encoder_ffn_dim=96, decoder_ffn_dim=96,
@@ -656,9 +695,8 @@ def test_whisper_is_transformers_whisper() -> None:
             eos_token_id=2, decoder_start_token_id=1,
         ),
         input_shape=(1, 10, 24),
-        seed=10,
     )  # fmt: skip
-    given = theirs.params["model"]
+    given = whole["model"]
     windows = [given["encoder"][name] for name in ("conv1", "conv2")]
     params = {
         "tokens": given["decoder"]["embed_tokens"]["embedding"],
@@ -677,7 +715,7 @@ def test_whisper_is_transformers_whisper() -> None:
     rng = np.random.default_rng()
     sound, text = rng.standard_normal((2, 24, 10), dtype=np.float32), rng.integers(3, 100, (2, 9))
     heard = jnp.asarray(sound.transpose(0, 2, 1))
-    expected = jax.jit(lambda own: theirs(heard, text, params=own).logits)(theirs.params)
+    expected = theirs(heard, text).logits
     # The size as it is, and for three cores: two heads and two tokens of zeros more.
     wide = whisper.padded(cfg, 3)
     assert (wide.extra_heads, wide.vocab) == (2, 102)
@@ -685,12 +723,12 @@ def test_whisper_is_transformers_whisper() -> None:
         (cfg, params),
         (wide, _widened(params, whisper.parameter_shapes(wide, jnp.float32))),
     ):
-        read = jax.jit(functools.partial(whisper.prefill, size, 16))
+        read = _jit(functools.partial(whisper.prefill, size, 16))
         _, logits, cache = read(weights, jnp.asarray(sound), jnp.asarray(text[:, :7]))
         np.testing.assert_allclose(logits[:, :100], expected[:, 6], atol=_TOLERANCE)
         kept = whisper.cache_shapes(size, 2, 16, jnp.float32)
         assert jax.tree_util.tree_map(jnp.shape, cache) == jax.tree_util.tree_map(jnp.shape, kept)
-        step = jax.jit(functools.partial(whisper.decode, size))
+        step = _jit(functools.partial(whisper.decode, size))
         for position in (7, 8):
             _, logits, cache = step(weights, cache, jnp.asarray(text[:, position]), jnp.int32(position))
             np.testing.assert_allclose(logits[:, :100], expected[:, position], atol=_TOLERANCE)
@@ -699,14 +737,14 @@ def test_whisper_is_transformers_whisper() -> None:
 @pytest.mark.slow
 def test_vit_is_transformers_vit() -> None:
     cfg = vit.ViTConfig(name="tiny", hidden=64, heads=4, layers=2, ffn=96, patch=4, image=16, classes=10)
-    theirs = transformers.FlaxViTForImageClassification(
+    whole, theirs = _theirs(
+        "ViTForImageClassification",
         transformers.ViTConfig(
             hidden_size=64, num_hidden_layers=2, num_attention_heads=4, intermediate_size=96, patch_size=4,
             image_size=16, num_labels=10,
         ),
-        seed=5,
     )  # fmt: skip
-    given = theirs.params["vit"]
+    given = whole["vit"]
     layers = []
     for index in range(2):
         one = given["encoder"]["layer"][str(index)]
@@ -728,11 +766,13 @@ def test_vit_is_transformers_vit() -> None:
         "positions": given["embeddings"]["position_embeddings"][0],
         "layers": layers,
         "final_norm": _norm(given["layernorm"]),
-        "head": _linear(theirs.params["classifier"]),
+        "head": _linear(whole["classifier"]),
     }
     images = np.random.default_rng().standard_normal((2, 16, 16, 3), dtype=np.float32)
     expected = theirs(jnp.asarray(images.transpose(0, 3, 1, 2))).logits
-    np.testing.assert_allclose(vit.classify(cfg, params, jnp.asarray(images)), expected, atol=1e-4)
+    np.testing.assert_allclose(
+        _jit(functools.partial(vit.classify, cfg))(params, jnp.asarray(images)), expected, atol=1e-4
+    )
 
 
 def _clip_tower(given):
@@ -759,16 +799,17 @@ def test_clip_is_transformers_clip() -> None:
     cfg = clip.CLIPConfig(name="tiny", **towers, width=24, patch=4, image=16, vocab=100, positions=32)
     their_text = {**_THEIR_TINY, "max_position_embeddings": 32, "eos_token_id": 2}
     their_vision = {**_THEIR_TINY, "image_size": 16, "patch_size": 4}
-    theirs = transformers.FlaxCLIPModel(
-        transformers.CLIPConfig(text_config=their_text, vision_config=their_vision, projection_dim=24), seed=6
+    whole, theirs = _theirs(
+        "CLIPModel",
+        transformers.CLIPConfig(text_config=their_text, vision_config=their_vision, projection_dim=24),
     )
-    text, vision = theirs.params["text_model"], theirs.params["vision_model"]
+    text, vision = whole["text_model"], whole["vision_model"]
     params = {
         "text": {
             **_clip_tower(text),
             "tokens": text["embeddings"]["token_embedding"]["embedding"],
             "final_norm": _norm(text["final_layer_norm"]),
-            "project": _linear(theirs.params["text_projection"]),
+            "project": _linear(whole["text_projection"]),
         },
         "vision": {
             **_clip_tower(vision),
@@ -776,14 +817,14 @@ def test_clip_is_transformers_clip() -> None:
             "class_token": vision["embeddings"]["class_embedding"],
             "norm": _norm(vision["pre_layrnorm"]),
             "final_norm": _norm(vision["post_layernorm"]),
-            "project": _linear(theirs.params["visual_projection"]),
+            "project": _linear(whole["visual_projection"]),
         },
-        "temperature": theirs.params["logit_scale"],
+        "temperature": whole["logit_scale"],
     }
     rng = np.random.default_rng()
     images, tokens = rng.standard_normal((3, 16, 16, 3), dtype=np.float32), rng.integers(0, 100, (3, 20))
     expected = theirs(jnp.asarray(tokens), jnp.asarray(images.transpose(0, 3, 1, 2))).logits_per_image
-    found = clip.match(cfg, params, jnp.asarray(images), jnp.asarray(tokens))
+    found = _jit(functools.partial(clip.match, cfg))(params, jnp.asarray(images), jnp.asarray(tokens))
     np.testing.assert_allclose(found, expected, atol=1e-4)
 
 
@@ -802,18 +843,18 @@ def _folded(conv, norm, stats):
 )
 def test_resnet_is_transformers_resnet_with_folded_norms(kind, expansion, names) -> None:
     widths = (16 // expansion, 32 // expansion)
-    theirs = transformers.FlaxResNetForImageClassification(
+    whole, theirs = _theirs(
+        "ResNetForImageClassification",
         transformers.ResNetConfig(
             embedding_size=8, hidden_sizes=[16, 32], depths=[2, 1], layer_type=kind, num_labels=10
         ),
         input_shape=(1, 32, 32, 3),
-        seed=3,
     )
     cfg = resnet.ResNetConfig(
         name="tiny", depths=(2, 1), widths=widths, stem=8, classes=10, expansion=expansion,
         is_plain=kind == "basic",
     )  # fmt: skip
-    given, stats = theirs.params["params"]["resnet"], theirs.params["batch_stats"]["resnet"]
+    given, stats = whole["params"]["resnet"], whole["batch_stats"]["resnet"]
 
     def fold(*path: str):
         node, found = (functools.reduce(lambda at, key: at[key], path, tree) for tree in (given, stats))
@@ -829,11 +870,13 @@ def test_resnet_is_transformers_resnet_with_folded_norms(kind, expansion, names)
                 block["shortcut"] = fold(*at, "shortcut")
             blocks.append(block)
         stages.append(blocks)
-    head = _linear(theirs.params["params"]["classifier"]["1"])
+    head = _linear(whole["params"]["classifier"]["1"])
     params = {"stem": fold("embedder", "embedder"), "stages": stages, "head": head}
     images = np.random.default_rng().standard_normal((2, 32, 32, 3), dtype=np.float32)
     expected = theirs(jnp.asarray(images.transpose(0, 3, 1, 2))).logits
-    np.testing.assert_allclose(resnet.classify(cfg, params, jnp.asarray(images)), expected, atol=1e-4)
+    np.testing.assert_allclose(
+        _jit(functools.partial(resnet.classify, cfg))(params, jnp.asarray(images)), expected, atol=1e-4
+    )
 
 
 def test_groups_of_a_resnext_are_blocks_of_a_resnets_weights() -> None:
@@ -853,7 +896,7 @@ def test_groups_of_a_resnext_are_blocks_of_a_resnets_weights() -> None:
     expected = resnet.classify(
         resnet.ResNetConfig(name="tiny", **sizes), params | {"stages": [blocks]}, images
     )
-    found = resnet.classify(cfg, params, images)
+    found = _jit(functools.partial(resnet.classify, cfg))(params, images)
     # The tiny weights leave little but the bias of the head.
     assert np.ptp(np.asarray(expected), axis=0).max() > 0
     np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-8)
