@@ -1,6 +1,7 @@
 """What a program holds in the host's memory: shards are views, all cores together hold the weights once."""
 
 import gc
+import os
 import subprocess
 import sys
 import weakref
@@ -86,9 +87,10 @@ print(peak, weight_bytes, digest.hexdigest())
 """
 
 
-def decode(cores):
+def decode(cores, cache):
     done = subprocess.run(
         [sys.executable, "-W", "error", "-c", DECODE, str(cores)],
+        env=os.environ | {"NEURONX_CACHE_DIR": str(cache)},
         cwd=ROOT, capture_output=True, text=True, check=True,
     )  # fmt: skip
     peak, weights, digest = done.stdout.split()
@@ -96,12 +98,14 @@ def decode(cores):
 
 
 @pytest.mark.slow
-def test_more_cores_take_no_more_memory_and_every_run_gives_the_same_bits():
-    found = {cores: decode(cores) for cores in (1, 8, 24)}
-    for cores in (8, 24):
-        peak, weights, digest = found[cores]
-        # Blocks of columns are copies beside the user's own arrays; more than these and compiled code
-        # would be memory that grows with the cores.
+def test_more_cores_take_no_more_memory_and_every_run_gives_the_same_bits(tmp_path):
+    # The second run of each is measured: it finds what the first compiled, programs and host kernels, so
+    # what XLA and Numba take to compile is not in its peak.
+    first = {cores: decode(cores, tmp_path) for cores in (1, 8, 24)}
+    found = {cores: decode(cores, tmp_path) for cores in (1, 8, 24)}
+    for cores, (peak, weights, digest) in found.items():
+        # Blocks of columns are copies beside the user's own arrays; more than these would be memory that
+        # grows with the cores.
         assert peak < found[1][0] + weights
-        assert decode(cores)[2] == digest
-    assert found[24][0] < found[8][0] + found[8][1] // 4
+        assert digest == first[cores][2]
+    assert found[24][0] < found[8][0] + found[8][1] // 8
