@@ -1,5 +1,6 @@
 """MobileNetV2, EfficientNet, ConvNeXt and Swin against float64 NumPy, and their published sizes."""
 
+import functools
 import itertools
 import math
 
@@ -10,6 +11,9 @@ import pytest
 
 from neuronx.models import convnext, mobilenet, swin
 from neuronx.models.names import MODELS
+
+# What runs once is not worth much compiling.
+_jit = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": "0"})
 
 
 def _wide_conv(weights, x, stride=1):
@@ -75,7 +79,7 @@ def test_blocks_wide_inside_are_their_definition(is_squeezed: bool, rng) -> None
         y = _wide_conv(block["narrow"], y)
         x = x + y if adds else y
     x = activate(_wide_conv(wide["last"], x)).mean((1, 2))
-    found = mobilenet.classify(cfg, params, jnp.asarray(images))
+    found = _jit(functools.partial(mobilenet.classify, cfg))(params, images)
     np.testing.assert_allclose(found, _wide_dense(wide["head"], x), rtol=1e-4, atol=1e-4)
 
 
@@ -100,7 +104,7 @@ def test_convnext_is_its_definition(rng) -> None:
             up = _wide_dense(block["up"], _wide_norm(block["norm"], _wide_conv(block["mix"], x)))
             x = x + block["scale"] * _wide_dense(block["down"], _wide_gelu(up))
     expected = _wide_dense(wide["head"], _wide_norm(wide["final_norm"], x.mean((1, 2)), 1e-12))
-    found = convnext.classify(cfg, params, jnp.asarray(images))
+    found = _jit(functools.partial(convnext.classify, cfg))(params, images)
     np.testing.assert_allclose(found, expected, rtol=1e-3, atol=1e-3)
 
 
@@ -137,7 +141,7 @@ def test_swin_is_its_definition(rng) -> None:
     cfg = swin.SwinConfig(name="tiny", width=8, depths=(2, 2), heads=(2, 4), window=4, image=32, classes=5)
     params, wide = _larger(swin.parameters(cfg, jnp.float32, 0), rng)
     images = rng.standard_normal((2, 32, 32, 3), dtype=np.float32)
-    found = swin.classify(cfg, params, jnp.asarray(images))
+    found = _jit(functools.partial(swin.classify, cfg))(params, images)
     first, second = wide["stages"]
     for image, logits in zip(images, found, strict=True):
         starts = list(itertools.product(range(0, 32, 4), repeat=2))

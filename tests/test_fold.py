@@ -378,7 +378,7 @@ def test_random_stacks(stack):
 
 
 @pytest.mark.slow
-@settings(max_examples=300, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=120, deadline=None, suppress_health_check=list(HealthCheck))
 @given(stacks())
 def test_many_random_stacks(stack):
     _check_stack(stack)

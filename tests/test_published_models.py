@@ -446,9 +446,13 @@ def test_other_decoders_are_their_definitions(name: str, own: dict[str, int], rn
     tokens = rng.integers(0, 50, 9)
     expected = _plain_decoder(cfg, wide, tokens)
     tolerance = {"rtol": 1e-3, "atol": 1e-4 * np.abs(expected).max()}
-    _, logits, cache = decoder.prefill(cfg, 12, params, jnp.asarray(tokens[None, :8]))
+    _, logits, cache = _jit(functools.partial(decoder.prefill, cfg, 12))(
+        params, jnp.asarray(tokens[None, :8])
+    )
     np.testing.assert_allclose(logits[0], expected[7], **tolerance)
-    _, logits, _ = decoder.decode(cfg, params, cache, jnp.asarray(tokens[8:]), jnp.int32(8))
+    _, logits, _ = _jit(functools.partial(decoder.decode, cfg))(
+        params, cache, jnp.asarray(tokens[8:]), jnp.int32(8)
+    )
     np.testing.assert_allclose(logits[0], expected[8], **tolerance)
 
 
@@ -957,7 +961,7 @@ def test_perceiver_is_the_one_of_transformers_source(reads: str, features: int, 
     params = params if places else params | {"places": waves}
     images = rng.standard_normal((2, 16, 16, 3), dtype=np.float32)
     wide = jax.tree_util.tree_map(lambda leaf: np.asarray(leaf, np.float64), params)
-    found = perceiver.classify(cfg, params, jnp.asarray(images))
+    found = _jit(functools.partial(perceiver.classify, cfg))(params, jnp.asarray(images))
     for image, logits in zip(images.astype(np.float64), found, strict=True):
         seen = image.reshape(-1, 3)
         if reads == "window":
