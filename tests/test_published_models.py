@@ -51,7 +51,9 @@ def _theirs(kind: str, config: Any, **shapes: tuple[int, ...]):
 
     def drawn(path, shape):
         around = 1.0 if path[-1].key in ("scale", "weight", "var") else 0.0
-        return jnp.asarray(rng.normal(around, 0.1, shape.shape).astype(np.float32))
+        # Images keep their size through convolutions.
+        spread = 1.4 / np.sqrt(np.prod(shape.shape[:-1])) if len(shape.shape) == 4 else 0.1
+        return jnp.asarray(rng.normal(around, spread, shape.shape).astype(np.float32))
 
     params = jax.tree_util.tree_map_with_path(drawn, model.params_shape_tree)
     compiled = _jit(lambda params, given, named: model(*given, params=params, **named))
