@@ -1,12 +1,13 @@
-"""Finding a published size by name."""
+"""Finding a published size by name, and the size that divides over cores."""
 
+import dataclasses
 import difflib
 from collections.abc import Mapping
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from kernels.errors import CompileError
 
-__all__ = ["find"]
+__all__ = ["find", "padded"]
 
 _Config = TypeVar("_Config")
 # Of unknown names so many of those most like them are listed.
@@ -21,3 +22,13 @@ def find(sizes: Mapping[str, _Config], name: str) -> _Config:
         more = "" if len(like) == len(sizes) else ", or one of the others that neuronx plan --help lists"
         raise CompileError(f"unknown model {name!r}", op="model", fix=f"use one of {known}{more}")
     return sizes[name]
+
+
+def padded(cfg: Any, cores: int) -> Any:
+    """The size that divides over ``cores``: heads, features and tokens padded.
+
+    Args:
+      cfg: a frozen dataclass with ``heads``, ``extra_heads``, ``ffn`` and ``vocab``.
+    """
+    vocab, ffn = (size + -size % cores for size in (cfg.vocab, cfg.ffn))
+    return dataclasses.replace(cfg, vocab=vocab, ffn=ffn, extra_heads=-cfg.heads % cores)

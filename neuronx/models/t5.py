@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import jax
@@ -25,7 +25,7 @@ from neuronx.models.layers import (
     through_layers,
 )
 from neuronx.models.positions import DISTANCES, distance_bias
-from neuronx.models.sizes import find
+from neuronx.models.sizes import find, padded
 
 __all__ = [
     "SIZES",
@@ -102,12 +102,6 @@ SIZES = {
 def config(name: str) -> T5Config:
     """The published size called ``name``; raises CompileError for any other."""
     return find(SIZES, name)
-
-
-def padded(cfg: T5Config, cores: int) -> T5Config:
-    """The size that divides over ``cores``: heads, features and tokens padded."""
-    vocab, ffn = (size + -size % cores for size in (cfg.vocab, cfg.ffn))
-    return replace(cfg, vocab=vocab, ffn=ffn, extra_heads=-cfg.heads % cores)
 
 
 def parameter_shapes(cfg: T5Config, dtype: Any) -> dict[str, Any]:

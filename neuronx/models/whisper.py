@@ -3,7 +3,7 @@
 import functools
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import jax
@@ -28,7 +28,7 @@ from neuronx.models.layers import (
     step_attention,
     through_layers,
 )
-from neuronx.models.sizes import find
+from neuronx.models.sizes import find, padded
 
 __all__ = [
     "SIZES",
@@ -111,12 +111,6 @@ SIZES = {
 def config(name: str) -> WhisperConfig:
     """The published size called ``name``; raises CompileError for any other."""
     return find(SIZES, name)
-
-
-def padded(cfg: WhisperConfig, cores: int) -> WhisperConfig:
-    """The size that divides over ``cores``: heads, features and tokens padded."""
-    vocab, ffn = (size + -size % cores for size in (cfg.vocab, cfg.ffn))
-    return replace(cfg, vocab=vocab, ffn=ffn, extra_heads=-cfg.heads % cores)
 
 
 def parameter_shapes(cfg: WhisperConfig, dtype: Any) -> dict[str, Any]:
