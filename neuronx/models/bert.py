@@ -7,6 +7,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from neuronx.models.family import Family
 from neuronx.models.layers import (
     ACTIVATIONS,
     Make,
@@ -16,12 +17,9 @@ from neuronx.models.layers import (
     linear,
     linear_parameters,
     norm_parameters,
-    random,
-    shapes,
     through_layers,
 )
 from neuronx.models.positions import DISTANCES, distance_bias
-from neuronx.models.sizes import find
 
 __all__ = ["SIZES", "BertConfig", "config", "encode", "parameter_shapes", "parameters"]
 
@@ -102,21 +100,6 @@ SIZES = {
 }
 
 
-def config(name: str) -> BertConfig:
-    """The published size called ``name``; raises CompileError for any other."""
-    return find(SIZES, name)
-
-
-def parameter_shapes(cfg: BertConfig, dtype: Any, matrix_dtype: Any = None) -> dict[str, Any]:
-    """The parameter tree as ``jax.ShapeDtypeStruct``s; matrices may have a type of their own."""
-    return _parameter_tree(cfg, shapes(dtype, matrix_dtype))
-
-
-def parameters(cfg: BertConfig, dtype: Any, seed: int) -> dict[str, Any]:
-    """Random parameters; norm scales around 1."""
-    return _parameter_tree(cfg, random(dtype, seed))
-
-
 def _parameter_tree(cfg: BertConfig, make: Make) -> dict[str, Any]:
     width, layers = cfg.embed or cfg.hidden, 1 if cfg.shares_layers else cfg.layers
     tree = {
@@ -134,6 +117,10 @@ def _parameter_tree(cfg: BertConfig, make: Make) -> dict[str, Any]:
     if cfg.has_pooler:
         tree["pooler"] = linear_parameters(make, cfg.hidden, cfg.hidden)
     return tree
+
+
+_FAMILY = Family(sizes=SIZES, tree=_parameter_tree)
+config, parameter_shapes, parameters = _FAMILY.config, _FAMILY.parameter_shapes, _FAMILY.parameters
 
 
 def encode(

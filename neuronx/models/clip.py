@@ -6,6 +6,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from neuronx.models.family import Family
 from neuronx.models.layers import (
     Make,
     layer_norm,
@@ -14,10 +15,7 @@ from neuronx.models.layers import (
     norm_parameters,
     norms_first,
     patches,
-    random,
-    shapes,
 )
-from neuronx.models.sizes import find
 
 __all__ = ["SIZES", "CLIPConfig", "Tower", "config", "match", "parameter_shapes", "parameters"]
 
@@ -72,21 +70,6 @@ SIZES = {
 }
 
 
-def config(name: str) -> CLIPConfig:
-    """The published size called ``name``; raises CompileError for any other."""
-    return find(SIZES, name)
-
-
-def parameter_shapes(cfg: CLIPConfig, dtype: Any, matrix_dtype: Any = None) -> dict[str, Any]:
-    """The parameter tree as ``jax.ShapeDtypeStruct``s; matrices may have a type of their own."""
-    return _parameter_tree(cfg, shapes(dtype, matrix_dtype))
-
-
-def parameters(cfg: CLIPConfig, dtype: Any, seed: int) -> dict[str, Any]:
-    """Random parameters; norm scales around 1."""
-    return _parameter_tree(cfg, random(dtype, seed))
-
-
 def _parameter_tree(cfg: CLIPConfig, make: Make) -> dict[str, Any]:
     def tower(size: Tower, positions: int) -> dict[str, Any]:
         return {
@@ -107,6 +90,10 @@ def _parameter_tree(cfg: CLIPConfig, make: Make) -> dict[str, Any]:
         "text": {"tokens": make((cfg.vocab, cfg.text.hidden), 0.0)} | tower(cfg.text, cfg.positions),
         "temperature": make((), 1.0),
     }
+
+
+_FAMILY = Family(sizes=SIZES, tree=_parameter_tree)
+config, parameter_shapes, parameters = _FAMILY.config, _FAMILY.parameter_shapes, _FAMILY.parameters
 
 
 def match(cfg: CLIPConfig, params: dict[str, Any], images: jax.Array, tokens: jax.Array) -> jax.Array:

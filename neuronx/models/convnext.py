@@ -5,6 +5,7 @@ from typing import Any
 
 import jax
 
+from neuronx.models.family import Family
 from neuronx.models.layers import (
     ACTIVATIONS,
     Make,
@@ -15,10 +16,7 @@ from neuronx.models.layers import (
     linear_parameters,
     norm_parameters,
     patches,
-    random,
-    shapes,
 )
-from neuronx.models.sizes import find
 
 __all__ = ["SIZES", "ConvNeXtConfig", "classify", "config", "parameter_shapes", "parameters"]
 
@@ -54,21 +52,6 @@ SIZES = {
 }
 
 
-def config(name: str) -> ConvNeXtConfig:
-    """The published size called ``name``; raises CompileError for any other."""
-    return find(SIZES, name)
-
-
-def parameter_shapes(cfg: ConvNeXtConfig, dtype: Any, matrix_dtype: Any = None) -> dict[str, Any]:
-    """The parameter tree as ``jax.ShapeDtypeStruct``s; matrices may have a type of their own."""
-    return _parameter_tree(cfg, shapes(dtype, matrix_dtype))
-
-
-def parameters(cfg: ConvNeXtConfig, dtype: Any, seed: int) -> dict[str, Any]:
-    """Random parameters; norm scales around 1."""
-    return _parameter_tree(cfg, random(dtype, seed))
-
-
 def _parameter_tree(cfg: ConvNeXtConfig, make: Make) -> dict[str, Any]:
     def block(width: int) -> dict[str, Any]:
         return {
@@ -91,6 +74,10 @@ def _parameter_tree(cfg: ConvNeXtConfig, make: Make) -> dict[str, Any]:
         "final_norm": norm_parameters(make, cfg.widths[-1]),
         "head": linear_parameters(make, cfg.widths[-1], cfg.classes),
     }
+
+
+_FAMILY = Family(sizes=SIZES, tree=_parameter_tree)
+config, parameter_shapes, parameters = _FAMILY.config, _FAMILY.parameter_shapes, _FAMILY.parameters
 
 
 def classify(cfg: ConvNeXtConfig, params: dict[str, Any], images: jax.Array) -> jax.Array:

@@ -7,6 +7,7 @@ from typing import Any
 
 import jax
 
+from neuronx.models.family import Family
 from neuronx.models.layers import (
     ACTIVATIONS,
     Make,
@@ -14,10 +15,7 @@ from neuronx.models.layers import (
     convolution_parameters,
     linear,
     linear_parameters,
-    random,
-    shapes,
 )
-from neuronx.models.sizes import find
 
 __all__ = ["SIZES", "MobileNetConfig", "Stage", "classify", "config", "parameter_shapes", "parameters"]
 
@@ -108,21 +106,6 @@ SIZES = {
 }
 
 
-def config(name: str) -> MobileNetConfig:
-    """The published size called ``name``; raises CompileError for any other."""
-    return find(SIZES, name)
-
-
-def parameter_shapes(cfg: MobileNetConfig, dtype: Any, matrix_dtype: Any = None) -> dict[str, Any]:
-    """The parameter tree as ``jax.ShapeDtypeStruct``s; kernels may have a type of their own."""
-    return _parameter_tree(cfg, shapes(dtype, matrix_dtype))
-
-
-def parameters(cfg: MobileNetConfig, dtype: Any, seed: int) -> dict[str, Any]:
-    """Random parameters."""
-    return _parameter_tree(cfg, random(dtype, seed))
-
-
 def _parameter_tree(cfg: MobileNetConfig, make: Make) -> dict[str, Any]:
     conv = functools.partial(convolution_parameters, make)
 
@@ -147,6 +130,10 @@ def _parameter_tree(cfg: MobileNetConfig, make: Make) -> dict[str, Any]:
         "last": conv(features, cfg.last, 1),
         "head": linear_parameters(make, cfg.last, cfg.classes),
     }
+
+
+_FAMILY = Family(sizes=SIZES, tree=_parameter_tree)
+config, parameter_shapes, parameters = _FAMILY.config, _FAMILY.parameter_shapes, _FAMILY.parameters
 
 
 def classify(cfg: MobileNetConfig, params: dict[str, Any], images: jax.Array) -> jax.Array:

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from neuronx.models.family import Family
 from neuronx.models.layers import (
     ACTIVATIONS,
     Make,
@@ -19,11 +20,9 @@ from neuronx.models.layers import (
     linear_parameters,
     norm_parameters,
     random,
-    shapes,
     split_heads,
     through_layers,
 )
-from neuronx.models.sizes import find
 
 __all__ = ["SIZES", "PerceiverConfig", "classify", "config", "parameter_shapes", "parameters"]
 
@@ -74,16 +73,6 @@ SIZES = {
 }
 
 
-def config(name: str) -> PerceiverConfig:
-    """The published size called ``name``; raises CompileError for any other."""
-    return find(SIZES, name)
-
-
-def parameter_shapes(cfg: PerceiverConfig, dtype: Any, matrix_dtype: Any = None) -> dict[str, Any]:
-    """The parameter tree as ``jax.ShapeDtypeStruct``s; matrices may have a type of their own."""
-    return _parameter_tree(cfg, shapes(dtype, matrix_dtype))
-
-
 def parameters(cfg: PerceiverConfig, dtype: Any, seed: int) -> dict[str, Any]:
     """Random parameters; norm scales around 1, and waves where no table of places is learned."""
     tree = _parameter_tree(cfg, random(dtype, seed))
@@ -123,6 +112,10 @@ def _parameter_tree(cfg: PerceiverConfig, make: Make) -> dict[str, Any]:
     if cfg.reads == "product":
         tree["product"] = linear_parameters(make, 3, cfg.features)
     return tree
+
+
+_FAMILY = Family(sizes=SIZES, tree=_parameter_tree)
+config, parameter_shapes = _FAMILY.config, _FAMILY.parameter_shapes
 
 
 def classify(cfg: PerceiverConfig, params: dict[str, Any], images: jax.Array) -> jax.Array:

@@ -7,6 +7,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from neuronx.models.family import Family
 from neuronx.models.layers import (
     ACTIVATIONS,
     Make,
@@ -14,11 +15,8 @@ from neuronx.models.layers import (
     linear,
     linear_parameters,
     patches,
-    random,
-    shapes,
     through_layers,
 )
-from neuronx.models.sizes import find
 from neuronx.models.unet import LATENTS, attended, embedded, two_products, waves
 
 __all__ = ["SIZES", "PixArtConfig", "config", "denoise", "parameter_shapes", "parameters"]
@@ -67,21 +65,6 @@ SIZES = {
 }
 
 
-def config(name: str) -> PixArtConfig:
-    """The published size called ``name``; raises CompileError for any other."""
-    return find(SIZES, name)
-
-
-def parameter_shapes(cfg: PixArtConfig, dtype: Any, matrix_dtype: Any = None) -> dict[str, Any]:
-    """The parameter tree as ``jax.ShapeDtypeStruct``s; matrices may have a type of their own."""
-    return _parameter_tree(cfg, shapes(dtype, matrix_dtype))
-
-
-def parameters(cfg: PixArtConfig, dtype: Any, seed: int) -> dict[str, Any]:
-    """Random parameters."""
-    return _parameter_tree(cfg, random(dtype, seed))
-
-
 def _parameter_tree(cfg: PixArtConfig, make: Make) -> dict[str, Any]:
     wide = cfg.hidden
     product = functools.partial(linear_parameters, make)
@@ -111,6 +94,10 @@ def _parameter_tree(cfg: PixArtConfig, make: Make) -> dict[str, Any]:
     if cfg.has_sides:
         tree |= {name: two_products(make, _WAVES, wide // 3) for name in ("sides", "ratio")}
     return tree
+
+
+_FAMILY = Family(sizes=SIZES, tree=_parameter_tree)
+config, parameter_shapes, parameters = _FAMILY.config, _FAMILY.parameter_shapes, _FAMILY.parameters
 
 
 def denoise(

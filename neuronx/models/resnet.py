@@ -7,16 +7,14 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from neuronx.models.family import Family
 from neuronx.models.layers import (
     Make,
     convolution,
     convolution_parameters,
     linear,
     linear_parameters,
-    random,
-    shapes,
 )
-from neuronx.models.sizes import find
 
 __all__ = ["SIZES", "ResNetConfig", "classify", "config", "parameter_shapes", "parameters"]
 
@@ -67,21 +65,6 @@ SIZES = {
 }
 
 
-def config(name: str) -> ResNetConfig:
-    """The published size called ``name``; raises CompileError for any other."""
-    return find(SIZES, name)
-
-
-def parameter_shapes(cfg: ResNetConfig, dtype: Any, matrix_dtype: Any = None) -> dict[str, Any]:
-    """The parameter tree as ``jax.ShapeDtypeStruct``s; kernels may have a type of their own."""
-    return _parameter_tree(cfg, shapes(dtype, matrix_dtype))
-
-
-def parameters(cfg: ResNetConfig, dtype: Any, seed: int) -> dict[str, Any]:
-    """Random parameters."""
-    return _parameter_tree(cfg, random(dtype, seed))
-
-
 def _parameter_tree(cfg: ResNetConfig, make: Make) -> dict[str, Any]:
     conv = functools.partial(convolution_parameters, make)
     features, stages = cfg.stem, []
@@ -102,6 +85,10 @@ def _parameter_tree(cfg: ResNetConfig, make: Make) -> dict[str, Any]:
         stages.append(blocks)
     head = linear_parameters(make, features, cfg.classes)
     return {"stem": conv(3, cfg.stem, 7), "stages": stages, "head": head}
+
+
+_FAMILY = Family(sizes=SIZES, tree=_parameter_tree)
+config, parameter_shapes, parameters = _FAMILY.config, _FAMILY.parameter_shapes, _FAMILY.parameters
 
 
 def classify(cfg: ResNetConfig, params: dict[str, Any], images: jax.Array) -> jax.Array:

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from neuronx.models.family import Family
 from neuronx.models.layers import (
     ACTIVATIONS,
     Make,
@@ -17,10 +18,7 @@ from neuronx.models.layers import (
     linear_parameters,
     norm_parameters,
     patches,
-    random,
-    shapes,
 )
-from neuronx.models.sizes import find
 
 __all__ = ["SIZES", "SwinConfig", "classify", "config", "parameter_shapes", "parameters"]
 
@@ -61,21 +59,6 @@ SIZES = {
 }
 
 
-def config(name: str) -> SwinConfig:
-    """The published size called ``name``; raises CompileError for any other."""
-    return find(SIZES, name)
-
-
-def parameter_shapes(cfg: SwinConfig, dtype: Any, matrix_dtype: Any = None) -> dict[str, Any]:
-    """The parameter tree as ``jax.ShapeDtypeStruct``s; matrices may have a type of their own."""
-    return _parameter_tree(cfg, shapes(dtype, matrix_dtype))
-
-
-def parameters(cfg: SwinConfig, dtype: Any, seed: int) -> dict[str, Any]:
-    """Random parameters; norm scales around 1."""
-    return _parameter_tree(cfg, random(dtype, seed))
-
-
 def _parameter_tree(cfg: SwinConfig, make: Make) -> dict[str, Any]:
     def block(width: int, heads: int) -> dict[str, Any]:
         distances = make(((2 * cfg.window - 1) ** 2, heads), 0.0)
@@ -96,6 +79,10 @@ def _parameter_tree(cfg: SwinConfig, make: Make) -> dict[str, Any]:
         "final_norm": norm_parameters(make, width // 2),
         "head": linear_parameters(make, width // 2, cfg.classes),
     }
+
+
+_FAMILY = Family(sizes=SIZES, tree=_parameter_tree)
+config, parameter_shapes, parameters = _FAMILY.config, _FAMILY.parameter_shapes, _FAMILY.parameters
 
 
 def classify(cfg: SwinConfig, params: dict[str, Any], images: jax.Array) -> jax.Array:

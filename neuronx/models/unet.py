@@ -8,6 +8,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from neuronx.models.family import Family
 from neuronx.models.layers import (
     ACTIVATIONS,
     Make,
@@ -19,11 +20,8 @@ from neuronx.models.layers import (
     linear,
     linear_parameters,
     norm_parameters,
-    random,
-    shapes,
     split_heads,
 )
-from neuronx.models.sizes import find
 
 __all__ = [
     "LATENTS",
@@ -112,21 +110,6 @@ SIZES = {
 }
 
 
-def config(name: str) -> UNetConfig:
-    """The published size called ``name``; raises CompileError for any other."""
-    return find(SIZES, name)
-
-
-def parameter_shapes(cfg: UNetConfig, dtype: Any, matrix_dtype: Any = None) -> dict[str, Any]:
-    """The parameter tree as ``jax.ShapeDtypeStruct``s; matrices may have a type of their own."""
-    return _parameter_tree(cfg, shapes(dtype, matrix_dtype))
-
-
-def parameters(cfg: UNetConfig, dtype: Any, seed: int) -> dict[str, Any]:
-    """Random parameters; norm scales around 1."""
-    return _parameter_tree(cfg, random(dtype, seed))
-
-
 def _parameter_tree(cfg: UNetConfig, make: Make) -> dict[str, Any]:
     conv = functools.partial(convolution_parameters, make)
 
@@ -162,6 +145,10 @@ def _parameter_tree(cfg: UNetConfig, make: Make) -> dict[str, Any]:
     if cfg.pooled:
         tree["pooled"] = two_products(make, cfg.pooled + cfg.sizes * _SIZE_WAVES, cfg.time)
     return tree
+
+
+_FAMILY = Family(sizes=SIZES, tree=_parameter_tree)
+config, parameter_shapes, parameters = _FAMILY.config, _FAMILY.parameter_shapes, _FAMILY.parameters
 
 
 def two_products(make: Make, width_in: int, width: int) -> list[dict[str, Any]]:

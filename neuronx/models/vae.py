@@ -8,6 +8,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from neuronx.models.family import Family
 from neuronx.models.layers import (
     Make,
     attention,
@@ -17,10 +18,7 @@ from neuronx.models.layers import (
     linear,
     linear_parameters,
     norm_parameters,
-    random,
-    shapes,
 )
-from neuronx.models.sizes import find
 from neuronx.models.unet import LATENTS, grown, residual, residual_parameters
 
 __all__ = ["SIZES", "DecoderConfig", "config", "decode_images", "parameter_shapes", "parameters"]
@@ -61,21 +59,6 @@ SIZES = {
 }
 
 
-def config(name: str) -> DecoderConfig:
-    """The published size called ``name``; raises CompileError for any other."""
-    return find(SIZES, name)
-
-
-def parameter_shapes(cfg: DecoderConfig, dtype: Any, matrix_dtype: Any = None) -> dict[str, Any]:
-    """The parameter tree as ``jax.ShapeDtypeStruct``s; matrices may have a type of their own."""
-    return _parameter_tree(cfg, shapes(dtype, matrix_dtype))
-
-
-def parameters(cfg: DecoderConfig, dtype: Any, seed: int) -> dict[str, Any]:
-    """Random parameters; norm scales around 1."""
-    return _parameter_tree(cfg, random(dtype, seed))
-
-
 def _parameter_tree(cfg: DecoderConfig, make: Make) -> dict[str, Any]:
     conv, block = (functools.partial(made, make) for made in (convolution_parameters, residual_parameters))
     now = cfg.widths[0]
@@ -93,6 +76,10 @@ def _parameter_tree(cfg: DecoderConfig, make: Make) -> dict[str, Any]:
     for stage, width in zip(tree["up"][:-1], cfg.widths, strict=False):
         stage["grow"] = conv(width, width, 3)
     return tree | {"norm": norm_parameters(make, now), "out": conv(now, 3, 3)}
+
+
+_FAMILY = Family(sizes=SIZES, tree=_parameter_tree)
+config, parameter_shapes, parameters = _FAMILY.config, _FAMILY.parameter_shapes, _FAMILY.parameters
 
 
 def decode_images(cfg: DecoderConfig, params: dict[str, Any], latents: jax.Array) -> jax.Array:

@@ -7,16 +7,14 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from neuronx.models.family import Family
 from neuronx.models.layers import (
     Make,
     convolution,
     convolution_parameters,
     linear,
     linear_parameters,
-    random,
-    shapes,
 )
-from neuronx.models.sizes import find
 
 __all__ = ["SIZES", "VGGConfig", "classify", "config", "parameter_shapes", "parameters"]
 
@@ -49,21 +47,6 @@ SIZES = {
 }
 
 
-def config(name: str) -> VGGConfig:
-    """The published size called ``name``; raises CompileError for any other."""
-    return find(SIZES, name)
-
-
-def parameter_shapes(cfg: VGGConfig, dtype: Any, matrix_dtype: Any = None) -> dict[str, Any]:
-    """The parameter tree as ``jax.ShapeDtypeStruct``s; kernels may have a type of their own."""
-    return _parameter_tree(cfg, shapes(dtype, matrix_dtype))
-
-
-def parameters(cfg: VGGConfig, dtype: Any, seed: int) -> dict[str, Any]:
-    """Random parameters."""
-    return _parameter_tree(cfg, random(dtype, seed))
-
-
 def _parameter_tree(cfg: VGGConfig, make: Make) -> dict[str, Any]:
     features, stages = 3, []
     for depth, width in zip(cfg.depths, cfg.widths, strict=True):
@@ -74,6 +57,10 @@ def _parameter_tree(cfg: VGGConfig, make: Make) -> dict[str, Any]:
     widths = (features * side**2, cfg.hidden, cfg.hidden, cfg.classes)
     head = [linear_parameters(make, *pair) for pair in itertools.pairwise(widths)]
     return {"stages": stages, "head": head}
+
+
+_FAMILY = Family(sizes=SIZES, tree=_parameter_tree)
+config, parameter_shapes, parameters = _FAMILY.config, _FAMILY.parameter_shapes, _FAMILY.parameters
 
 
 def classify(cfg: VGGConfig, params: dict[str, Any], images: jax.Array) -> jax.Array:

@@ -6,6 +6,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from neuronx.models.family import Family
 from neuronx.models.layers import (
     Make,
     layer_norm,
@@ -15,10 +16,7 @@ from neuronx.models.layers import (
     norm_parameters,
     norms_first,
     patches,
-    random,
-    shapes,
 )
-from neuronx.models.sizes import find
 
 __all__ = ["SIZES", "ViTConfig", "classify", "config", "parameter_shapes", "parameters"]
 
@@ -68,21 +66,6 @@ SIZES = {
 }
 
 
-def config(name: str) -> ViTConfig:
-    """The published size called ``name``; raises CompileError for any other."""
-    return find(SIZES, name)
-
-
-def parameter_shapes(cfg: ViTConfig, dtype: Any, matrix_dtype: Any = None) -> dict[str, Any]:
-    """The parameter tree as ``jax.ShapeDtypeStruct``s; matrices may have a type of their own."""
-    return _parameter_tree(cfg, shapes(dtype, matrix_dtype))
-
-
-def parameters(cfg: ViTConfig, dtype: Any, seed: int) -> dict[str, Any]:
-    """Random parameters; norm scales around 1."""
-    return _parameter_tree(cfg, random(dtype, seed))
-
-
 def _parameter_tree(cfg: ViTConfig, make: Make) -> dict[str, Any]:
     return {
         "patches": linear_parameters(make, 3 * cfg.patch**2, cfg.hidden),
@@ -92,6 +75,10 @@ def _parameter_tree(cfg: ViTConfig, make: Make) -> dict[str, Any]:
         "final_norm": norm_parameters(make, cfg.hidden),
         "head": linear_parameters(make, cfg.hidden, cfg.classes),
     }
+
+
+_FAMILY = Family(sizes=SIZES, tree=_parameter_tree)
+config, parameter_shapes, parameters = _FAMILY.config, _FAMILY.parameter_shapes, _FAMILY.parameters
 
 
 def classify(cfg: ViTConfig, params: dict[str, Any], images: jax.Array) -> jax.Array:
