@@ -144,19 +144,18 @@ def _finish_scores(job, scores, core, batch, row, numbers):
 
 
 @njit
-def _soften(scores, highest, powers, rounded):
-    """Scores of one row made their softmax, each step of it ``rounded``; ``powers`` is room for as many."""
+def _soften(scores, highest, room, rounded):
+    """Scores of one row made their softmax, each step of it ``rounded``; there is ``room`` for one."""
     if rounded:
         for i in range(len(scores)):
             scores[i] -= highest
         round_to(scores, rounded)
         highest = np.float32(0)
-    exponentials(scores, highest, powers)
+    exponentials(scores, highest)
     round_to(scores, rounded)
-    total = powers[:1]
-    total[0] = add_up(scores)
-    round_to(total, rounded)
-    divisor = total[0]
+    room[0] = add_up(scores)
+    round_to(room, rounded)
+    divisor = room[0]
     for i in range(len(scores)):
         scores[i] /= divisor
 
@@ -200,18 +199,17 @@ def _make_weights(pairs, job, scores, core, batch, first, rows, read):
     """
     literally(pairs)
     n, numbers = word(job, _N), carray(pointer(data(_operand(job, _NUMBERS))), _NUM_NUMBERS, np.float32)
-    fill = numbers[_FILL]
+    fill, room = numbers[_FILL], np.empty(1, np.float32)
     for row in range(rows):
         own = carray(pointer(scores + 4 * read * row), read, np.float32)
-        powers = carray(pointer(scores + 4 * read * rows), read, np.float32)
         _finish_scores(job, own, core, batch, first + row, numbers)
-        highest = highest_of(own, powers) if read else fill
+        highest = highest_of(own) if read else fill
         if read < n:
             highest = fill if fill > highest else highest
             # If it is no number, no weight of the row is one, whatever is read.
             if highest == highest and not fill - highest < ZERO_BELOW:
                 return False
-        _soften(own, highest, powers, numbers[_SOFTMAX])
+        _soften(own, highest, room, numbers[_SOFTMAX])
         round_to(own, numbers[_WEIGHTS])
         if pairs:
             upper_halves(own, carray(pointer(scores + 2 * read * row), read, np.uint16))
@@ -234,7 +232,7 @@ def _compute_block(kind, size, pairs, job, tile):
     values = data(argument(frame, operands + 1 + cores + core)) + size * width * batch * n
     out = share(result(frame, word(job, _RESULT)), _DIMS, core, 4) + 4 * width * before
     read, is_made = _filled(job, core, batch, first, rows), False
-    scores = allocate(4 * (rows + 1) * n)
+    scores = allocate(4 * rows * n)
     while not is_made:
         read += read % 2 if pairs else 0  # then n is even, and terms go two at a time
         _multiply_keys(kind, size, pairs, own_rows, keys, scores, rows, depth, read)

@@ -16,7 +16,10 @@ _TERMS = tuple(map(np.float32, (1.9875691e-4, 1.3981999e-3, 8.3334519e-3, 4.1665
 """Of exp(r) behind 1 + r, from r**7 down, for r of at most half the logarithm of two (Cephes' ``expf``)."""
 
 _ONE, _ALL_BUT_SIGN = np.float32(1), np.int32(0x7FFFFFFF)
-_EXPONENT_BIAS, _MANTISSA_BITS, _SIGN_PLACE = np.int32(127), np.int32(23), np.int32(31)
+_MANTISSA_BITS, _SIGN_PLACE = np.int32(23), np.int32(31)
+_EXPONENT_OF_ONE = np.int32(0x4B400000 - 127)
+"""What is to be taken from the bits of ``_TO_INTEGER`` and a power of two, for its exponent as f32 has it."""
+
 ZERO_BELOW = np.float32(-87.3)
 """Its exponential is no normal number, which XLA:CPU takes for zero."""
 
@@ -33,45 +36,38 @@ _F16_INFINITY = np.uint32(0x47800000)
 
 
 @njit
-def highest_of(scores, room):
+def highest_of(scores):
     """Found among integers: floats without a sign keep their order as such, those with one turn it."""
-    bits, one = scores.view(np.int32), room.view(np.int32)
+    bits = scores.view(np.int32)
     found = np.int32(-(1 << 31))
     for i in range(len(bits)):
         found = max(found, bits[i] ^ ((bits[i] >> _SIGN_PLACE) & _ALL_BUT_SIGN))
-    one[0] = found ^ ((found >> _SIGN_PLACE) & _ALL_BUT_SIGN)
-    return room[0]
+    return np.int32(found ^ ((found >> _SIGN_PLACE) & _ALL_BUT_SIGN)).view(np.float32)
 
 
-@njit
-def exponentials(scores, highest, powers):
-    """``exp(scores - highest)`` in place, of relative error 2**-23; ``powers`` is room for as many."""
+@njit(fastmath={"contract"})
+def exponentials(scores, highest):
+    """``exp(scores - highest)`` in place, of relative error 2**-23."""
     for i in range(len(scores)):
         x = scores[i] - highest
-        scores[i] = x
-        powers[i] = (ZERO_BELOW if x < ZERO_BELOW else x) * _LOG2_E + _TO_INTEGER
-    bits = powers.view(np.int32)
-    start = np.int32(0x4B400000)  # of _TO_INTEGER
-    for i in range(len(scores)):
-        x = scores[i]
-        power = powers[i] - _TO_INTEGER
-        r = (ZERO_BELOW if x < ZERO_BELOW else x) - power * _LN_2_HIGH - power * _LN_2_LOW
+        clamped = ZERO_BELOW if x < ZERO_BELOW else x
+        shifted = np.float32(clamped * _LOG2_E + _TO_INTEGER)
+        power = shifted - _TO_INTEGER
+        r = clamped - power * _LN_2_HIGH - power * _LN_2_LOW
         total = _TERMS[0]
         for term in _TERMS[1:]:
             total = total * r + term
         total = total * r * r + r + _ONE
-        scores[i] = np.float32(0) if x < ZERO_BELOW else total
-        bits[i] = (bits[i] - start + _EXPONENT_BIAS) << _MANTISSA_BITS
-    for i in range(len(scores)):
-        scores[i] *= powers[i]
+        exponent = np.int32(np.int32(shifted.view(np.int32)) - _EXPONENT_OF_ONE) << _MANTISSA_BITS
+        scores[i] = np.float32(0) if x < ZERO_BELOW else total * np.int32(exponent).view(np.float32)
 
 
 @njit(fastmath={"reassoc"})
 def add_up(values):
     """In whatever order this processor adds fastest, which is one for each length."""
     total = np.float32(0)
-    for value in values:
-        total += value
+    for i in range(len(values)):  # over the values themselves LLVM adds one after the other
+        total += values[i]
     return total
 
 
