@@ -9,8 +9,8 @@ from collections.abc import Callable, Iterable, Mapping
 
 import numpy as np
 
-from hlo_passes.ir import ir, stablehlo
-from hlo_passes.ops import CASTS, kind, splat, tensor
+from hlo_passes.ir import ir
+from hlo_passes.ops import CASTS, direction, kind, splat, tensor
 from kernels.dtypes import dtype
 
 __all__ = ["TABLE", "activations"]
@@ -150,8 +150,7 @@ def _compute(op: ir.Operation, *operands: np.ndarray | float) -> np.ndarray:
     if kind(op) == "select":
         return np.where(*operands)
     if kind(op) == "compare":
-        direction = stablehlo.ComparisonDirectionAttr(op.attributes["comparison_direction"]).value
-        return _COMPARE[direction](*operands)
+        return _COMPARE[direction(op)](*operands)
     return _NUMPY[kind(op)](*operands)
 
 

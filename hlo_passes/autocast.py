@@ -6,7 +6,7 @@ from typing import Literal
 
 from hlo_passes.activations import activations
 from hlo_passes.ir import ir, main, run_mlir_passes, stablehlo
-from hlo_passes.ops import TF32, is_tf32, kind, maker, splat
+from hlo_passes.ops import TF32, is_tf32, kind, maker, operations, splat
 
 __all__ = ["Options", "run"]
 
@@ -193,7 +193,7 @@ def _widen_results(op: ir.Operation) -> None:
 
 
 def _is_low_precision_sum(op: ir.Operation) -> bool:
-    body = [inner.operation for inner in op.regions[0].blocks[0].operations]
+    body = operations(op.regions[0].blocks[0])
     return (
         any(_is_low_precision(operand) for operand in op.operands)
         and all(inner.name in _ONE_TYPE for inner in body)

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from hlo_passes.ir import ir, source_line
-from hlo_passes.ops import COLLECTIVES, CONTROL, is_scalar, kind, replica_groups, tensor
+from hlo_passes.ops import COLLECTIVES, CONTROL, is_scalar, kind, operations, replica_groups, tensor
 
 __all__ = [
     "Partial",
@@ -17,23 +17,13 @@ __all__ = [
     "groups_attribute",
     "is_pure",
     "lines",
-    "operations",
     "partial",
     "reducer",
     "size_bytes",
     "sole_user",
     "take_partial",
-    "terminator",
     "zeros",
 ]
-
-
-def operations(block: ir.Block) -> list[ir.Operation]:
-    return [view.operation for view in block.operations]
-
-
-def terminator(block: ir.Block) -> ir.Operation:
-    return block.operations[len(block.operations) - 1].operation
 
 
 def blocks(block: ir.Block) -> Iterator[ir.Block]:

@@ -2,6 +2,7 @@
 
 from hlo_passes.canonicalize import flatten
 from hlo_passes.ir import ir, main, stablehlo
+from hlo_passes.signature import write_signature
 
 __all__ = ["fix_sizes"]
 
@@ -29,6 +30,4 @@ def fix_sizes(module: ir.Module, size: int) -> None:
                 with ir.InsertionPoint.at_block_begin(block):
                     constant = stablehlo.ConstantOp(ir.DenseElementsAttr.get_splat(fixed, number))
                 argument.replace_all_uses_with(constant.result)
-        returned = list(block.operations)[-1].operands  # an argument may be a result
-        signature = ir.FunctionType.get([a.type for a in block.arguments], [v.type for v in returned])
-        function.attributes["function_type"] = ir.TypeAttr.get(signature)
+        write_signature(function, {})  # an argument may be a result

@@ -4,8 +4,8 @@ from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from hlo_passes.folded import EDGE, Chain, Folded, body, functions, mark
-from hlo_passes.ir import func, ir, main
+from hlo_passes.folded import EDGE, Chain, Folded, body, mark
+from hlo_passes.ir import func, functions, ir, main
 from hlo_passes.ops import nested_operands
 from hlo_passes.periods import Run, find_run
 from hlo_passes.signature import ALIAS, Attributes, read_attributes, write_signature

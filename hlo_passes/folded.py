@@ -5,8 +5,8 @@ import itertools
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from hlo_passes.ir import func, ir
-from hlo_passes.ops import inner_ops, nested_operands
+from hlo_passes.ir import func, functions, ir
+from hlo_passes.ops import inner_ops, nested_operands, operations
 from hlo_passes.periods import Run, find_run
 from kernels.errors import CompileError
 
@@ -18,7 +18,6 @@ __all__ = [
     "UnsteadyError",
     "body",
     "folded",
-    "functions",
     "layers",
     "mark",
     "neighbours",
@@ -94,13 +93,7 @@ def folded(module: ir.Module | ir.Operation) -> Folded | None:
 
 def body(function: func.FuncOp) -> list[ir.Operation]:
     """The ops of ``function`` without the terminator."""
-    return [op.operation for op in function.entry_block.operations][:-1]
-
-
-def functions(module: ir.Module | ir.Operation) -> dict[str, func.FuncOp]:
-    """All functions by name."""
-    ops = module.operation.regions[0].blocks[0].operations
-    return {op.name.value: op for op in ops if isinstance(op, func.FuncOp)}
+    return operations(function.entry_block)[:-1]
 
 
 def steady_run(function: func.FuncOp, record: Folded) -> Run:

@@ -6,7 +6,7 @@ from hlo_passes.clusters import Clusters
 from hlo_passes.folded import Layers, layers
 from hlo_passes.graph import Graph, Node
 from hlo_passes.ir import ir, main, source_line
-from hlo_passes.ops import CONTROL, holds_collective, is_scalar, kind
+from hlo_passes.ops import CONTROL, holds_collective, is_scalar, kind, operations, terminator
 from hlo_passes.outline import Outliner
 from hlo_passes.patterns import NEARBY, RULES, Join, Region, is_free, kernel_name, region_of
 from hlo_passes.prepare import prepare
@@ -51,16 +51,16 @@ def _fuse_block(
     _fuse_inner_blocks(block, outer_free, varying, outliner, options)
     graph = Graph(block, outer_free, equal)
     clusters, regions = _grow(graph, varying, options)
-    terminator = block.operations[len(block.operations) - 1].operation
+    end = terminator(block)
     for cluster in clusters.order:
         members = clusters.members[cluster]
         op = graph.nodes[members[0]].op
         if cluster not in regions or _stays_scalar(graph, members):
             for number in members:
-                graph.nodes[number].op.move_before(terminator)
+                graph.nodes[number].op.move_before(end)
         else:
-            outliner.outline(graph, members, _kernel(graph, members, regions[cluster]), terminator)
-    for op in reversed([view.operation for view in block.operations]):
+            outliner.outline(graph, members, _kernel(graph, members, regions[cluster]), end)
+    for op in reversed(operations(block)):
         if is_free(op) and next(iter(op.results[0].uses), None) is None:
             op.erase()
 
@@ -84,8 +84,7 @@ def _fuse_inner_blocks(
     options: Options,
 ) -> None:
     free = dict(outer_free)
-    for view in list(block.operations):
-        op = view.operation
+    for op in operations(block):
         if is_free(op):
             free[op.results[0]] = op
         elif kind(op) in CONTROL and holds_collective(op):

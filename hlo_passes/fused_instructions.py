@@ -7,7 +7,7 @@ partition; ``activation_reduce`` also adds up what it makes (sums are all it add
 from collections.abc import Iterator
 
 from hlo_passes.ir import ir
-from hlo_passes.ops import CASTS, kind
+from hlo_passes.ops import CASTS, kind, operations
 from kernels.ops import OPS
 
 __all__ = ["fused_instructions"]
@@ -55,7 +55,7 @@ def _readers(op: ir.Operation) -> Iterator[ir.Operation]:
 def _sums_rows(op: ir.Operation) -> bool:
     if kind(op) != "reduce" or len(op.results) != 1:
         return False
-    body = [view.operation for view in op.regions[0].blocks[0].operations]
+    body = operations(op.regions[0].blocks[0])
     last = len(op.operands[0].type.shape) - 1
     return len(body) == 2 and kind(body[0]) == "add" and last in list(op.attributes["dimensions"])
 

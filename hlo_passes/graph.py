@@ -4,7 +4,7 @@ from collections.abc import Iterable, Iterator, Sequence, Set
 
 from hlo_passes.folded import Layers
 from hlo_passes.ir import ir
-from hlo_passes.ops import captures, kind
+from hlo_passes.ops import captures, kind, operations
 from hlo_passes.patterns import group_of, is_free
 
 __all__ = ["Graph", "Node"]
@@ -44,7 +44,7 @@ class Graph:
         self.readers: dict[ir.Value, set[int]] = {}
         self.now: dict[ir.Value, ir.Value] = {}
         self._leaves: dict[ir.Value, tuple[ir.Value, ...]] = {}
-        ops = [view.operation for view in block.operations]
+        ops = operations(block)
         are_free = [is_free(op) for op in ops]
         groups = [group_of(op) for op in ops]
         stored = _stored_free_values(ops, are_free, groups)

@@ -8,17 +8,15 @@ from hlo_passes.collective_ops import (
     blocks,
     is_pure,
     lines,
-    operations,
     partial,
     size_bytes,
     sole_user,
     take_partial,
-    terminator,
     zeros,
 )
 from hlo_passes.ir import ir, main
 from hlo_passes.notes import add_notes
-from hlo_passes.ops import COLLECTIVES, captures, kind
+from hlo_passes.ops import COLLECTIVES, captures, kind, operations, terminator
 from hlo_passes.spec import NoOptions as Options
 from hlo_passes.trip_count import trip_count
 

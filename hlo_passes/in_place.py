@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 from hlo_passes.ir import func, ir
-from hlo_passes.ops import kind, tensor
+from hlo_passes.ops import kind, tensor, terminator
 from hlo_passes.patterns import ELEMENTWISE
 from kernels.work import Tensor
 
@@ -30,8 +30,7 @@ def updates(function: func.FuncOp) -> tuple[Update, ...]:
     the kernel can observe the difference.
     """
     arguments = {argument: number for number, argument in enumerate(function.arguments)}
-    block = function.entry_block
-    returned = block.operations[len(block.operations) - 1].operation.operands
+    returned = terminator(function.entry_block).operands
     found = []
     for result, value in enumerate(returned):
         start, written = _chain(value)
@@ -46,8 +45,7 @@ def is_taken_along(function: func.FuncOp, operand: int, result: int) -> bool:
     Then the result may be written over the operand tile by tile, as a step of training does with a weight.
     """
     argument = function.arguments[operand]
-    block = function.entry_block
-    returned = block.operations[len(block.operations) - 1].operation
+    returned = terminator(function.entry_block)
     reached, waiting = {argument}, [argument]
     while waiting:
         for use in waiting.pop().uses:

@@ -2,7 +2,8 @@
 
 from collections.abc import Iterator
 
-from hlo_passes.ir import func, ir, sdy, source_line, walk
+from hlo_passes.ir import func, functions, ir, sdy, source_line, walk
+from hlo_passes.ops import operations, terminator
 from kernels.errors import CompileError
 
 __all__ = ["inline_calls"]
@@ -20,12 +21,12 @@ def inline_calls(module: ir.Module, entry: func.FuncOp) -> None:
     Raises:
       CompileError: a call is recursive, or its callee has no body or does not exist.
     """
-    functions = {op.name.value: op for op in module.body.operations if isinstance(op, func.FuncOp)}
+    found = functions(module)
     with module.context:
-        for function in _callees_first(entry, functions):
+        for function in _callees_first(entry, found):
             for call in list(_calls(function)):
-                _inline(call, functions[call.callee.value])
-    for name, function in functions.items():
+                _inline(call, found[call.callee.value])
+    for name, function in found.items():
         if name != entry.name.value:
             function.operation.erase()
 
@@ -36,7 +37,7 @@ def _calls(function: func.FuncOp) -> Iterator[func.CallOp]:
     return (op.opview for op in found)
 
 
-def _callees_first(entry: func.FuncOp, functions: dict[str, func.FuncOp]) -> list[func.FuncOp]:
+def _callees_first(entry: func.FuncOp, known: dict[str, func.FuncOp]) -> list[func.FuncOp]:
     """Functions reachable from ``entry``, each after all it calls."""
     order: dict[str, func.FuncOp] = {}
     open_calls: list[str] = []
@@ -45,18 +46,18 @@ def _callees_first(entry: func.FuncOp, functions: dict[str, func.FuncOp]) -> lis
         open_calls.append(function.name.value)
         for call in _calls(function):
             name = call.callee.value
-            _check_call(call, functions, open_calls)
+            _check_call(call, known, open_calls)
             if name not in order:
-                visit(functions[name])
+                visit(known[name])
         order[open_calls.pop()] = function
 
     visit(entry)
     return list(order.values())
 
 
-def _check_call(call: func.CallOp, functions: dict[str, func.FuncOp], open_calls: list[str]) -> None:
+def _check_call(call: func.CallOp, known: dict[str, func.FuncOp], open_calls: list[str]) -> None:
     name, location = call.callee.value, source_line(call)
-    if name not in functions or functions[name].is_external:
+    if name not in known or known[name].is_external:
         raise CompileError(
             f"function @{name} has no body", op="func.call", location=location, fix="define it in the module"
         )
@@ -76,11 +77,11 @@ def _inline(call: func.CallOp, callee: func.FuncOp) -> None:
     _apply_shardings(copy)
     for argument, operand in zip(block.arguments, list(site.operands), strict=True):
         argument.replace_all_uses_with(operand)
-    *ops, terminator = (op.operation for op in block.operations)
+    *ops, end = operations(block)
     for op in ops:
         op.move_before(site)
         _mark_call_site(op, site.location)
-    for result, returned in zip(site.results, list(terminator.operands), strict=True):
+    for result, returned in zip(site.results, list(end.operands), strict=True):
         result.replace_all_uses_with(returned)
     site.erase()
 
@@ -96,14 +97,14 @@ def _mark_call_site(op: ir.Operation, site: ir.Location) -> None:
 def _apply_shardings(function: func.FuncOp) -> None:
     """Turns ``sdy.sharding`` of arguments and results into constraints inside the function."""
     block = function.regions[0].blocks[0]
-    terminator = list(block.operations)[-1].operation
+    end = terminator(block)
     for argument, sharding in _shardings(function, "arg_attrs", list(block.arguments)):
         with ir.InsertionPoint.at_block_begin(block), function.location:
             constraint = sdy.ShardingConstraintOp(argument, sharding)
         argument.replace_all_uses_except(constraint.result, constraint.operation)
-    for index, sharding in _shardings(function, "res_attrs", range(len(terminator.operands))):
-        with ir.InsertionPoint(terminator), terminator.location:
-            terminator.operands[index] = sdy.ShardingConstraintOp(terminator.operands[index], sharding).result
+    for index, sharding in _shardings(function, "res_attrs", range(len(end.operands))):
+        with ir.InsertionPoint(end), end.location:
+            end.operands[index] = sdy.ShardingConstraintOp(end.operands[index], sharding).result
 
 
 def _shardings(function: func.FuncOp, key: str, items: list | range) -> Iterator[tuple]:

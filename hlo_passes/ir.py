@@ -9,11 +9,13 @@ from jax._src.interpreters import mlir as _jax_mlir
 from jaxlib.mlir import ir, passmanager
 from jaxlib.mlir.dialects import chlo, func, sdy, stablehlo
 
+from kernels.errors import CompileError
+
 __all__ = [
     "chlo",
     "context",
     "func",
-    "func_named",
+    "functions",
     "ir",
     "main",
     "module_bytes",
@@ -73,18 +75,18 @@ def run_mlir_passes(module: ir.Module, pipeline: str) -> None:
         passmanager.PassManager.parse(f"builtin.module({pipeline})").run(module.operation)
 
 
-def func_named(module: ir.Module, name: str) -> func.FuncOp:
-    for op in module.body.operations:
-        if isinstance(op, func.FuncOp) and op.name.value == name:
-            return op
-    raise KeyError(name)
+def functions(module: ir.Module | ir.Operation) -> dict[str, func.FuncOp]:
+    """All functions by name."""
+    ops = module.operation.regions[0].blocks[0].operations
+    return {op.name.value: op for op in ops if isinstance(op, func.FuncOp)}
 
 
 def main(module: ir.Module) -> func.FuncOp:
-    """The entry function: ``@main``, or the only function there is."""
-    functions = [op for op in module.body.operations if isinstance(op, func.FuncOp)]
-    named = [f for f in functions if f.name.value == "main"]
-    return (named or functions)[0]
+    """The entry function: ``@main``, else the first there is; raises CompileError where there is none."""
+    found = functions(module)
+    if not found:
+        raise CompileError("the module has no function", fix="define func.func @main in it")
+    return found["main"] if "main" in found else next(iter(found.values()))
 
 
 def walk(op: ir.Operation | ir.OpView, visit: Callable[[ir.Operation], None]) -> None:

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 
-from hlo_passes.ir import func, ir, main, source_line
+from hlo_passes.ir import functions, ir, main, source_line
 from hlo_passes.ops import COLLECTIVES, CONTROL, holds_collective, inner_ops, kind
 from hlo_passes.reject import DYNAMIC_OPS, HOST_OPS, argument_attributes
 
@@ -63,7 +63,7 @@ def _attribute_violations(op: ir.Operation, attributes: Iterable, level: Level) 
 
 
 def _has_one_main(module: ir.Module) -> Iterator[str]:
-    names = [op.name.value for op in module.body.operations if isinstance(op, func.FuncOp)]
+    names = list(functions(module))
     if names != ["main"]:
         yield f"exactly one function @main, got {names}"
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from hlo_passes.ir import ir, source_line, walk
-from hlo_passes.ops import kind
+from hlo_passes.ops import direction, kind, maker, terminator
 from hlo_passes.trip_count import trip_count
 from kernels.dtypes import dtype as find_dtype
 
@@ -36,12 +36,12 @@ class Finding:
 class Rule:
     """Ops of the ``kinds`` for which ``applies`` says yes."""
 
-    severity: Severity
     code: str
     kinds: tuple[str, ...]
-    applies: Callable[[ir.Operation], bool]
     what: str
     fix: str
+    severity: Severity = "rejected"
+    applies: Callable[[ir.Operation], bool] = lambda op: True
 
 
 def findings(module: ir.Module) -> Iterator[Finding]:
@@ -57,10 +57,6 @@ def findings(module: ir.Module) -> Iterator[Finding]:
 
 def _finding(op: ir.Operation, severity: Severity, code: str, what: str, fix: str) -> Finding:
     return Finding(severity=severity, code=code, op=op.name, location=source_line(op), what=what, fix=fix)
-
-
-def _always(op: ir.Operation) -> bool:
-    return True
 
 
 def _element(value: ir.Value) -> str:
@@ -86,8 +82,8 @@ def _not_32_bits(op: ir.Operation) -> bool:
 
 
 def _chosen_at_run_time(op: ir.Operation) -> bool:
-    chooser = op.operands[0].owner
-    return isinstance(chooser, ir.Block) or chooser.name != "stablehlo.constant"
+    chooser = maker(op.operands[0])
+    return chooser is None or kind(chooser) != "constant"
 
 
 def _unknown_trip_count(op: ir.Operation) -> bool:
@@ -98,20 +94,12 @@ def _several_results(op: ir.Operation) -> bool:
     return len(op.results) > 1
 
 
-def _dilated(name: str) -> Callable[[ir.Operation], bool]:
-    return lambda op: _beyond_one(op, name)
-
-
-def _beyond_one(op: ir.Operation, name: str) -> bool:
-    return name in op.attributes and any(factor > 1 for factor in ir.DenseI64ArrayAttr(op.attributes[name]))
-
-
-def _dilated_twice(op: ir.Operation) -> bool:
-    return _beyond_one(op, "lhs_dilation") and _beyond_one(op, "rhs_dilation")
-
-
-def _strided_and_dilated(op: ir.Operation) -> bool:
-    return _beyond_one(op, "window_strides") and _beyond_one(op, "lhs_dilation")
+def _beyond_one(*names: str) -> Callable[[ir.Operation], bool]:
+    """Whether each of these attributes is there, with a factor above one."""
+    return lambda op: all(
+        name in op.attributes and any(factor > 1 for factor in ir.DenseI64ArrayAttr(op.attributes[name]))
+        for name in names
+    )
 
 
 def _own_algorithm(op: ir.Operation) -> bool:
@@ -120,28 +108,23 @@ def _own_algorithm(op: ir.Operation) -> bool:
 
 def _mixes_rotated(op: ir.Operation) -> bool:
     """x ^ (y << n | y >> m): what Threefry does in each of its rounds."""
-    makers = [value.owner for value in op.operands if not isinstance(value.owner, ir.Block)]
-    for joined in (maker for maker in makers if maker.name == "stablehlo.or"):
-        shifts = {
-            maker.name for maker in (v.owner for v in joined.operands) if not isinstance(maker, ir.Block)
-        }
-        if shifts == {"stablehlo.shift_left", "stablehlo.shift_right_logical"}:
-            return True
+    for joined in map(maker, op.operands):
+        if joined is not None and kind(joined) == "or":
+            shifts = {made and kind(made) for made in map(maker, joined.operands)}
+            if shifts == {"shift_left", "shift_right_logical"}:
+                return True
     return False
 
 
 def _compares_otherwise(op: ir.Operation) -> bool:
-    ends = op.regions[0].blocks[0]
-    last = list(ends.operations)[-1].operation.operands[0].owner
-    return isinstance(last, ir.Block) or last.name != "stablehlo.compare" or not _ORDERS.search(str(last))
+    last = maker(terminator(op.regions[0].blocks[0]).operands[0])
+    return last is None or kind(last) != "compare" or direction(last) not in ("LT", "LE", "GT", "GE")
 
 
 def _targets(pattern: str) -> Callable[[ir.Operation], bool]:
     expression = re.compile(pattern)
     return lambda op: expression.fullmatch(op.attributes["call_target_name"].value) is not None
 
-
-_ORDERS = re.compile(r"compare\s+(LT|LE|GT|GE)|comparison_direction (LT|LE|GT|GE)")
 
 # Custom calls it knows, or that JAX makes only where it lowers for a CPU.
 _KNOWN_CALLS = (
@@ -157,195 +140,117 @@ _WITHOUT_INTEGERS = "compute in f32, which is exact up to 2**24: convert before 
 
 RULES: tuple[Rule, ...] = (
     Rule(
-        severity="rejected",
-        code="NCC_EVRF001",
-        kinds=("triangular_solve", "cholesky"),
-        applies=_always,
-        what="an unsupported operator",
-        fix=_LINEAR_ALGEBRA,
+        code="NCC_EVRF001", kinds=("triangular_solve", "cholesky"),
+        what="an unsupported operator", fix=_LINEAR_ALGEBRA,
     ),
     Rule(
-        severity="rejected",
-        code="NCC_EVRF001",
-        kinds=("custom_call",),
-        applies=_targets(r"lapack_\w+"),
-        what="linear algebra, which has no operator on the device",
-        fix=_LINEAR_ALGEBRA,
+        code="NCC_EVRF001", kinds=("custom_call",), applies=_targets(r"lapack_\w+"),
+        what="linear algebra, which has no operator on the device", fix=_LINEAR_ALGEBRA,
     ),
     Rule(
-        severity="rejected",
-        code="NCC_EVRF001",
-        kinds=("fft",),
-        applies=_always,
+        code="NCC_EVRF001", kinds=("fft",),
         what="an unsupported operator",
         fix="multiply with the matrices of cosines and sines: two real products",
     ),
     Rule(
-        severity="rejected",
-        code="NCC_EHCA005",
-        kinds=("custom_call",),
-        applies=lambda op: not _targets(_KNOWN_CALLS)(op),
-        what="a custom call it does not know",
-        fix="write it in JAX's own ops",
+        code="NCC_EHCA005", kinds=("custom_call",), applies=lambda op: not _targets(_KNOWN_CALLS)(op),
+        what="a custom call it does not know", fix="write it in JAX's own ops",
     ),
     Rule(
-        severity="rejected",
-        code=_JAX_ISSUES,
-        kinds=("case", "if"),
-        applies=_chosen_at_run_time,
+        code=_JAX_ISSUES, kinds=("case", "if"), applies=_chosen_at_run_time,
         what="a branch chosen at run time (lax.cond, lax.switch)",
         fix="compute both sides and choose: jnp.where(predicate, a, b)",
     ),
     Rule(
-        severity="rejected",
-        code=_JAX_ISSUES,
-        kinds=("while",),
-        applies=_unknown_trip_count,
+        code=_JAX_ISSUES, kinds=("while",), applies=_unknown_trip_count,
         what="a loop whose number of rounds is known only at run time",
         fix="lax.fori_loop with a constant count, which keeps the old value where it should have stopped: "
         "jnp.where(go_on, new, old)",
     ),
     Rule(
-        severity="rejected",
-        code=_JAX_ISSUES,
-        kinds=("reduce_precision",),
-        applies=_always,
+        code=_JAX_ISSUES, kinds=("reduce_precision",),
         what="an unsupported operator",
         fix="convert to the narrow type and back, e.g. x.astype(jnp.bfloat16).astype(x.dtype)",
     ),
     Rule(
-        severity="rejected",
-        code=_JAX_ISSUES,
-        kinds=("reduce",),
-        applies=_several_results,
+        code=_JAX_ISSUES, kinds=("reduce",), applies=_several_results,
         what="a reduction of several arrays at once (jnp.argmax, jnp.argmin)",
         fix="two reductions, e.g. for argmax: jnp.min(jnp.where(x == jnp.max(x), jnp.arange(n), n))",
     ),
     Rule(
-        severity="rejected",
-        code="NCC_EVRF019",
-        kinds=("reduce_window",),
-        applies=_several_results,
-        what="a windowed reduction of several arrays at once",
-        fix="one windowed reduction for each array",
+        code="NCC_EVRF019", kinds=("reduce_window",), applies=_several_results,
+        what="a windowed reduction of several arrays at once", fix="one windowed reduction for each array",
     ),
     Rule(
-        severity="rejected",
-        code="NCC_EVRF017",
-        kinds=("reduce_window",),
-        applies=_dilated("base_dilations"),
-        what="a windowed reduction of a dilated base",
-        fix="lax.pad with interior padding before it",
+        code="NCC_EVRF017", kinds=("reduce_window",), applies=_beyond_one("base_dilations"),
+        what="a windowed reduction of a dilated base", fix="lax.pad with interior padding before it",
     ),
     Rule(
-        severity="rejected",
-        code="NCC_EVRF018",
-        kinds=("reduce_window",),
-        applies=_dilated("window_dilations"),
+        code="NCC_EVRF018", kinds=("reduce_window",), applies=_beyond_one("window_dilations"),
         what="a windowed reduction with a dilated window",
         fix="combine shifted slices: x[:-d] + x[d:] for a window of two",
     ),
     Rule(
-        severity="rejected",
-        code="NCC_EVRF010",
-        kinds=("convolution",),
-        applies=_dilated_twice,
+        code="NCC_EVRF010", kinds=("convolution",), applies=_beyond_one("lhs_dilation", "rhs_dilation"),
         what="a convolution that dilates both its input and its kernel",
         fix="dilate the input with lax.pad (interior padding), the kernel with rhs_dilation",
     ),
     Rule(
-        severity="rejected",
-        code="NCC_EVRF011",
-        kinds=("convolution",),
-        applies=_strided_and_dilated,
+        code="NCC_EVRF011", kinds=("convolution",), applies=_beyond_one("window_strides", "lhs_dilation"),
         what="a convolution with strides and a dilated input",
         fix="dilate the input with lax.pad (interior padding) before it",
     ),
     Rule(
-        severity="rejected",
-        code="NCC_EVRF035",
-        kinds=("dot_general", "dot"),
-        applies=_on_integers,
-        what="a product of integers",
-        fix=_WITHOUT_INTEGERS,
+        code="NCC_EVRF035", kinds=("dot_general", "dot"), applies=_on_integers,
+        what="a product of integers", fix=_WITHOUT_INTEGERS,
     ),
     Rule(
-        severity="rejected",
-        code="NCC_EVRF016",
-        kinds=("scatter",),
-        applies=_adds_integers,
-        what="a scatter that combines integers or booleans",
-        fix=_WITHOUT_INTEGERS,
+        code="NCC_EVRF016", kinds=("scatter",), applies=_adds_integers,
+        what="a scatter that combines integers or booleans", fix=_WITHOUT_INTEGERS,
     ),
     Rule(
-        severity="rejected",
-        code="NCC_EVRF013",
-        kinds=("top_k",),
-        applies=_on_integers,
-        what="TopK of integers",
-        fix=_WITHOUT_INTEGERS,
+        code="NCC_EVRF013", kinds=("top_k",), applies=_on_integers,
+        what="TopK of integers", fix=_WITHOUT_INTEGERS,
     ),
     Rule(
-        severity="degraded",
-        code="NCC_EVRF062",
-        kinds=("power",),
-        applies=_on_integers,
+        severity="degraded", code="NCC_EVRF062", kinds=("power",), applies=_on_integers,
         what="a power of integers, computed in f32 with loss",
         fix="multiply, or compute in f32 as far as 2**24",
     ),
     Rule(
-        severity="rejected",
-        code="NCC_EVRF006",
-        kinds=("rng_bit_generator",),
-        applies=_own_algorithm,
-        what="a random algorithm other than the default",
-        fix='jax.random.key(seed, impl="rbg")',
+        code="NCC_EVRF006", kinds=("rng_bit_generator",), applies=_own_algorithm,
+        what="a random algorithm other than the default", fix='jax.random.key(seed, impl="rbg")',
     ),
     Rule(
-        severity="degraded",
-        code=_JAX_ISSUES,
-        kinds=("xor",),
-        applies=_mixes_rotated,
+        severity="degraded", code=_JAX_ISSUES, kinds=("xor",), applies=_mixes_rotated,
         what="Threefry random numbers, whose support is incomplete",
         fix='jax.random.key(seed, impl="rbg"), or jax_default_prng_impl=rbg',
     ),
     Rule(
-        severity="rejected",
-        code="NCC_EVRF022",
-        kinds=("shift_right_arithmetic",),
-        applies=_not_32_bits,
+        code="NCC_EVRF022", kinds=("shift_right_arithmetic",), applies=_not_32_bits,
         what="an arithmetic shift of integers that have not 32 bits",
         fix="convert to int32 before it and back after it",
     ),
     Rule(
-        severity="rejected",
-        code=_JAX_ISSUES,
-        kinds=("sort",),
-        applies=_compares_otherwise,
+        code=_JAX_ISSUES, kinds=("sort",), applies=_compares_otherwise,
         what="a sort whose comparator does not end in LT, LE, GT or GE",
         fix="sort by one key: lax.sort(operands, num_keys=1)",
     ),
     Rule(
-        severity="rejected",
-        code="NCC_ESFH002",
-        kinds=("constant",),
-        applies=_is_unsigned_64,
+        code="NCC_ESFH002", kinds=("constant",), applies=_is_unsigned_64,
         what="a constant of type uint64",
         fix="use uint32; Threefry keys make such constants, keys of impl rbg do not",
     ),
     # In no list of supported operators; most can be composed of others, so that many do compile.
     Rule(
-        severity="undocumented",
-        code="list of supported operators",
+        severity="undocumented", code="list of supported operators",
         kinds=(
             "cbrt", "collective_broadcast", "count_leading_zeros", "exponential_minus_one", "is_finite",
             "log_plus_one", "logistic", "optimization_barrier", "popcnt", "remainder",
             "round_nearest_afz", "round_nearest_even", "shift_left", "tan", "uniform_dequantize",
             "uniform_quantize",
         ),
-        applies=_always,
-        what="an operator in no list of supported ones",
-        fix="try it early on the real compiler",
+        what="an operator in no list of supported ones", fix="try it early on the real compiler",
     ),
 )  # fmt: skip
 

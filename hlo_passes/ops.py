@@ -5,7 +5,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from hlo_passes.ir import ir
+from hlo_passes.ir import ir, stablehlo
 from kernels.errors import CompileError
 from kernels.work import Tensor
 
@@ -17,6 +17,7 @@ __all__ = [
     "KERNEL_PREFIX",
     "TF32",
     "captures",
+    "direction",
     "holds_collective",
     "inner_ops",
     "is_composite",
@@ -25,10 +26,12 @@ __all__ = [
     "kind",
     "maker",
     "nested_operands",
+    "operations",
     "pairs",
     "replica_groups",
     "splat",
     "tensor",
+    "terminator",
 ]
 
 COLLECTIVES = frozenset({
@@ -64,6 +67,14 @@ def tensor(value_type: ir.Type) -> Tensor:
     return Tensor(shape=tuple(value_type.shape), dtype=str(value_type.element_type))
 
 
+def operations(block: ir.Block) -> list[ir.Operation]:
+    return [view.operation for view in block.operations]
+
+
+def terminator(block: ir.Block) -> ir.Operation:
+    return block.operations[len(block.operations) - 1].operation
+
+
 def maker(value: ir.Value) -> ir.Operation | None:
     """The op that ``value`` is a result of; None for the argument of a block."""
     return value.owner.operation if isinstance(value, ir.OpResult) else None
@@ -79,6 +90,11 @@ def splat(value: ir.Value) -> float | None:
         return None
     element = attribute.get_splat_value()
     return element.value if isinstance(element, ir.FloatAttr) else None
+
+
+def direction(compare: ir.Operation) -> str:
+    """``LT``, ``GE`` and the like."""
+    return stablehlo.ComparisonDirectionAttr(compare.attributes["comparison_direction"]).value
 
 
 def is_scalar(value: ir.Value) -> bool:

@@ -1,6 +1,5 @@
 """Kernels and collectives are put in the order in which the links wait least: a list scheduler."""
 
-import io
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -11,10 +10,10 @@ from distributed.program import Collective
 from distributed.timeline import time_program
 from distributed.topology import topology
 from hlo_passes import plan_memory, schedule
-from hlo_passes.collective_ops import blocks, lines, operations, size_bytes
-from hlo_passes.ir import ir, main, parse
+from hlo_passes.collective_ops import blocks, lines, size_bytes
+from hlo_passes.ir import ir, main, module_bytes, parse
 from hlo_passes.notes import add_notes
-from hlo_passes.ops import COLLECTIVES, CONTROL, is_composite, kind, pairs, replica_groups
+from hlo_passes.ops import COLLECTIVES, CONTROL, is_composite, kind, operations, pairs, replica_groups
 from hlo_passes.units import uniform_first
 from hlo_passes.varying import analyze
 from hlo_passes.work import WorkTable
@@ -78,9 +77,7 @@ def _restore(ops: Sequence[Sequence[ir.Operation]]) -> None:
 
 def _played(module: ir.Module, options: Options) -> tuple[float, bool]:
     """Seconds of the program as the module stands, and whether it fits a core's HBM."""
-    buffer = io.BytesIO()
-    module.operation.write_bytecode(buffer)
-    copy = parse(buffer.getvalue())
+    copy = parse(module_bytes(module))
     plan_memory.run(copy, plan_memory.Options())
     program = schedule.run(copy, schedule.Options(instance=options.instance))
     used = device_memory(program, family=load_instance(options.instance).family)

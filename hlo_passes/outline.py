@@ -1,7 +1,7 @@
 """Moves a region of ops into a function of its own and puts a ``neuron.<kernel>`` composite in its place."""
 
 from hlo_passes.graph import Graph, Node
-from hlo_passes.ir import func, ir, stablehlo
+from hlo_passes.ir import func, functions, ir, stablehlo
 from hlo_passes.ops import KERNEL_PREFIX, nested_operands
 
 __all__ = ["Outliner"]
@@ -13,7 +13,7 @@ class Outliner:
     def __init__(self, module: ir.Module) -> None:
         self._module = module
         self._named: dict[tuple[str, str], str] = {}
-        self._taken = {op.name.value for op in module.body.operations if isinstance(op, func.FuncOp)}
+        self._taken = set(functions(module))
         self._next: dict[str, int] = {}
         self._spare: list[func.FuncOp] = []
 

@@ -6,10 +6,10 @@ from dataclasses import dataclass
 from distributed.collective_cost import choose_algorithm, collective_cost
 from distributed.program import Collective
 from distributed.topology import Topology, topology
-from hlo_passes.collective_ops import blocks, erase_dead, lines, operations, reducer, size_bytes, sole_user
+from hlo_passes.collective_ops import blocks, erase_dead, lines, reducer, size_bytes, sole_user
 from hlo_passes.ir import ir, main
 from hlo_passes.notes import add_notes
-from hlo_passes.ops import kind, replica_groups, tensor
+from hlo_passes.ops import kind, operations, replica_groups, tensor
 from hlo_passes.product_ring import Cut, Ring, cuts, partial_work, whole_work
 from kernels.cost import cost
 from kernels.hardware import load_algorithms, load_core, load_links

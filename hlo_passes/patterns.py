@@ -7,61 +7,19 @@ from dataclasses import dataclass
 
 from hlo_passes.ir import ir
 from hlo_passes.ops import COLLECTIVES, CONTROL, holds_collective, is_composite, is_scalar, kind, tensor
+from kernels.ops import kinds_priced_as
 from kernels.table import KERNELS
 
 __all__ = ["NEARBY", "RULES", "Join", "Region", "Rule", "group_of", "is_free", "kernel_name", "region_of"]
 
-ELEMENTWISE = frozenset(
-    {
-        "abs",
-        "add",
-        "and",
-        "atan2",
-        "bitcast_convert",
-        "cbrt",
-        "ceil",
-        "clamp",
-        "compare",
-        "complex",
-        "convert",
-        "cosine",
-        "count_leading_zeros",
-        "divide",
-        "exponential",
-        "exponential_minus_one",
-        "floor",
-        "imag",
-        "is_finite",
-        "log",
-        "log_plus_one",
-        "logistic",
-        "maximum",
-        "minimum",
-        "multiply",
-        "negate",
-        "not",
-        "or",
-        "popcnt",
-        "power",
-        "real",
-        "reduce_precision",
-        "remainder",
-        "round_nearest_afz",
-        "round_nearest_even",
-        "rsqrt",
-        "select",
-        "shift_left",
-        "shift_right_arithmetic",
-        "shift_right_logical",
-        "sign",
-        "sine",
-        "sqrt",
-        "subtract",
-        "tan",
-        "tanh",
-        "xor",
-    }
-)
+# Priced as they are, but a kernel of their own, or one that moves data.
+_APART = frozenset({
+    "batch_norm_grad", "batch_norm_inference", "batch_norm_training", "dynamic_iota", "iota", "map", "rng",
+    "rng_bit_generator", "uniform_dequantize", "uniform_quantize",
+})  # fmt: skip
+# The engines see each element apart in these as well.
+_VIEWED = frozenset({"bitcast_convert", "complex", "convert", "imag", "real", "reduce_precision"})
+ELEMENTWISE = (kinds_priced_as("elementwise") - _APART) | _VIEWED
 
 # Made again inside every kernel that reads them, rather than stored in HBM: what they read is no more than
 # what they make.
@@ -80,6 +38,10 @@ def is_free(op: ir.Operation) -> bool:
     return are_floats and before.width < after.width
 
 
+_MOVES = (
+    "transpose", "concatenate", "pad", "reverse", "dynamic_slice", "dynamic_update_slice", "broadcast_in_dim",
+    "constant", "iota",
+)  # fmt: skip
 _GROUPS = {
     "dot_general": "matmul",
     "convolution": "convolution",
@@ -87,20 +49,7 @@ _GROUPS = {
     "gather": "gather_scatter",
     "scatter": "gather_scatter",
     **dict.fromkeys(ELEMENTWISE, "elementwise"),
-    **dict.fromkeys(
-        (
-            "transpose",
-            "concatenate",
-            "pad",
-            "reverse",
-            "dynamic_slice",
-            "dynamic_update_slice",
-            "broadcast_in_dim",
-            "constant",
-            "iota",
-        ),
-        "data_movement",
-    ),
+    **dict.fromkeys(_MOVES, "data_movement"),
     "reshape": "view",
     "slice": "view",
 }

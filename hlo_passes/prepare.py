@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Sequence
 
 from hlo_passes.ir import func, ir, stablehlo
-from hlo_passes.ops import holds_collective, kind, tensor
+from hlo_passes.ops import holds_collective, kind, tensor, terminator
 
 __all__ = ["prepare"]
 
@@ -80,7 +80,7 @@ def _capture_invariants(loops: Ops) -> None:
 
 def _invariants(loop: ir.Operation) -> list[int]:
     body = loop.regions[1].blocks[0]
-    handed_back = body.operations[len(body.operations) - 1].operation.operands
+    handed_back = terminator(body).operands
     return [number for number, argument in enumerate(body.arguments) if handed_back[number] == argument]
 
 
@@ -93,7 +93,7 @@ def _drop_carried(loop: ir.Operation, numbers: list[int]) -> None:
             region.blocks[0].arguments[number].replace_all_uses_with(loop.operands[number])
         loop.results[number].replace_all_uses_with(loop.operands[number])
     body = loop.regions[1].blocks[0]
-    old_return = body.operations[len(body.operations) - 1].operation
+    old_return = terminator(body)
     with ir.InsertionPoint(old_return), old_return.location:
         stablehlo.ReturnOp([old_return.operands[number] for number in kept])
     old_return.erase()

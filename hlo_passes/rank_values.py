@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping
 import numpy as np
 
 from hlo_passes.ir import ir
-from hlo_passes.ops import kind, tensor
+from hlo_passes.ops import direction, kind, tensor
 
 __all__ = ["value_per_rank"]
 
@@ -90,8 +90,7 @@ def _compare(op: ir.Operation, ranks: int, read: Read) -> np.ndarray | None:
     left, right = read(0), read(1)
     if left is None or right is None:
         return None
-    direction = str(op.attributes["comparison_direction"]).split()[-1].rstrip(">")
-    return _COMPARE[direction](left, right).astype(np.int64)
+    return _COMPARE[direction(op)](left, right).astype(np.int64)
 
 
 def _select(op: ir.Operation, ranks: int, read: Read) -> np.ndarray | None:

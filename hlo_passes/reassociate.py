@@ -8,7 +8,6 @@ from hlo_passes.collective_ops import (
     all_reduce,
     blocks,
     lines,
-    operations,
     partial,
     size_bytes,
     sole_user,
@@ -16,23 +15,15 @@ from hlo_passes.collective_ops import (
 )
 from hlo_passes.ir import ir, main
 from hlo_passes.notes import add_notes
-from hlo_passes.ops import kind
+from hlo_passes.ops import kind, maker, operations
 from hlo_passes.spec import NoOptions as Options
 
 __all__ = ["Options", "run"]
 
 
 # The reducer with which an op may trade places.
-_REDUCER = {
-    "add": "add",
-    "subtract": "add",
-    "multiply": "multiply",
-    "maximum": "maximum",
-    "minimum": "minimum",
-    "and": "and",
-    "or": "or",
-    "xor": "xor",
-}
+_REDUCER = {name: name for name in ("add", "multiply", "maximum", "minimum", "and", "or", "xor")}
+_REDUCER["subtract"] = "add"
 
 
 def run(module: ir.Module, options: Options) -> None:
@@ -73,10 +64,10 @@ class _Tree:
         self.inner.append(op)
         signs = (sign, -sign if kind(op) == "subtract" else sign)
         for value, own in zip(op.operands, signs, strict=True):
-            maker = value.owner.operation if isinstance(value, ir.OpResult) else None
-            inside = maker is not None and maker.block == op.block and sole_user(value) is not None
-            if inside and _REDUCER.get(kind(maker)) == self.reducer:
-                self._add(maker, own)
+            made = maker(value)
+            inside = made is not None and made.block == op.block and sole_user(value) is not None
+            if inside and _REDUCER.get(kind(made)) == self.reducer:
+                self._add(made, own)
             else:
                 self.terms.append((value, own))
 

@@ -11,7 +11,6 @@ from hlo_passes.collective_ops import (
     fill_reducer,
     groups_attribute,
     lines,
-    operations,
     partial,
     reducer,
     size_bytes,
@@ -20,7 +19,7 @@ from hlo_passes.collective_ops import (
 from hlo_passes.ir import ir, main
 from hlo_passes.local import num_ranks
 from hlo_passes.notes import add_notes
-from hlo_passes.ops import COLLECTIVES, kind, replica_groups, tensor
+from hlo_passes.ops import COLLECTIVES, kind, operations, replica_groups, tensor
 from hlo_passes.rank_values import value_per_rank
 from hlo_passes.spec import NoOptions as Options
 from hlo_passes.varying import Varying, analyze

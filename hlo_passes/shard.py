@@ -8,6 +8,7 @@ from distributed.mesh import Mesh
 from hlo_passes.collective_ops import erase_dead, size_bytes
 from hlo_passes.ir import func, ir, main, run_mlir_passes, sdy, walk
 from hlo_passes.notes import add_notes
+from hlo_passes.ops import terminator
 from hlo_passes.sharding.agree import agree
 from hlo_passes.sharding.choice import Choice, Targets
 from hlo_passes.sharding.classes import DimClasses
@@ -213,7 +214,7 @@ def _user_targets(
     def wanted(value: ir.Value) -> Sharding | None:
         return place(value, reader.axes(attributes[value])) if value in attributes else None
 
-    returned = list(function.regions[0].blocks[0].operations)[-1].operands
+    returned = terminator(function.entry_block).operands
     demanded = {
         number: place(returned[number], reader.axes(given))
         for number, given in result_annotations(function).items()

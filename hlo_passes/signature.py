@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 
 from hlo_passes.ir import func, ir
+from hlo_passes.ops import terminator
 
 __all__ = ["ALIAS", "Attributes", "read_attributes", "write_signature"]
 
@@ -34,8 +35,7 @@ def read_attributes(function: func.FuncOp) -> Attributes:
 def write_signature(function: func.FuncOp, attributes: Attributes) -> None:
     """Gives ``function`` the type that its block has, with ``attributes``; a context must be active."""
     block = function.entry_block
-    returned = block.operations[len(block.operations) - 1].operands
-    types = [[value.type for value in values] for values in (block.arguments, returned)]
+    types = [[value.type for value in values] for values in (block.arguments, terminator(block).operands)]
     function.attributes["function_type"] = ir.TypeAttr.get(ir.FunctionType.get(*types))
     for key, rows in attributes.items():
         function.attributes[key] = ir.ArrayAttr.get([ir.DictAttr.get(row) for row in rows])

@@ -3,7 +3,7 @@
 import numpy as np
 
 from hlo_passes.ir import ir
-from hlo_passes.ops import is_scalar, kind, maker
+from hlo_passes.ops import direction, is_scalar, kind, maker, terminator
 
 __all__ = ["trip_count"]
 
@@ -17,32 +17,31 @@ def trip_count(loop: ir.Operation) -> int | None:
     bound (a constant, or a carried value that never changes), the body adds a constant.
     """
     condition, body = (region.blocks[0] for region in loop.regions)
-    test = maker(_last(condition).operands[0])
+    test = maker(terminator(condition).operands[0])
     if test is None or kind(test) != "compare":
         return None
-    direction = _direction(test)
-    left, right = test.operands
+    order, (left, right) = direction(test), test.operands
     if not (isinstance(left, ir.BlockArgument) and left.owner == condition) or _bound(loop, left) is not None:
-        left, right, direction = right, left, _FLIPPED.get(direction, "")
+        left, right, order = right, left, _FLIPPED.get(order, "")
     if not (isinstance(left, ir.BlockArgument) and left.owner == condition):
         return None
     start = _constant(loop.operands[left.arg_number])
     step, bound = _step(body, left.arg_number), _bound(loop, right)
     if start is None or step is None or bound is None:
         return None
-    return _count(start, bound, step, direction)
+    return _count(start, bound, step, order)
 
 
-def _count(start: int, bound: int, step: int, direction: str) -> int | None:
-    if direction in ("GT", "GE"):
+def _count(start: int, bound: int, step: int, order: str) -> int | None:
+    if order in ("GT", "GE"):
         start, bound, step = -start, -bound, -step
-        direction = _FLIPPED[direction]
-    if direction == "NE":
+        order = _FLIPPED[order]
+    if order == "NE":
         whole = step != 0 and (bound - start) % step == 0 and (bound - start) // step >= 0
         return (bound - start) // step if whole else None
-    if direction not in ("LT", "LE"):
+    if order not in ("LT", "LE"):
         return None
-    end = bound + (direction == "LE")
+    end = bound + (order == "LE")
     if end <= start:
         return 0
     return -((start - end) // step) if step > 0 else None
@@ -55,7 +54,7 @@ def _bound(loop: ir.Operation, value: ir.Value) -> int | None:
         if value.owner != condition:
             return None
         number = value.arg_number
-        if _last(body).operands[number] != body.arguments[number]:
+        if terminator(body).operands[number] != body.arguments[number]:
             return None
         return _constant(loop.operands[number])
     return _constant(value)
@@ -63,7 +62,7 @@ def _bound(loop: ir.Operation, value: ir.Value) -> int | None:
 
 def _step(body: ir.Block, number: int) -> int | None:
     """What the body adds to carried value ``number``."""
-    op = maker(_last(body).operands[number])
+    op = maker(terminator(body).operands[number])
     if op is None or kind(op) not in ("add", "subtract"):
         return None
     counter = body.arguments[number]
@@ -82,11 +81,3 @@ def _constant(value: ir.Value) -> int | None:
     if not isinstance(value.type.element_type, ir.IntegerType):
         return None
     return int(np.array(op.attributes["value"]))
-
-
-def _direction(compare: ir.Operation) -> str:
-    return str(compare.attributes["comparison_direction"]).split()[-1].rstrip(">")
-
-
-def _last(block: ir.Block) -> ir.Operation:
-    return block.operations[len(block.operations) - 1].operation

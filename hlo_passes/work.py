@@ -7,7 +7,7 @@ from dataclasses import replace
 from hlo_passes.activations import activations
 from hlo_passes.fused_instructions import fused_instructions
 from hlo_passes.in_place import Update, updates
-from hlo_passes.ir import func, ir, source_line, stablehlo
+from hlo_passes.ir import func, functions, ir, source_line, stablehlo
 from hlo_passes.ops import CONTROL, is_tf32, kind, tensor
 from hlo_passes.trip_count import trip_count
 from kernels.work import KernelWork, OpWork, Tensor
@@ -23,7 +23,7 @@ class WorkTable:
     """The work of the kernels of one FUSED or PLANNED module, each decomposition read once."""
 
     def __init__(self, module: ir.Module) -> None:
-        self.functions = {op.name.value: op for op in module.body.operations if isinstance(op, func.FuncOp)}
+        self.functions = functions(module)
         self._found: dict[tuple[str, Set[tuple[int, int]]], KernelWork] = {}
         self._updates: dict[str, tuple[Update, ...]] = {}
 

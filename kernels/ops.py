@@ -33,92 +33,58 @@ class OpRule:
     transcendentals: int = 0
 
 
-def _rows(names: str, **values: str | int) -> dict[str, OpRule]:
-    return {name: OpRule(**values) for name in names.split()}
+def _rows(engine: str, price: str, names: str, **values: int) -> dict[str, OpRule]:
+    return {name: OpRule(engine=engine, price=price, **values) for name in names.split()}
 
 
 # Instructions a kind takes beyond one are our own lowering (no published count): expm1 = exp and subtract,
 # log1p = add and log, power = log, multiply, exp, popcnt = a shift-and-add tree over 32 bits, and so on.
 OPS: dict[str, OpRule] = {
-    **_rows("dot dot_general einsum convolution dynamic_conv", engine="pe", price="matmul"),
-    **_rows("transpose", engine="pe", price="transpose"),
-    **_rows(
-        "abs add and compare divide maximum minimum multiply negate not or select "
-        "shift_left shift_right_arithmetic shift_right_logical subtract xor map",
-        engine="vector",
-        price="elementwise",
-        flops=1,
-    ),
-    **_rows(
-        "ceil clamp floor is_finite remainder round_nearest_afz round_nearest_even",
-        engine="vector",
-        price="elementwise",
-        passes=2,
-        flops=1,
-    ),
-    **_rows("uniform_dequantize", engine="vector", price="elementwise", passes=2, flops=2),
-    **_rows("uniform_quantize", engine="vector", price="elementwise", passes=3, flops=3),
-    **_rows("batch_norm_inference", engine="vector", price="elementwise", passes=2, flops=4),
-    **_rows("batch_norm_training", engine="vector", price="elementwise", passes=3, flops=8),
-    **_rows("batch_norm_grad", engine="vector", price="elementwise", passes=8, flops=14),
-    **_rows("sign", engine="scalar", price="elementwise", flops=1),
-    **_rows(
-        "cosine exponential log logistic rsqrt sine sqrt tanh",
-        engine="scalar",
-        price="elementwise",
-        transcendentals=1,
-    ),
-    **_rows(
-        "exponential_minus_one log_plus_one",
-        engine="scalar",
-        price="elementwise",
-        passes=2,
-        transcendentals=1,
-    ),
-    **_rows("cbrt power tan", engine="scalar", price="elementwise", passes=3, transcendentals=1),
-    **_rows("atan2", engine="scalar", price="elementwise", passes=4, transcendentals=1),
-    **_rows("count_leading_zeros popcnt", engine="gpsimd", price="elementwise", passes=12, flops=1),
-    **_rows("rng rng_bit_generator", engine="gpsimd", price="elementwise", passes=20),
-    **_rows("iota dynamic_iota", engine="gpsimd", price="elementwise"),
-    **_rows("gather dynamic_gather torch_index_select", engine="gpsimd", price="index"),
-    **_rows("scatter", engine="gpsimd", price="index", flops=1),
-    **_rows("reduce", engine="vector", price="reduce"),
-    **_rows("reduce_window select_and_scatter", engine="vector", price="window"),
-    **_rows("sort", engine="vector", price="sort"),
-    **_rows("fft", engine="vector", price="fft"),
-    **_rows("cholesky triangular_solve", engine="vector", price="linalg"),
-    **_rows(
-        "complex concatenate dynamic_pad dynamic_slice dynamic_update_slice pad real_dynamic_slice reverse",
-        engine="dma",
-        price="move",
-    ),
-    **_rows(
-        "bitcast_convert broadcast broadcast_in_dim constant dynamic_broadcast_in_dim dynamic_reshape "
-        "get_dimension_size imag real reshape set_dimension_size slice",
-        engine="free",
-        price="free",
-    ),
-    **_rows("convert reduce_precision", engine="free", price="free", flops=1),
-    **_rows(
-        "after_all case create_token get_tuple_element if optimization_barrier partition_id replica_id "
-        "return tuple while",
-        engine="free",
-        price="free",
-    ),
-    **_rows("unary_einsum", engine="vector", price="reduce"),
-}
+    **_rows("pe", "matmul", "dot dot_general einsum convolution dynamic_conv"),
+    **_rows("pe", "transpose", "transpose"),
+    **_rows("vector", "elementwise",
+            "abs add and compare divide maximum minimum multiply negate not or select shift_left "
+            "shift_right_arithmetic shift_right_logical subtract xor map", flops=1),
+    **_rows("vector", "elementwise",
+            "ceil clamp floor is_finite remainder round_nearest_afz round_nearest_even", passes=2, flops=1),
+    **_rows("vector", "elementwise", "uniform_dequantize", passes=2, flops=2),
+    **_rows("vector", "elementwise", "uniform_quantize", passes=3, flops=3),
+    **_rows("vector", "elementwise", "batch_norm_inference", passes=2, flops=4),
+    **_rows("vector", "elementwise", "batch_norm_training", passes=3, flops=8),
+    **_rows("vector", "elementwise", "batch_norm_grad", passes=8, flops=14),
+    **_rows("scalar", "elementwise", "sign", flops=1),
+    **_rows("scalar", "elementwise",
+            "cosine exponential log logistic rsqrt sine sqrt tanh", transcendentals=1),
+    **_rows("scalar", "elementwise", "exponential_minus_one log_plus_one", passes=2, transcendentals=1),
+    **_rows("scalar", "elementwise", "cbrt power tan", passes=3, transcendentals=1),
+    **_rows("scalar", "elementwise", "atan2", passes=4, transcendentals=1),
+    **_rows("gpsimd", "elementwise", "count_leading_zeros popcnt", passes=12, flops=1),
+    **_rows("gpsimd", "elementwise", "rng rng_bit_generator", passes=20),
+    **_rows("gpsimd", "elementwise", "iota dynamic_iota"),
+    **_rows("gpsimd", "index", "gather dynamic_gather torch_index_select"),
+    **_rows("gpsimd", "index", "scatter", flops=1),
+    **_rows("vector", "reduce", "reduce"),
+    **_rows("vector", "window", "reduce_window select_and_scatter"),
+    **_rows("vector", "sort", "sort"),
+    **_rows("vector", "fft", "fft"),
+    **_rows("vector", "linalg", "cholesky triangular_solve"),
+    **_rows("dma", "move",
+            "complex concatenate dynamic_pad dynamic_slice dynamic_update_slice pad real_dynamic_slice "
+            "reverse"),
+    **_rows("free", "free",
+            "bitcast_convert broadcast broadcast_in_dim constant dynamic_broadcast_in_dim dynamic_reshape "
+            "get_dimension_size imag real reshape set_dimension_size slice"),
+    **_rows("free", "free", "convert reduce_precision", flops=1),
+    **_rows("free", "free",
+            "after_all case create_token get_tuple_element if optimization_barrier partition_id replica_id "
+            "return tuple while"),
+    **_rows("vector", "reduce", "unary_einsum"),
+}  # fmt: skip
 
-COLLECTIVES = frozenset(
-    {
-        "all_gather",
-        "all_reduce",
-        "all_to_all",
-        "collective_broadcast",
-        "collective_permute",
-        "cross-replica-sum",
-        "reduce_scatter",
-    }
-)
+COLLECTIVES = frozenset({
+    "all_gather", "all_reduce", "all_to_all", "collective_broadcast", "collective_permute",
+    "cross-replica-sum", "reduce_scatter",
+})  # fmt: skip
 # What no cost of a kernel can be given for, and why.
 OUTSIDE: dict[str, str] = {
     **dict.fromkeys(COLLECTIVES, "a collective is priced by the links it uses, not inside a kernel"),

@@ -7,7 +7,8 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from hlo_passes.ir import context, func, func_named, ir, main, parse, source_line, stablehlo, walk
+from hlo_passes.ir import context, func, functions, ir, main, parse, source_line, stablehlo, walk
+from hlo_passes.ops import terminator
 from kernels.errors import CompileError
 
 __all__ = ["Check", "judge", "programs", "take_checks"]
@@ -98,8 +99,8 @@ def _parse(text: str) -> ir.Module:
 def _with_entry(text: str, name: str) -> ir.Module:
     module = _parse(text)
     with module.context:
-        func_named(module, name).attributes["sym_name"] = ir.StringAttr.get("main")
-    for function in [op for op in module.body.operations if isinstance(op, func.FuncOp)]:
+        functions(module)[name].attributes["sym_name"] = ir.StringAttr.get("main")
+    for function in functions(module).values():
         if function.name.value != "main" and not function.type.inputs:
             function.operation.erase()
     return module
@@ -160,7 +161,7 @@ def _limits(op: ir.Operation) -> dict[str, float]:
 
 
 def _return_also(function: func.FuncOp, values: list[ir.Value]) -> None:
-    old = list(function.regions[0].blocks[0].operations)[-1].operation
+    old = terminator(function.entry_block)
     results = [*old.operands, *values]
     with ir.InsertionPoint(old), old.location:
         func.ReturnOp(results)

@@ -127,6 +127,11 @@ def test_the_only_function_becomes_main() -> None:
     assert "func.func public @main(" in after
 
 
+def test_a_module_without_functions_is_refused() -> None:
+    with pytest.raises(CompileError, match="no function"):
+        canonicalize.run(parse("module {}"), canonicalize.Options())
+
+
 def test_randomness_and_effects_are_neither_merged_nor_dropped() -> None:
     after = str(
         _canonical("""

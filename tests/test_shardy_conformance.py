@@ -9,7 +9,7 @@ import ring_oracle
 from oracles import run_local_on_xla, run_on_xla
 
 from hlo_passes import canonicalize, shard
-from hlo_passes.ir import context, func, func_named, ir, parse, walk
+from hlo_passes.ir import context, func, functions, ir, parse, walk
 from hlo_passes.local import num_ranks
 
 NAMES = [
@@ -66,7 +66,7 @@ def alone(text: str, name: str) -> ir.Module:
 def unsharded(text: str, name: str) -> str:
     """Function ``name`` without its shardings, to be called on one device."""
     module = alone(text, name)
-    function = func_named(module, "main")
+    function = functions(module)["main"]
 
     def strip(op: ir.Operation) -> None:
         if op.name.startswith("sdy.") and op.name not in ("sdy.mesh",):
@@ -121,7 +121,7 @@ class Judge:
         self.checks = self._ops("check.expect_eq")
 
     def _ops(self, kind: str) -> list[ir.Operation]:
-        main = func_named(self.module, "main")
+        main = functions(self.module)["main"]
         return [v.operation for v in main.regions[0].blocks[0].operations if v.operation.name == kind]
 
     def evaluate(self, wanted: list[ir.Value], given: dict[ir.Value, np.ndarray]) -> list[np.ndarray]:
@@ -130,7 +130,7 @@ class Judge:
             return []
         names = {value: f"%given{n}" for n, value in enumerate(given)}
         lines, known = [], dict(names)
-        main = func_named(self.module, "main")
+        main = functions(self.module)["main"]
         for view in main.regions[0].blocks[0].operations:
             op = view.operation
             if op.name.startswith(("interpreter.", "check.", "func.return")):
@@ -176,7 +176,7 @@ def run_sharded(part1: str, run: ir.Operation, operands: list[np.ndarray]) -> li
     assert num_ranks(module) == len(names)
     count = len(operands) // len(names)
     ranks = [operands[i * count : (i + 1) * count] for i in range(len(names))]
-    inputs = func_named(module, "main").type.inputs
+    inputs = functions(module)["main"].type.inputs
     assert [list(x.shape) for x in ranks[0]] == [list(t.shape) for t in inputs]
     return [result for rank in run_local_on_xla(str(module), ranks) for result in rank]
 

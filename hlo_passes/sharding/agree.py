@@ -3,7 +3,7 @@
 from distributed.mesh import Mesh
 from hlo_passes.ir import ir, main, walk
 from hlo_passes.local import num_ranks
-from hlo_passes.ops import CONTROL, holds_collective, kind
+from hlo_passes.ops import CONTROL, holds_collective, kind, terminator
 from hlo_passes.sharding.emit import Emitter
 from hlo_passes.varying import analyze
 
@@ -35,8 +35,7 @@ def _reader(op: ir.Operation) -> tuple[ir.Operation, int]:
     """The op that decides, and which of its operands it decides by."""
     if kind(op) != "while":
         return op, 0
-    condition = op.regions[0].blocks[0].operations
-    return condition[len(condition) - 1].operation, 0
+    return terminator(op.regions[0].blocks[0]), 0
 
 
 def _told(module: ir.Module, user: ir.Operation, value: ir.Value) -> ir.Value:

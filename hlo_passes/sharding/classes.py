@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from hlo_passes.folded import Layers, layers, neighbours
 from hlo_passes.ir import ir
+from hlo_passes.ops import terminator
 from hlo_passes.sharding.rules import OpRule, rule_of
 from hlo_passes.sharding.spec import shape_of
 from hlo_passes.trip_count import trip_count
@@ -202,7 +203,7 @@ class DimClasses:
         for region in op.regions:
             self._add_block(region.blocks[0], repeats * (trip_count(op) or 1))
         condition, body = (region.blocks[0] for region in op.regions)
-        returned = list(body.operations)[-1].operands
+        returned = terminator(body).operands
         rows = (op.operands, condition.arguments, body.arguments, returned, op.results)
         for values in zip(*rows, strict=True):
             for other in values[1:]:
@@ -211,7 +212,7 @@ class DimClasses:
     def _add_choice(self, op: ir.Operation, repeats: int) -> None:
         for region in op.regions:
             self._add_block(region.blocks[0], repeats)
-            for inner, result in zip(list(region.blocks[0].operations)[-1].operands, op.results, strict=True):
+            for inner, result in zip(terminator(region.blocks[0]).operands, op.results, strict=True):
                 self._unite_all(inner, result)
 
     def _unite_all(self, left: ir.Value | View, right: ir.Value | View) -> None:
@@ -266,7 +267,7 @@ def _has_one_use(value: ir.Value) -> bool:
 
 def _is_invariant(loop: ir.Operation, number: int) -> bool:
     body = loop.regions[1].blocks[0]
-    return list(body.operations)[-1].operands[number] == body.arguments[number]
+    return terminator(body).operands[number] == body.arguments[number]
 
 
 def _find(parent: list[Node], node: Node) -> Node:

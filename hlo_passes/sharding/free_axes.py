@@ -2,7 +2,8 @@
 
 from collections.abc import Iterable, Mapping
 
-from hlo_passes.ir import func, ir, main, parse, sdy, walk
+from hlo_passes.ir import func, ir, main, module_bytes, parse, sdy, walk
+from hlo_passes.ops import terminator
 from hlo_passes.sharding.classes import Class, DimClasses
 from hlo_passes.sharding.plan import NO_PLAN, Plan, make_plan
 from hlo_passes.sharding.prices import Prices
@@ -24,7 +25,7 @@ def plan_free_axis(module: ir.Module, instance: str, plan: str) -> Plan:
         return NO_PLAN
     mesh, axis, size = max(free, key=lambda found: found[2])
     # The propagation takes rules on ops for the user's own, so they are attached to a copy.
-    copy = parse(module.operation.get_asm(enable_debug_info=True))
+    copy = parse(module_bytes(module))
     attach_rules(copy)
     function = main(copy)
     classes = DimClasses(function.operation)
@@ -66,7 +67,7 @@ def has_manual_part(module: ir.Module) -> bool:
 
 def _pinned(function: func.FuncOp, classes: DimClasses) -> Iterable[Class]:
     """The classes of dims that the user cut, or closed."""
-    returned = list(function.regions[0].blocks[0].operations)[-1].operands
+    returned = terminator(function.entry_block).operands
     results = {returned[number]: attribute for number, attribute in result_annotations(function).items()}
     for value, attribute in [*annotations(function).items(), *results.items()]:
         for dim, given in enumerate(sdy.TensorShardingAttr(attribute).dimension_shardings):

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 from hlo_passes.ir import ir
+from hlo_passes.ops import direction, operations
 from hlo_passes.sharding.choice import Choice
 from hlo_passes.sharding.handlers_window import replaced, rows_of
 from hlo_passes.sharding.partition import Handlers, Partitioner
@@ -107,18 +108,17 @@ def _pool(window: Window, axes: tuple[str, ...], local: int, size: int, shards: 
 def _worst_value(part: Partitioner, op: ir.Operation) -> ir.Value | None:
     """A scalar that the op's comparison never selects; None where it does not compare its two arguments."""
     block = op.regions[0].blocks[0]
-    body = [view.operation for view in block.operations]
+    body = operations(block)
     if (
         len(body) != 2
         or body[0].name != "stablehlo.compare"
         or list(body[0].operands) != list(block.arguments)
     ):
         return None
-    direction = str(body[0].attributes["comparison_direction"]).split()[-1].rstrip(">")
     element = op.operands[0].type.element_type
-    if direction not in _WORST or isinstance(element, ir.ComplexType):
+    if direction(body[0]) not in _WORST or isinstance(element, ir.ComplexType):
         return None
-    emit, sign = part.emit, _WORST[direction]
+    emit, sign = part.emit, _WORST[direction(body[0])]
     if isinstance(element, ir.FloatType):
         bits = "0xFF800000" if sign < 0 else "0x7F800000"
         return emit.convert(emit.constant(ir.Attribute.parse(f"dense<{bits}> : tensor<f32>")), element)

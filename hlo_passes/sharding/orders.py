@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from distributed.mesh import Mesh
 from hlo_passes.ir import ir, main, sdy
 from hlo_passes.local import donations
+from hlo_passes.ops import terminator
 from hlo_passes.sharding.emit import Emitter
 from hlo_passes.sharding.spec import annotations, result_annotations
 
@@ -60,7 +61,7 @@ def place_in_orders(module: ir.Module, mesh: Mesh, orders: Orders) -> None:
         moved = emit.permute_ranks(value, list(zip(order, _order(mesh), strict=True)))
         value.replace_all_uses_except(moved, moved.owner.operation)
     _mark(function, "arg_attrs", marks)
-    end = block.operations[len(block.operations) - 1].operation
+    end = terminator(block)
     emit.point = ir.InsertionPoint(end)
     marks = _elsewhere(function.attributes["res_attrs"], mesh, orders.results)
     for number, order in marks.items():

@@ -4,6 +4,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 from hlo_passes.ir import func, ir
 from hlo_passes.local import donations
+from hlo_passes.ops import operations
 from hlo_passes.sharding.choice import Choice, Targets, choose
 from hlo_passes.sharding.emit import Emitter
 from hlo_passes.sharding.forms import Env, Forms
@@ -60,13 +61,13 @@ class Partitioner:
 
     def operations(self, block: ir.Block) -> list[ir.Value]:
         """Partitions the ops of ``block`` at the emitter's point; returns what its terminator hands out."""
-        operations = [view.operation for view in block.operations]
-        for op in operations[:-1]:
+        *ops, end = operations(block)
+        for op in ops:
             if op not in self.done:
                 self._reader, self._reader_is_noted, self.emit.location = op, False, op.location
                 self._handlers.get(op.name, Partitioner.generic)(self, op)
-        self._reader, self._reader_is_noted, self.emit.location = None, False, operations[-1].location
-        return list(operations[-1].operands)
+        self._reader, self._reader_is_noted, self.emit.location = None, False, end.location
+        return list(end.operands)
 
     def use(self, value: ir.Value, sharding: Sharding) -> ir.Value:
         """The local form of a global value under ``sharding``."""

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Mapping
 from hlo_passes.folded import Layers
 from hlo_passes.ir import func, ir
 from hlo_passes.local import donations
-from hlo_passes.ops import tensor
+from hlo_passes.ops import tensor, terminator
 from hlo_passes.sharding.classes import PRODUCTS, Class, DimClasses, origin
 from hlo_passes.sharding.prices import Prices
 from hlo_passes.sharding.problem import Problem
@@ -115,9 +115,8 @@ def _weights_in(weights: Mapping[ir.Value, int], classes: DimClasses, layers: La
 
 def _handed_out(function: func.FuncOp) -> list[ir.Value]:
     """Results that go to the host: those in the memory of a donated argument stay where they are."""
-    operations = function.regions[0].blocks[0].operations
     stay = {result for result, _ in donations(function)}
-    returned = enumerate(operations[len(operations) - 1].operands)
+    returned = enumerate(terminator(function.entry_block).operands)
     return [v for n, v in returned if n not in stay and isinstance(v.type, ir.RankedTensorType)]
 
 

@@ -3,6 +3,7 @@
 import random
 
 from hlo_passes.ir import func, ir, main
+from hlo_passes.ops import operations
 
 __all__ = ["randomize"]
 
@@ -35,9 +36,9 @@ def randomize(module: ir.Module, tp: int, seed: int) -> None:
 
 def _entering(entry: func.FuncOp) -> list[tuple[ir.Value, ir.InsertionPoint]]:
     block = entry.regions[0].blocks[0]
-    operations = [view.operation for view in block.operations]
-    calls = [op for op in operations if op.name == "func.call"]
-    sources = calls or [op for op in operations if op.name == "stablehlo.constant"]
+    ops = operations(block)
+    calls = [op for op in ops if op.name == "func.call"]
+    sources = calls or [op for op in ops if op.name == "stablehlo.constant"]
     values = [(v, ir.InsertionPoint.at_block_begin(block)) for v in block.arguments]
     if not values or calls:
         values += [(v, _after(op)) for op in sources for v in op.results]
@@ -45,8 +46,7 @@ def _entering(entry: func.FuncOp) -> list[tuple[ir.Value, ir.InsertionPoint]]:
 
 
 def _after(op: ir.Operation) -> ir.InsertionPoint:
-    operations = [view.operation for view in op.block.operations]
-    return ir.InsertionPoint(operations[operations.index(op) + 1])
+    return ir.InsertionPoint.after(op)
 
 
 def _draw_sharding(value: ir.Value, axes: list[str], draw: random.Random) -> str:
