@@ -1,4 +1,4 @@
-"""MobileNetV2, EfficientNet, ConvNeXt and Swin against float64 NumPy, and their published sizes."""
+"""MobileNetV2, EfficientNet, ConvNeXt, Swin and U-Net against float64 NumPy, and their published sizes."""
 
 import functools
 import itertools
@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from neuronx.models import convnext, mobilenet, swin
+from neuronx.models import convnext, mobilenet, segmenter, swin
 from neuronx.models.names import MODELS
 
 # What runs once is not worth much compiling.
@@ -81,6 +81,32 @@ def test_blocks_wide_inside_are_their_definition(is_squeezed: bool, rng) -> None
     x = activate(_wide_conv(wide["last"], x)).mean((1, 2))
     found = _jit(functools.partial(mobilenet.classify, cfg))(params, images)
     np.testing.assert_allclose(found, _wide_dense(wide["head"], x), rtol=1e-4, atol=1e-4)
+
+
+def test_the_first_unet_is_its_definition(rng) -> None:
+    cfg = segmenter.SegmenterConfig(name="tiny", image=8, widths=(4, 6, 8), classes=3)
+    params, wide = _larger(segmenter.parameters(cfg, jnp.float32, 0), rng)
+    images = rng.standard_normal((2, 8, 8, 3), dtype=np.float32)
+
+    def twice(weights, x):
+        for one in weights:
+            x = np.maximum(_wide_conv(one, x), 0)
+        return x
+
+    x, kept = np.float64(images), []
+    for weights in wide["down"]:
+        kept.append(twice(weights, x))
+        x = kept[-1].reshape(2, kept[-1].shape[1] // 2, 2, kept[-1].shape[2] // 2, 2, -1).max((2, 4))
+    x = kept.pop()
+    for weights, before in zip(wide["up"], reversed(kept), strict=True):
+        grown = np.zeros(before.shape)
+        kernel = weights["grow"]["w"].reshape(x.shape[-1], 2, 2, -1)
+        for row, column in itertools.product(range(2), repeat=2):
+            grown[:, row::2, column::2] = x @ kernel[:, row, column] + weights["grow"]["b"]
+        x = twice(weights["mix"], np.concatenate([before, grown], axis=-1))
+    expected = _wide_dense(wide["head"], x)
+    found = _jit(functools.partial(segmenter.segment, cfg))(params, images)
+    np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-4 * abs(expected).max())
 
 
 @pytest.mark.slow
@@ -198,6 +224,8 @@ def _is_convolution(tree, path):
         ("swin-small-patch4-window7-224", 49_606_258),
         ("swin-base-patch4-window7-224", 87_768_224),
         ("swin-large-patch4-window7-224", 196_532_476),
+        # Batch norms are folded: 5,888 features have a bias of the two numbers.
+        ("unet-224", 31_037_698 - 5_888),
     ],
 )
 def test_others_have_their_number_of_parameters(name, count) -> None:

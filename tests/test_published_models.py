@@ -23,6 +23,7 @@ from neuronx.models import (
     positions,
     resnet,
     t5,
+    text_perceiver,
     vgg,
     vit,
     whisper,
@@ -913,7 +914,7 @@ def _wide_norm(weights, x):
     return centred / np.sqrt((centred**2).mean(-1, keepdims=True) + 1e-5) * weights["scale"] + weights["bias"]
 
 
-def _wide_perceiver_layer(one, x, inputs, heads):
+def _wide_perceiver_layer(one, x, inputs, heads, *, is_kept=True):
     """PerceiverLayer of transformers' modeling_perceiver.py, line by line, of one image in float64."""
 
     def dense(name, x):
@@ -922,12 +923,11 @@ def _wide_perceiver_layer(one, x, inputs, heads):
     normal = _wide_norm(one["attention_norm"], x)
     read = normal if inputs is None else _wide_norm(one["input_norm"], inputs)
     q, k, v = dense("q", normal), dense("k", read), dense("v", read)
-    width, mixed = q.shape[-1] // heads, []
-    for head in range(heads):
-        own = slice(head * width, (head + 1) * width)
-        scores = np.exp(q[:, own] @ k[:, own].T / np.sqrt(width))
-        mixed.append(scores / scores.sum(-1, keepdims=True) @ v[:, own])
-    x = x + dense("o", np.concatenate(mixed, axis=-1))
+    mixed = []
+    for query, key, value in zip(*(np.split(part, heads, axis=-1) for part in (q, k, v)), strict=True):
+        scores = np.exp(query @ key.T / np.sqrt(key.shape[-1]))
+        mixed.append(scores / scores.sum(-1, keepdims=True) @ value)
+    x = x * is_kept + dense("o", np.concatenate(mixed, axis=-1))
     up = dense("up", _wide_norm(one["ffn_norm"], x))
     return x + dense("down", up * 0.5 * (1 + np.vectorize(math.erf)(up / np.sqrt(2))))
 
@@ -995,6 +995,25 @@ def test_perceiver_is_the_one_of_transformers_source(reads: str, features: int, 
         ("llama-65b", 65.29),
         ("llama-2-7b", 6.74),
         ("llama-2-13b", 13.0),
+def test_the_perceiver_of_texts_is_the_one_of_transformers_source(rng) -> None:
+    sizes = {"vocab": 9, "width": 8, "positions": 6, "latents": 5, "hidden": 12, "layers": 1}
+    cfg = text_perceiver.TextPerceiverConfig(name="tiny", **sizes, heads=2, keys=4)
+    params = jax.tree_util.tree_map(
+        lambda leaf: jnp.asarray(rng.normal(0, 0.5, leaf.shape).astype(np.float32)),
+        text_perceiver.parameter_shapes(cfg, jnp.float32),
+    )
+    wide = jax.tree_util.tree_map(lambda leaf: np.asarray(leaf, np.float64), params)
+    tokens, length = rng.integers(0, 9, 5), 3
+    read = (wide["tokens"][tokens] + wide["positions"][:5])[:length]
+    x = _wide_perceiver_layer(wide["read"], wide["latents"], read, 2)
+    x = _wide_perceiver_layer(wide["layers"][0], x, None, 2)
+    told = _wide_perceiver_layer(wide["answer"], wide["queries"], x, 2, is_kept=False)
+    given, mask = jnp.asarray(tokens[None]), (jnp.arange(5) < length)[None].astype(jnp.int32)
+    found = _jit(functools.partial(text_perceiver.fill, cfg))(params, given, mask)
+    expected = told @ wide["tokens"].T + wide["bias"]
+    np.testing.assert_allclose(found[0], expected, rtol=1e-4, atol=1e-4)
+
+
         ("llama-2-70b", 69.0),
         ("llama-3-8b", 8.03),
         ("llama-3.1-70b", 70.6),
@@ -1134,6 +1153,7 @@ def test_published_encoders_and_classifiers_have_their_published_size() -> None:
 
 def test_the_classic_plan_cuts_columns_then_rows() -> None:
     params = llama.parameter_shapes(llama.config("llama-2-7b"), jnp.bfloat16)
+        "language-perceiver": (text_perceiver, 201_108_230),
     specs = tensor_parallel(params)
     layer = specs["layers"][0]
     assert tuple(layer["q"]["w"]) == tuple(layer["gate"]["w"]) == (None, "tp")

@@ -76,6 +76,8 @@ _ALSO_CALLED: Mapping[str, str] = {
     "resnext101": "resnext101-32x8d",
     "starcoder": "starcoder-15b",
     "starcoderbase": "starcoder-15b",
+    "unet": "unet-224",
+    "unet-carvana": "unet-224",
     "vit-base": "vit-base-patch16-224",
     "vit-large": "vit-large-patch16-224",
     "vicuna-7b-v1.5": "llama-2-7b",

@@ -24,7 +24,16 @@ from neuronx.models.layers import (
     through_layers,
 )
 
-__all__ = ["SIZES", "PerceiverConfig", "classify", "config", "parameter_shapes", "parameters"]
+__all__ = [
+    "SIZES",
+    "PerceiverConfig",
+    "classify",
+    "config",
+    "mixed",
+    "mixer_parameters",
+    "parameter_shapes",
+    "parameters",
+]
 
 NORM_EPSILON = 1e-5
 
@@ -79,31 +88,38 @@ def parameters(cfg: PerceiverConfig, dtype: Any, seed: int) -> dict[str, Any]:
     return tree if cfg.places else tree | {"places": jnp.asarray(_waves(cfg), dtype)}
 
 
+def mixer_parameters(
+    make: Make, hidden: int, *, reads: int | None = None, keys: int | None = None, values: int | None = None
+) -> dict[str, Any]:
+    """Of ``mixed``: vectors of ``hidden`` numbers that read others of ``reads``, or each other (None).
+
+    Queries and keys have ``keys`` numbers in all heads, values ``values``, where it is not what is read.
+    """
+    width = reads or hidden
+    keys, values = keys or width, values or width
+    norms = {"input_norm": norm_parameters(make, reads)} if reads else {}
+    return norms | {
+        "attention_norm": norm_parameters(make, hidden),
+        "q": linear_parameters(make, hidden, keys),
+        "k": linear_parameters(make, width, keys),
+        "v": linear_parameters(make, width, values),
+        "o": linear_parameters(make, values, hidden),
+        "ffn_norm": norm_parameters(make, hidden),
+        "up": linear_parameters(make, hidden, hidden),
+        "down": linear_parameters(make, hidden, hidden),
+    }
+
+
 def _parameter_tree(cfg: PerceiverConfig, make: Make) -> dict[str, Any]:
-    def layer(width: int) -> dict[str, Any]:
-        """Latents read ``width`` numbers, and mix as many."""
-        return {
-            "attention_norm": norm_parameters(make, cfg.hidden),
-            "q": linear_parameters(make, cfg.hidden, width),
-            "k": linear_parameters(make, width, width),
-            "v": linear_parameters(make, width, width),
-            "o": linear_parameters(make, width, cfg.hidden),
-            "ffn_norm": norm_parameters(make, cfg.hidden),
-            "up": linear_parameters(make, cfg.hidden, cfg.hidden),
-            "down": linear_parameters(make, cfg.hidden, cfg.hidden),
-        }
-
-    def reader(width: int) -> dict[str, Any]:
-        return layer(width) | {"input_norm": norm_parameters(make, width)}
-
+    wide = cfg.hidden
     tree = {
         "places": make((cfg.across**2, cfg.place_width), 0.0),
-        "latents": make((cfg.latents, cfg.hidden), 0.0),
-        "read": reader(cfg.features + cfg.place_width),
-        "layers": [layer(cfg.hidden) for _ in range(cfg.layers)],
-        "query": make((1, cfg.hidden), 0.0),
-        "answer": reader(cfg.hidden),
-        "head": linear_parameters(make, cfg.hidden, cfg.classes),
+        "latents": make((cfg.latents, wide), 0.0),
+        "read": mixer_parameters(make, wide, reads=cfg.features + cfg.place_width),
+        "layers": [mixer_parameters(make, wide) for _ in range(cfg.layers)],
+        "query": make((1, wide), 0.0),
+        "answer": mixer_parameters(make, wide, reads=wide),
+        "head": linear_parameters(make, wide, cfg.classes),
     }
     if cfg.places:
         tree["place"] = linear_parameters(make, cfg.places, cfg.places)
@@ -127,14 +143,14 @@ def classify(cfg: PerceiverConfig, params: dict[str, Any], images: jax.Array) ->
         places = linear(params["place"], places)
     seen = jnp.concatenate([seen, jnp.broadcast_to(places, (batch, *places.shape))], axis=-1)
     x = jnp.broadcast_to(params["latents"].astype(dtype), (batch, cfg.latents, cfg.hidden))
-    x = _layer(params["read"], x, seen, 1)
+    x = mixed(params["read"], x, seen, 1)
 
     def layer(x: jax.Array, weights: dict[str, Any]) -> tuple[jax.Array, None]:
-        return _layer(weights, x, None, cfg.heads), None
+        return mixed(weights, x, None, cfg.heads), None
 
     x, _ = through_layers(layer, x, params["layers"] * cfg.blocks)
     query = jnp.broadcast_to(params["query"].astype(dtype), (batch, 1, cfg.hidden))
-    return linear(params["head"], _layer(params["answer"], query, x, 1)[:, 0])
+    return linear(params["head"], mixed(params["answer"], query, x, 1)[:, 0])
 
 
 def _pixels(cfg: PerceiverConfig, params: dict[str, Any], images: jax.Array) -> jax.Array:
@@ -147,14 +163,28 @@ def _pixels(cfg: PerceiverConfig, params: dict[str, Any], images: jax.Array) -> 
     return linear(params["product"], x) if cfg.reads == "product" else x
 
 
-def _layer(weights: dict[str, Any], x: jax.Array, inputs: jax.Array | None, heads: int) -> jax.Array:
-    """``x`` [batch, length, hidden] with what it takes from ``inputs`` or itself, and the products after."""
+def mixed(
+    weights: dict[str, Any],
+    x: jax.Array,
+    inputs: jax.Array | None,
+    heads: int,
+    visible: jax.Array | None = None,
+    *,
+    is_kept: bool = True,
+) -> jax.Array:
+    """What ``x`` [batch, length, hidden] takes from ``inputs`` or itself, and the products after.
+
+    Without ``visible``, bool [batch, 1, 1, positions of inputs], it sees them all; ``is_kept``: added to what
+    it was.
+    """
     normal = layer_norm(weights["attention_norm"], x, NORM_EPSILON)
     read = normal if inputs is None else layer_norm(weights["input_norm"], inputs, NORM_EPSILON)
     q = split_heads(linear(weights["q"], normal), heads)
     k, v = (split_heads(linear(weights[name], read), heads) for name in ("k", "v"))
-    mixed = attention(q * (1 / math.sqrt(q.shape[-1])), k, v, jnp.ones((1, 1), bool))
-    x = x + linear(weights["o"], mixed.transpose(0, 2, 1, 3).reshape(*x.shape[:2], -1))
+    seen = jnp.ones((1, 1), bool) if visible is None else visible
+    taken = attention(q * (1 / math.sqrt(q.shape[-1])), k, v, seen)
+    taken = linear(weights["o"], taken.transpose(0, 2, 1, 3).reshape(*x.shape[:2], -1))
+    x = x + taken if is_kept else taken
     up = ACTIVATIONS["gelu"](linear(weights["up"], layer_norm(weights["ffn_norm"], x, NORM_EPSILON)))
     return x + linear(weights["down"], up)
 

@@ -15,7 +15,9 @@ from neuronx.models import (
     perceiver,
     pixart,
     resnet,
+    segmenter,
     swin,
+    text_perceiver,
     unet,
     vae,
     vgg,
@@ -28,6 +30,11 @@ __all__ = ["WHOLE"]
 def _sentences(cfg: Any, batch: int, length: int, dtype: Any) -> list[jax.ShapeDtypeStruct]:
     """Tokens, mask and types."""
     return [jax.ShapeDtypeStruct((batch, length), jnp.int32)] * 3
+
+
+def _texts(cfg: Any, batch: int, length: int, dtype: Any) -> list[jax.ShapeDtypeStruct]:
+    """Tokens and mask."""
+    return _sentences(cfg, batch, length, dtype)[:2]
 
 
 def _images(cfg: Any, batch: int, length: int, dtype: Any) -> list[jax.ShapeDtypeStruct]:
@@ -69,6 +76,7 @@ def _step_and_sentence(cfg: Any, batch: int, dtype: Any) -> list[jax.ShapeDtypeS
 # Models that are one program: its function, and what it takes from the host.
 WHOLE: Mapping[ModuleType, tuple[Callable[..., Any], Callable[..., list[jax.ShapeDtypeStruct]]]] = {
     bert: (bert.encode, _sentences),
+    text_perceiver: (text_perceiver.fill, _texts),
     resnet: (resnet.classify, _images),
     convnext: (convnext.classify, _images),
     mobilenet: (mobilenet.classify, _images),
@@ -76,6 +84,7 @@ WHOLE: Mapping[ModuleType, tuple[Callable[..., Any], Callable[..., list[jax.Shap
     vit: (vit.classify, _images),
     swin: (swin.classify, _images),
     perceiver: (perceiver.classify, _images),
+    segmenter: (segmenter.segment, _images),
     clip: (clip.match, _images_and_sentences),
     unet: (unet.denoise, _noisy_latents),
     pixart: (pixart.denoise, _masked_latents),
