@@ -9,7 +9,7 @@ import re
 import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
@@ -20,10 +20,8 @@ from neuronx.container import SavedFileError, read_sections, write_sections
 from neuronx.driver import (
     Artifacts,
     CompileOptions,
-    WholeLevels,
     compile_module,
     copy_module,
-    with_levels,
     without_collector,
 )
 from neuronx.environment import environment
@@ -46,6 +44,9 @@ _LEAST_S = 0.1
 _ABANDONED_S = 3600.0
 
 _NAME_LENGTH = 80
+
+# Of a notebook cell's file: the process (/tmp/ipykernel_12/34.py), or the run (<ipython-input-1-ab>).
+_CELL = re.compile(r"^(?:.*/ipykernel_\d+/(?=\d+\.py:)|<ipython-input-\d+-)")
 
 _PACKAGES = ("kernels", "distributed", "hlo_passes", "neuronx")
 
@@ -158,15 +159,13 @@ def compile_cached(exported: Exported, options: CompileOptions) -> Artifacts:
         return _compile(exported, options)
     path = cache.path(exported.name, _key(exported, options))
     with without_collector():
-        found = cache.read(path, artifacts_from)
+        found = cache.read(path, lambda sections: artifacts_from(sections, exported.module))
     if found is not None:
-        return found if found.levels else with_levels(found, exported.module)
+        return found
     start = time.perf_counter()
     artifacts = _compile(exported, options)
     if time.perf_counter() - start >= _LEAST_S:
-        # To make the levels of a folded compilation takes longer than the compilation did.
-        folded = isinstance(artifacts.levels, WholeLevels)
-        cache.write(path, artifact_sections(replace(artifacts, levels={}) if folded else artifacts))
+        cache.write(path, artifact_sections(artifacts))
     return artifacts
 
 
@@ -182,11 +181,15 @@ def _key(exported: Exported, options: CompileOptions) -> str:
 
 
 def _without_callers(module: ir.Module) -> bytes:
-    """The module as far as programs and profiles tell: of each op's location the user's line alone."""
+    """The module as far as programs and profiles tell: of each op's location the user's line alone.
+
+    The file that IPython makes up for a cell counts by the digest of the cell's text that it ends with.
+    """
     bare, ops = copy_module(module), []
     run_mlir_passes(bare, "strip-debuginfo")
     walk(module.operation, ops.append)
-    return module_bytes(bare) + "\n".join(map(source_line, ops)).encode()
+    lines = (_CELL.sub("", source_line(op)) for op in ops)
+    return module_bytes(bare) + "\n".join(lines).encode()
 
 
 @functools.cache

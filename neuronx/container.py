@@ -22,7 +22,7 @@ __all__ = [
     "write_sections",
 ]
 
-FORMAT_VERSION = 5
+FORMAT_VERSION = 6
 
 # Magic, format version, length and SHA-256 of all that follows.
 _MAGIC = b"\x93NEURONX"

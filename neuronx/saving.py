@@ -13,7 +13,7 @@ from jax.tree_util import PyTreeDef, default_registry, tree_flatten, tree_struct
 from hlo_passes.ir import context, ir, stablehlo
 from kernels.errors import CompileError
 from neuronx.container import read_sections, write_sections
-from neuronx.driver import Artifacts, copy_module
+from neuronx.driver import Artifacts, WholeLevels, copy_module, with_levels
 from neuronx.frontend import Exported, logical, physical
 from neuronx.records import decode, encode
 from neuronx.tensors import pack_tensors, unpack_tensors
@@ -72,21 +72,23 @@ def read_program(path: str | os.PathLike[str]) -> Saved:
     exported = _restore(manifest["exported"], module, tuple(constants.values()))
     return (
         exported,
-        artifacts_from(sections),
+        artifacts_from(sections, module),
         _weights(exported, unpack_tensors(sections["weights"]), manifest["num_weights"]),
     )
 
 
 def artifact_sections(artifacts: Artifacts) -> dict[str, bytes]:
-    """What a compilation left, as sections of a file."""
+    """What a compilation left, as sections of a file. Levels that are not made yet are made by the reader."""
     records = encode({name: getattr(artifacts, name) for name in _RECORDS})
-    levels = {f"level/{name}": zlib.compress(code, 1) for name, code in artifacts.levels.items()}
+    # To make the levels of a folded compilation takes longer than the compilation did.
+    made = {} if isinstance(artifacts.levels, WholeLevels) else artifacts.levels
+    levels = {f"level/{name}": zlib.compress(code, 1) for name, code in made.items()}
     return {"artifacts": zlib.compress(json.dumps(records).encode(), 1), **levels}
 
 
-def artifacts_from(sections: Mapping[str, bytes | memoryview]) -> Artifacts:
-    """The inverse of ``artifact_sections``."""
-    return Artifacts(
+def artifacts_from(sections: Mapping[str, bytes | memoryview], module: ir.Module) -> Artifacts:
+    """The inverse of ``artifact_sections``; ``module`` is what was compiled."""
+    found = Artifacts(
         **decode(json.loads(zlib.decompress(sections["artifacts"]))),
         levels={
             name.removeprefix("level/"): zlib.decompress(content)
@@ -94,6 +96,7 @@ def artifacts_from(sections: Mapping[str, bytes | memoryview]) -> Artifacts:
             if name.startswith("level/")
         },
     )
+    return found if found.levels else with_levels(found, module)
 
 
 def _portable(module: ir.Module) -> bytes:
@@ -150,16 +153,16 @@ def _tree(text: str) -> PyTreeDef:
 def _type_text(one: jax.ShapeDtypeStruct) -> list[Any]:
     is_key = jax.dtypes.issubdtype(one.dtype, jax.dtypes.prng_key)
     impl = one.dtype._impl.name if is_key else ""
-    return [list(one.shape), "" if is_key else np.dtype(one.dtype).name, impl]
+    return [list(one.shape), "" if is_key else np.dtype(one.dtype).name, impl, one.weak_type]
 
 
 def _type(record: list[Any]) -> jax.ShapeDtypeStruct:
-    shape, name, impl = record
+    shape, name, impl, weak_type = record
     if impl:
         dtype = jax.eval_shape(lambda: jax.random.key(0, impl=impl)).dtype
     else:
         dtype = jax.dtypes.float0 if name == "void" else np.dtype(jax.numpy.dtype(name))
-    return jax.ShapeDtypeStruct(tuple(shape), dtype)
+    return jax.ShapeDtypeStruct(tuple(shape), dtype, weak_type=weak_type)
 
 
 def _weight_leaves(exported: Exported, weights: Sequence[Any]) -> list[Any]:

@@ -194,8 +194,6 @@ class Compiled:
     def save(self, path: str | os.PathLike[str], *, weights: Sequence[Any] = ()) -> None:
         """Writes the program to one file that ``neuronx.load`` reads; whole, or not at all.
 
-        Where layers were folded the levels are compiled first.
-
         Args:
           path: of the file.
           weights: the first positional arguments, e.g. ``(params,)``, to be saved along.
@@ -244,6 +242,7 @@ class Compiled:
         Raises:
           CompileError: another tree, shape or type than the program was compiled for.
           RuntimeError: an array is used again after it was donated.
+          FloatingPointError: a result that ``jax.debug_nans`` or ``jax.debug_infs`` forbids.
         """
         return tree_unflatten(self.out_tree, self.call_flat(self._leaves(args, kwargs)))
 
@@ -258,10 +257,26 @@ class Compiled:
         for leaf in donated.values():
             if isinstance(leaf, _ARRAYS):
                 leaf.delete()
-        return [
+        handed = [
             self._result(index, value, on_ring=on_ring or isinstance(donated.get(index), RingArray))
             for index, value in enumerate(results)
         ]
+        if jax.config.jax_debug_nans or jax.config.jax_debug_infs:
+            self._check_results(handed)
+        return handed
+
+    def _check_results(self, results: Sequence[Any]) -> None:
+        """What ``jax.debug_nans`` and ``jax.debug_infs`` ask for."""
+        floats = [np.asarray(one) for one in results if jax.numpy.issubdtype(one.dtype, np.inexact)]
+        for is_on, name, is_bad in (
+            (jax.config.jax_debug_nans, "nan", np.isnan),
+            (jax.config.jax_debug_infs, "inf", np.isinf),
+        ):
+            if is_on and any(is_bad(array).any() for array in floats):
+                raise FloatingPointError(
+                    f"invalid value ({name}) in the results of {self._exported.name}; "
+                    "inside `with neuronx.debug():` the op that made it is named"
+                )
 
     def _result(self, index: int, value: PlacedValue, *, on_ring: bool) -> Any:
         kind = self._exported.outputs[index]

@@ -39,6 +39,19 @@ def test_what_a_function_closes_over_is_that_of_its_first_trace():
     assert traced["ours"] == traced["jit"]
 
 
+@pytest.mark.parametrize("tp_degree", CORES)
+def test_debug_nans_and_debug_infs_forbid_results(tp_degree):
+    fn = neuronx.compile(lambda x: (x / x, (x * 2).astype(int)), tp_degree=tp_degree)
+    zero, one = jnp.zeros(8), jnp.ones(8, jnp.bfloat16)
+    with jax.debug_nans(True), jax.debug_infs(True):
+        fn(one)
+        with pytest.raises(FloatingPointError, match=r"nan.*neuronx\.debug"):
+            fn(zero)
+        with pytest.raises(FloatingPointError, match="inf"):
+            neuronx.compile(jnp.reciprocal, tp_degree=tp_degree)(zero)
+    assert jnp.isnan(fn(zero)[0]).all()
+
+
 def calls():
     x = np.arange(6.0, dtype=np.float32)
     yield "array", (jnp.asarray(x),), {}

@@ -49,6 +49,7 @@ def test_warnings_are_told_without_our_code(monkeypatch):
     monkeypatch.setattr(cli.app, "run", lambda *_, **__: None)
     cli.run()
     assert warnings.formatwarning("odd degree", UserWarning, "api.py", 3) == "neuronx: odd degree\n"
+    assert warnings.filters[-1][:3] == ("once", None, UserWarning)
 
 
 def test_check_judges_every_file(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:

@@ -57,7 +57,8 @@ def run() -> None:
     """Entry point of the ``neuronx`` script."""
     # absl's default is INFO, at which JAX reports every kind of device that this machine does not have.
     logging.set_verbosity(logging.WARNING)
-    # Python's own form shows a line of this package's code.
+    # Python's own ways are to warn once a line, and to show it: a line of this package's code.
+    warnings.filterwarnings("once", category=UserWarning, append=True)
     warnings.formatwarning = lambda message, *_, **__: f"neuronx: {message}\n"
     app.run(main, flags_parser=parse_arguments)
 
