@@ -52,6 +52,7 @@ class BertConfig:
 
 
 _BASE = {"hidden": 768, "heads": 12, "layers": 12, "ffn": 3072}
+_MINI = {"hidden": 384, "heads": 12, "layers": 12, "ffn": 1536}
 _LARGE = {"hidden": 1024, "heads": 16, "layers": 24, "ffn": 4096}
 _ALBERT = {"vocab": 30000, "embed": 128, "shares_layers": True, "activation": "gelu_new"}
 _DISTILBERT = _BASE | {"layers": 6, "types": 0, "has_pooler": False}
@@ -65,6 +66,12 @@ SIZES = {
         BertConfig(name="bert-base-uncased", **_BASE),
         BertConfig(name="bert-base-cased", **_BASE, vocab=28996),
         BertConfig(name="bert-base-multilingual-cased", **_BASE, vocab=119547),
+        BertConfig(name="bert-base-multilingual-uncased", **_BASE, vocab=105879),
+        BertConfig(name="bert-base-chinese", **_BASE, vocab=21128),
+        BertConfig(name="bert-base-german-cased", **_BASE, vocab=30000),
+        BertConfig(name="scibert-scivocab-uncased", **_BASE, vocab=31090),
+        BertConfig(name="labse", **_BASE, vocab=501153),
+        BertConfig(name="bge-large-zh-v1.5", **_LARGE, vocab=21128),
         BertConfig(name="bert-large-uncased", **_LARGE),
         BertConfig(name="bert-large-cased", **_LARGE, vocab=28996),
         BertConfig(name="roberta-base", **_BASE | _ROBERTA),
@@ -79,8 +86,9 @@ SIZES = {
         BertConfig(name="distilbert-base-uncased", **_DISTILBERT),
         BertConfig(name="distilbert-base-cased", **_DISTILBERT, vocab=28996),
         BertConfig(name="distilbert-base-multilingual-cased", **_DISTILBERT, vocab=119547),
-        BertConfig(name="all-minilm-l6-v2", hidden=384, heads=12, layers=6, ffn=1536),
-        BertConfig(name="all-minilm-l12-v2", hidden=384, heads=12, layers=12, ffn=1536),
+        BertConfig(name="all-minilm-l6-v2", **_MINI | {"layers": 6}),
+        BertConfig(name="all-minilm-l12-v2", **_MINI),
+        BertConfig(name="multilingual-e5-small", **_MINI, vocab=250037),
         BertConfig(name="albert-base-v2", **_BASE | _ALBERT),
         BertConfig(name="albert-large-v2", **_LARGE | _ALBERT),
         BertConfig(name="albert-xlarge-v2", hidden=2048, heads=16, layers=24, ffn=8192, **_ALBERT),

@@ -45,6 +45,7 @@ _GPTJ = _ONE_NORM | {
     "activation": "gelu_new",
     "vocab": 50400,
 }
+_CODEGEN = _GPTJ | {"vocab": 51200}
 _PHI = _ONE_NORM | {
     "rotary": 32,
     "biases": _BIASES | {"head"},
@@ -52,6 +53,14 @@ _PHI = _ONE_NORM | {
     "vocab": 51200,
 }
 _FALCON = {"is_parallel": True, "is_tied": True, "vocab": 65024}
+_STABLELM = {"rotary": 20, "activation": "silu", "is_gated": True, "vocab": 50304, "positions": 4096}
+_FALCON_11B = {
+    "kv_heads": 8,
+    "has_ffn_norm": False,
+    "is_tied": False,
+    "positions": 8192,
+    "rope_base": 500042.0,
+}
 _STARCODER2 = {
     "biases": _BIASES,
     "activation": "gelu_new",
@@ -75,8 +84,8 @@ def _neox(name: str, hidden: int, heads: int, layers: int, vocab: int) -> Decode
     return _size(name, hidden, heads, layers, _NEOX, rotary=hidden // heads // 4, vocab=vocab)
 
 
-# Source: config.json of openai-community, distilbert, EleutherAI, bigscience, mosaicml, tiiuae, bigcode and
-# microsoft/<name> on the Hugging Face hub.
+# Source: config.json of openai-community, distilbert, EleutherAI, bigscience, mosaicml, tiiuae, bigcode,
+# Salesforce, stabilityai and microsoft/<name> on the Hugging Face hub.
 SIZES = {
     size.name: size
     for size in (
@@ -86,7 +95,15 @@ SIZES = {
         _size("gpt2-large", 1280, 20, 36, _GPT2, vocab=50257, positions=1024),
         _size("gpt2-xl", 1600, 25, 48, _GPT2, vocab=50257, positions=1024),
         _size("gpt-j-6b", 4096, 16, 28, _GPTJ),
+        _size("codegen-350m", 1024, 16, 20, _CODEGEN, rotary=32),
+        _size("codegen-2b", 2560, 32, 32, _CODEGEN),
+        _size("codegen-6b", 4096, 16, 33, _CODEGEN),
+        _size("codegen-16b", 6144, 24, 34, _CODEGEN),
         _neox("gpt-neox-20b", 6144, 64, 44, 50432),
+        _neox("pythia-70m", 512, 8, 6, 50304),
+        _neox("pythia-160m", 768, 12, 12, 50304),
+        _neox("pythia-410m", 1024, 16, 24, 50304),
+        _neox("pythia-1b", 2048, 8, 16, 50304),
         _neox("pythia-1.4b", 2048, 16, 24, 50304),
         _neox("pythia-2.8b", 2560, 32, 32, 50304),
         _neox("pythia-6.9b", 4096, 32, 32, 50432),
@@ -102,6 +119,11 @@ SIZES = {
         _size("falcon-7b", 4544, 71, 32, _FALCON, kv_heads=1, has_ffn_norm=False),
         _size("falcon-40b", 8192, 128, 60, _FALCON, kv_heads=8),
         _size("falcon-180b", 14848, 232, 80, _FALCON, kv_heads=8, is_tied=False),
+        _size("falcon-11b", 4096, 32, 60, _FALCON, **_FALCON_11B),
+        _size("stablelm-3b-4e1t", 2560, 32, 32, _STABLELM, ffn=6912),
+        _size("starcoderbase-1b", 2048, 16, 24, _SHARING),
+        _size("starcoderbase-3b", 2816, 22, 36, _SHARING),
+        _size("starcoderbase-7b", 4096, 32, 42, _SHARING),
         _size("starcoder-15b", 6144, 48, 40, _SHARING),
         _size("starcoder2-3b", 3072, 24, 30, _STARCODER2, kv_heads=2),
         _size("starcoder2-7b", 4608, 36, 32, _STARCODER2, kv_heads=4),

@@ -46,10 +46,12 @@ _SMALL = {"hidden": 384, "heads": 6, "layers": 12, "ffn": 1536}
 _BASE = {"hidden": 768, "heads": 12, "layers": 12, "ffn": 3072}
 _LARGE = {"hidden": 1024, "heads": 16, "layers": 24, "ffn": 4096}
 
-# Source: config.json of google/vit-... and facebook/deit-... on the Hugging Face hub.
+# Source: config.json of google/vit-..., WinKawaks/vit-... and facebook/deit-... on the Hugging Face hub.
 SIZES = {
     size.name: size
     for size in (
+        ViTConfig(name="vit-tiny-patch16-224", **_TINY),
+        ViTConfig(name="vit-small-patch16-224", **_SMALL),
         ViTConfig(name="vit-base-patch16-224", **_BASE),
         ViTConfig(name="vit-base-patch16-384", **_BASE, image=384),
         ViTConfig(name="vit-base-patch32-224", **_BASE, patch=32),

@@ -101,6 +101,8 @@ SIZES = {
         _size("whisper-medium.en", 1024, 16, 24, 24, **_ENGLISH),
         _size("whisper-large", 1280, 20, 32, 32),
         _size("whisper-large-v3", 1280, 20, 32, 32, **_V3),
+        _size("distil-small.en", 768, 12, 12, 4, **_ENGLISH),
+        _size("distil-medium.en", 1024, 16, 24, 2, **_ENGLISH),
         _size("whisper-large-v3-turbo", 1280, 20, 32, 4, **_V3),
         _size("distil-large-v2", 1280, 20, 32, 2),
         _size("distil-large-v3", 1280, 20, 32, 2, **_V3),
