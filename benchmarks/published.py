@@ -32,6 +32,9 @@ _IMAGE_MAKERS: Mapping[str, tuple[str, ...]] = {
     "stablediffusion21": ("stable-diffusion-2-1-unet", "stable-diffusion-2-1-base-unet"),
     "stablediffusion21base": ("stable-diffusion-2-1-base-unet",),
     "stablediffusion2inpainting": ("stable-diffusion-2-inpainting-unet",),
+    "stablediffusioninpainting": ("stable-diffusion-inpainting-unet",),
+    "sdturbo": ("sd-turbo-unet",),
+    "sdxlturbo": ("sdxl-turbo-unet",),
     "stablediffusionxl": ("stable-diffusion-xl-base-1.0-unet",),
     "stablediffusionxlbase": ("stable-diffusion-xl-base-1.0-unet",),
     "stablediffusionxlbase10": ("stable-diffusion-xl-base-1.0-unet",),
@@ -43,8 +46,9 @@ _IMAGE_MAKERS: Mapping[str, tuple[str, ...]] = {
     "pixartsigmaxl2": _PIXART_SIGMA,
 }
 _SIZED = re.compile(r"(.*?)(?:(\d{3,4})(?:x\2|ms|px)?)?")
-# How often that runs where a row does not say: the default of diffusers' pipeline.
+# How often that runs where a row does not say: the default of diffusers' pipeline, or the model card's.
 _STEPS: Mapping[ModuleType, int] = {unet: 50, pixart: 20}
+_FEW_STEPS: Mapping[str, int] = {"sd-turbo-unet": 1, "sdxl-turbo-unet": 1}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -115,7 +119,7 @@ def read(record: Mapping[str | None, Any]) -> Published:
     return Published(
         published=row["model"],
         name=name,
-        steps=(_count(row, "steps") or _STEPS[MODELS[name]]) if images else None,
+        steps=(_count(row, "steps") or _FEW_STEPS.get(name, _STEPS[MODELS[name]])) if images else None,
         instance=instance,
         tp=tp,
         batch=batch,

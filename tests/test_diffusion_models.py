@@ -235,6 +235,8 @@ def test_the_image_decoder_is_its_definition(rng) -> None:
         (unet, "stable-diffusion-2-inpainting-unet", 865_910_724 + 5 * 320 * 3 * 3),
         (unet, "stable-diffusion-xl-base-1.0-unet", 2_567_463_684),
         (unet, "stable-diffusion-xl-refiner-1.0-unet", 2_259_526_660),
+        (unet, "sdxl-turbo-unet", 2_567_463_684),
+        (unet, "stable-diffusion-inpainting-unet", 859_520_964 + 5 * 320 * 3 * 3),
         # The table of positions, which is not learned, comes on top.
         (pixart, "pixart-xl-2-512x512-transformer", 610_856_096 + 32**2 * 1152),
         (pixart, "pixart-xl-2-1024-ms-transformer", 611_349_152 + 64**2 * 1152),

@@ -124,6 +124,10 @@ def test_no_faster_part_makes_a_step_of_24_cores_slower() -> None:
         ("google/t5-v1_1-xxl", "flan-t5-xxl"),
         ("sentence-transformers/all-mpnet-base-v2", "mpnet-base"),
         ("google/mobilenet_v2_1.0_224", "mobilenet-v2-1.0-224"),
+        ("cross-encoder/ms-marco-MiniLM-L-6-v2", "all-minilm-l6-v2"),
+        ("lmsys/vicuna-13b-v1.5", "llama-2-13b"),
+        ("Salesforce/codegen-350M-mono", "codegen-350m"),
+        ("unet_carvana", "unet-224"),
     ],
 )
 def test_models_are_found_by_the_names_they_are_published_under(published, name) -> None:
@@ -135,14 +139,14 @@ def test_models_are_found_by_the_names_they_are_published_under(published, name)
     [
         "",
         "bert",
-        "bert-base-chinese",
+        "bert-base-dutch-cased",
         "electra-base-generator",
         "resnext50d-32x4d",
         "llama-2-700b",
         "vit-base-patch16-38",
         "opt-13",
         "bloom-9b",
-        "falcon3-7b",
+        "falcon4-7b",
         "gemma-2-9b",
         "mobilenet_v2_1.4_224",
         "phi-4-mini-instruct",

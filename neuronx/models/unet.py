@@ -94,6 +94,9 @@ SIZES = {
         UNetConfig(name="stable-diffusion-2-1-base-unet", **_SD_2, image=512),
         UNetConfig(name="stable-diffusion-2-1-unet", **_SD_2, image=768),
         UNetConfig(name="stable-diffusion-2-inpainting-unet", **_SD_2, image=512, reads=2 * LATENTS + 1),
+        UNetConfig(name="stable-diffusion-inpainting-unet", **_SD_1, image=512, reads=2 * LATENTS + 1),
+        UNetConfig(name="sd-turbo-unet", **_SD_2, image=512),
+        UNetConfig(name="sdxl-turbo-unet", **_SDXL, context=2048, pooled=1280, image=512),
         UNetConfig(name="stable-diffusion-xl-base-1.0-unet", **_SDXL, context=2048, pooled=1280, image=1024),
         UNetConfig(
             name="stable-diffusion-xl-refiner-1.0-unet",
