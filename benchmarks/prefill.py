@@ -13,6 +13,7 @@ from benchmarks.shares import shares
 from benchmarks.timing import Row, arguments, in_turn, report, streaming_bytes_per_s
 from neuronx.models import bert, opt
 from neuronx.models.generation import DTYPES
+from neuronx.models.layers import zeros
 
 __all__ = ["main"]
 
@@ -21,9 +22,11 @@ def _opt(asked: Any) -> tuple[str, Any, Any, tuple[Any, ...]]:
     cfg = opt.config(asked.model)
     if asked.layers:
         cfg = dataclasses.replace(cfg, layers=asked.layers)
-    function = functools.partial(opt.prefill, cfg, asked.length)
+    dtype = DTYPES[asked.dtype]
+    cache = zeros(opt.cache_shapes(cfg, asked.batch, asked.length, dtype))
     tokens = jnp.zeros((asked.batch, asked.length), jnp.int32)
-    return f"{cfg.name} {cfg.layers} layers", function, opt.parameters(cfg, DTYPES[asked.dtype], 0), (tokens,)
+    function, params = functools.partial(opt.prefill, cfg), opt.parameters(cfg, dtype, 0)
+    return f"{cfg.name} {cfg.layers} layers", function, params, (cache, tokens)
 
 
 def _bert(asked: Any) -> tuple[str, Any, Any, tuple[Any, ...]]:

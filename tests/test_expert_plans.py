@@ -22,8 +22,9 @@ def shape(*sizes, dtype=jnp.bfloat16):
 def _prompt(model, name):
     cfg = dataclasses.replace(model.config(name), layers=LAYERS)
     params = model.parameter_shapes(cfg, jnp.bfloat16)
+    cache = model.cache_shapes(cfg, BATCH, 2 * LENGTH, jnp.bfloat16)
     tokens = shape(BATCH, LENGTH, dtype=jnp.int32)
-    return functools.partial(model.prefill, cfg, 2 * LENGTH), (params, tokens), tensor_parallel(params)
+    return functools.partial(model.prefill, cfg), (params, cache, tokens), tensor_parallel(params)
 
 
 def _encoder():

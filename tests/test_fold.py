@@ -49,8 +49,8 @@ def _decoder(model, name, donate):
 
 def _prefill(model, name):
     cfg = dataclasses.replace(model.config(name), layers=LAYERS)
-    arguments = model.parameter_shapes(cfg, jnp.bfloat16), shape(1, 32, dtype=jnp.int32)
-    return functools.partial(model.prefill, cfg, 64), arguments, {}
+    params, cache = model.parameter_shapes(cfg, jnp.bfloat16), model.cache_shapes(cfg, 1, 64, jnp.bfloat16)
+    return functools.partial(model.prefill, cfg), (params, cache, shape(1, 32, dtype=jnp.int32)), {}
 
 
 def _encoder():
@@ -79,8 +79,9 @@ def _annotated_mlp():
 def _annotated_prefill():
     """Its mask is a constant, of which Shardy gives each layer its own."""
     fn, arguments, _ = _prefill(opt, "opt-125m")
-    cut = {"in_shardings": (tensor_parallel(arguments[0]), P()), "out_shardings": (P(), P(), P(None, "tp"))}
-    return fn, arguments, cut
+    heads = P(None, "tp")
+    given = {"in_shardings": (tensor_parallel(arguments[0]), heads, P())}
+    return fn, arguments, given | {"out_shardings": (P(), P(), heads), "donate_argnums": 1}
 
 
 def _flax_bert():

@@ -16,6 +16,7 @@ from kernels.dtypes import dtype
 from kernels.host.softmax import round_to
 from kernels.host.targets import ROUNDED, attention_reference, attention_target
 from neuronx.models import llama, opt
+from neuronx.models.layers import zeros
 
 LEAST = float(np.finfo(np.float32).min)
 ROUNDING = {"f32": 0.0, "bf16": 2.0**-8, "f16": 2.0**-11}
@@ -348,10 +349,11 @@ def test_decoders_make_one_call_of_it(model, cores):
 def test_prompts_are_read_by_it(rng):
     cfg = opt.OPTConfig(name="small", hidden=128, heads=2, layers=2, ffn=128, vocab=500, embed=128)
     params, tokens = opt.parameters(cfg, jnp.bfloat16, 0), rng.integers(0, 500, (1, 200), np.int32)
+    cache = zeros(opt.cache_shapes(cfg, 1, 200, jnp.bfloat16))
     results = []
     for host_kernels in (True, False):
-        prefill = neuronx.compile(functools.partial(opt.prefill, cfg, 200), host_kernels=host_kernels)
-        compiled = prefill.lower(params, tokens).compile()
+        prefill = neuronx.compile(functools.partial(opt.prefill, cfg), host_kernels=host_kernels)
+        compiled = prefill.lower(params, cache, tokens).compile()
         assert (PAIRS in compiled.explain_host()) == host_kernels
-        results.append(np.asarray(jax.tree.leaves(compiled(params, tokens))[1], np.float32))
+        results.append(np.asarray(jax.tree.leaves(compiled(params, cache, tokens))[1], np.float32))
     np.testing.assert_allclose(*results, rtol=0, atol=0.02 * np.abs(results[1]).max())

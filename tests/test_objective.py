@@ -75,13 +75,14 @@ def test_a_prompt_is_read_no_slower_than_on_the_classic_plan(cores):
     cfg = dataclasses.replace(llama.config("llama-2-13b"), layers=2)
     cfg = llama.padded(cfg, cores)
     params = llama.parameter_shapes(cfg, jnp.bfloat16)
+    cache = llama.cache_shapes(cfg, 8, 256, jnp.bfloat16)
     tokens = jax.ShapeDtypeStruct((8, 128), jnp.int32)
-    prefill = functools.partial(llama.prefill, cfg, 256)
+    prefill = functools.partial(llama.prefill, cfg)
 
     def compiled(**options):
-        return neuronx.compile(prefill, tp_degree=cores, **options).lower(params, tokens).compile()
+        return neuronx.compile(prefill, tp_degree=cores, **options).lower(params, cache, tokens).compile()
 
-    ours, classic = compiled(), compiled(in_shardings=(tensor_parallel(params), None))
+    ours, classic = compiled(), compiled(in_shardings=(tensor_parallel(params), None, None))
     assert ours.profile().timeline.total_s <= classic.profile().timeline.total_s
     assert ours.memory_analysis().argument_size_in_bytes <= classic.memory_analysis().argument_size_in_bytes
     text = ours.explain()

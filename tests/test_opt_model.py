@@ -9,6 +9,7 @@ import pytest
 
 from kernels.errors import CompileError
 from neuronx.models import opt
+from neuronx.models.layers import zeros
 
 # Numbers of parameters of facebook/opt-*, tied embeddings counted once.
 PARAMETERS = {
@@ -62,12 +63,15 @@ def test_decoding_step_by_step_is_reading_at_once(kind):
     cfg = TINY[kind]
     params = opt.parameters(cfg, jnp.float32, seed=int(np.random.default_rng().integers(1 << 30)))
     tokens = jnp.asarray(np.random.default_rng().integers(0, cfg.vocab, (2, 7)), jnp.int32)
-    prefill = jax.jit(functools.partial(opt.prefill, cfg, 12))
+    prefill, empty = (
+        jax.jit(functools.partial(opt.prefill, cfg)),
+        zeros(opt.cache_shapes(cfg, 2, 12, jnp.float32)),
+    )
     decode = jax.jit(functools.partial(opt.decode, cfg))
-    _, _, cache = prefill(params, tokens[:, :4])
+    _, _, cache = prefill(params, empty, tokens[:, :4])
     for position in range(4, 7):
         token, logits, cache = decode(params, cache, tokens[:, position], jnp.int32(position))
-    want_token, want, want_cache = prefill(params, tokens)
+    want_token, want, want_cache = prefill(params, empty, tokens)
     np.testing.assert_allclose(logits, want, atol=1e-5)
     np.testing.assert_array_equal(token, want_token)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), cache, want_cache)
@@ -90,8 +94,9 @@ def test_logits_are_those_of_flax_opt(kind):
     theirs = transformers.FlaxOPTForCausalLM(flax_config, seed=0)
     ours = opt.parameters(cfg, jnp.float32, seed=5)
     tokens = np.random.default_rng().integers(3, cfg.vocab, (2, 9)).astype(np.int32)
+    empty = zeros(opt.cache_shapes(cfg, 2, 9, jnp.float32))
     want = theirs(tokens, params=_as_flax(cfg, ours)).logits[:, -1]
-    _, got, _ = opt.prefill(cfg, 9, ours, jnp.asarray(tokens))
+    _, got, _ = opt.prefill(cfg, ours, empty, jnp.asarray(tokens))
     np.testing.assert_allclose(got, want, atol=2e-5)
 
 

@@ -10,7 +10,7 @@ from kernels.errors import CompileError
 from kernels.hardware import load_instance
 from neuronx.cli import main as cli
 from neuronx.comparing import model_work
-from neuronx.models.catalog import weight_bytes
+from neuronx.models.catalog import compile_prompt, weight_bytes
 from neuronx.models.generation import DTYPES
 from neuronx.models.names import MODELS
 from neuronx.planning import Request, best, deployments
@@ -114,6 +114,18 @@ def test_tables_that_are_looked_up_are_held_and_not_read():
     # 23.8 million of its 109.5 million parameters are tables.
     assert work.held_bytes == pytest.approx(2 * 109.5e6, rel=0.01)
     assert work.read_bytes == pytest.approx(2 * 85.6e6, rel=0.01)
+
+
+def test_a_prompt_writes_the_rows_of_its_tokens_and_leaves_the_rest_of_the_cache():
+    shape = {"batch": 2, "prompt_len": 64, "dtype": DTYPES["bf16"], "instance": "inf2.xlarge"}
+    near, far = (compile_prompt("opt-125m", length=length, **shape) for length in (128, 2048))
+    costs = [one.cost_analysis() for one in (near, far)]
+    for what in ("bytes accessed", "latency_s"):
+        assert costs[1][what] == pytest.approx(costs[0][what], rel=0.01)
+    # Keys and values of two sequences, 12 layers and 12 heads of 64 numbers.
+    added = (2048 - 128) * 2 * 2 * 12 * 12 * 64 * 2
+    peaks = [one.memory_analysis().peak_hbm_bytes for one in (near, far)]
+    assert peaks[1] - peaks[0] == pytest.approx(added, rel=0.01)
 
 
 def test_a_step_that_writes_does_not_read_what_reads_the_source():

@@ -12,7 +12,7 @@ import neuronx
 from neuronx.cli.main import main, parse_arguments
 from neuronx.models import llama, opt, t5, whisper
 from neuronx.models.generation import Generator, logit_errors, tolerance
-from neuronx.models.layers import linear
+from neuronx.models.layers import linear, zeros
 from neuronx.models.quantised import WEIGHTS, quantised, quantised_shapes
 
 TINY = opt.OPTConfig(name="tiny", hidden=48, heads=6, layers=2, ffn=96, embed=48, vocab=100, positions=32)
@@ -112,7 +112,8 @@ def test_logits_of_small_weights_are_near_those_of_wide_ones(module, cfg, sound,
     )
     given = [jnp.asarray(rng.standard_normal(shape), jnp.float32) for shape in sound]
     tokens = jnp.asarray(rng.integers(1, 100, (2, 9)), jnp.int32)
-    read = jax.jit(functools.partial(module.prefill, cfg, 16))
-    _, wide, _ = read(params, *given, tokens)
-    _, small, _ = read(quantised(params, weights), *given, tokens)
+    read = jax.jit(functools.partial(module.prefill, cfg))
+    cache = zeros(module.cache_shapes(cfg, 2, 16, jnp.float32))
+    _, wide, _ = read(params, cache, *given, tokens)
+    _, small, _ = read(quantised(params, weights), cache, *given, tokens)
     assert 0 < np.abs(small - wide).max() < 0.25 * np.abs(wide).max()

@@ -16,14 +16,15 @@ import dataclasses, functools, hashlib
 import jax, jax.numpy as jnp, numpy as np
 import neuronx
 from neuronx.models import opt
+from neuronx.models.layers import zeros
 dtype, cores, digest = jnp.dtype(sys.argv[2]), int(sys.argv[3]), hashlib.sha256()
 cfg = dataclasses.replace(opt.config("opt-125m"), layers=2, vocab=1000)
 params = opt.parameters(cfg, dtype, 0)
 tokens = jnp.arange(20, dtype=jnp.int32).reshape(1, 20)
-read = neuronx.compile(functools.partial(opt.prefill, cfg, 32), tp_degree=cores)
+read = neuronx.compile(functools.partial(opt.prefill, cfg), tp_degree=cores)
 step = neuronx.compile(functools.partial(opt.decode, cfg), donate_argnums=1, tp_degree=cores)
 for _ in range(2):
-    token, logits, cache = read(params, tokens)
+    token, logits, cache = read(params, zeros(opt.cache_shapes(cfg, 1, 32, dtype)), tokens)
     found = [logits]
     for position in range(20, 23):
         token, logits, cache = step(params, cache, token, jnp.int32(position))

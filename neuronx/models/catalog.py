@@ -15,7 +15,7 @@ from kernels.errors import CompileError
 from neuronx.api import compile as compile_function
 from neuronx.driver import AUTO_CAST_TYPES, AUTO_CASTS
 from neuronx.models import bert, clip, gpt, llama, t5, whisper
-from neuronx.models.layers import tensor_parallel
+from neuronx.models.layers import tensor_parallel, zeros
 from neuronx.models.names import DECODERS, MODELS, resolve
 from neuronx.models.quantised import quantised_shapes
 from neuronx.models.whole import WHOLE
@@ -117,6 +117,8 @@ def programs(
 ) -> tuple[tuple[Callable[..., Any], Sequence[Any]], ...]:
     """The functions behind ``workload`` and their arguments' types, for one core: of a decoder step, prompt.
 
+    The prompt goes into a new cache: what was in the old one it would not read.
+
     Raises:
       CompileError: an unknown model, or more positions than it has.
     """
@@ -127,7 +129,8 @@ def programs(
         function, sent = _only(module, cfg, batch, prompt_len, dtype)
         return ((function, (params, *sent)),)
     step = _step(module, cfg, params, batch, length, dtype)
-    return step, _prompt(module, cfg, params, batch, prompt_len, length, dtype)
+    prompt, (_, cache, *sent) = _prompt(module, cfg, params, batch, prompt_len, length, dtype)
+    return step, (lambda params, *sent: prompt(params, zeros(cache), *sent), (params, *sent))
 
 
 def looked_up_bytes(name: str, dtype: Any) -> int:
@@ -220,9 +223,9 @@ def compile_prompt(
     """The program that reads a decoder's prompt into a cache of ``length`` positions; as the step."""
     module, cfg, params, cut = _decoder(name, dtype, weights, options)
     function, arguments = _prompt(module, cfg, params, batch, prompt_len, length, dtype)
-    given = (cut, *[PartitionSpec()] * (len(arguments) - 1))
+    given = (cut, _BY_HEADS, *[PartitionSpec()] * (len(arguments) - 2))
     results = (PartitionSpec(), PartitionSpec(), _BY_HEADS)
-    first = compile_function(function, in_shardings=given, out_shardings=results, **options)
+    first = compile_function(function, donate_argnums=1, in_shardings=given, out_shardings=results, **options)
     return first.lower(*arguments).compile()
 
 
@@ -237,9 +240,10 @@ def _step(
 def _prompt(
     module: ModuleType, cfg: Any, params: Any, batch: int, prompt_len: int, length: int, dtype: Any
 ) -> tuple[Callable[..., Any], tuple[Any, ...]]:
+    cache = module.cache_shapes(cfg, batch, length, dtype)
     tokens = jax.ShapeDtypeStruct((batch, prompt_len), jnp.int32)
-    given = (params, *_also_read(module, cfg, batch, dtype), tokens)
-    return functools.partial(module.prefill, cfg, length), given
+    given = (params, cache, *_also_read(module, cfg, batch, dtype), tokens)
+    return functools.partial(module.prefill, cfg), given
 
 
 def _also_read(module: ModuleType, cfg: Any, batch: int, dtype: Any) -> list[jax.ShapeDtypeStruct]:

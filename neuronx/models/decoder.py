@@ -213,22 +213,23 @@ def cache_shapes(
 
 
 def prefill(
-    cfg: DecoderConfig, max_len: int, params: dict[str, Any], tokens: jax.Array
+    cfg: DecoderConfig, params: dict[str, Any], cache: list[dict[str, jax.Array]], tokens: jax.Array
 ) -> tuple[jax.Array, jax.Array, list[dict[str, jax.Array]]]:
-    """Reads the prompt.
+    """Reads the prompt and writes its keys and values over the first positions of the cache.
 
     Args:
-      cfg, max_len: static; the cache holds ``max_len`` positions.
-      tokens: i32 [batch, length], length <= max_len.
+      cfg: static.
+      cache: of ``cache_shapes``, whatever stands in it; to be donated, so that it stays where it is.
+      tokens: i32 [batch, length], no more than the cache has positions.
 
     Returns:
       The next token of each sequence, i32 [batch]; the f32 logits it was chosen from, [batch, vocab];
-      the KV cache, filled up to ``length``.
+      the cache, filled up to ``length``.
     """
     length = tokens.shape[1]
-    attend = prompt_attention(length, max_len, _bias(cfg, length))
-    x, cache = _decoder(cfg, params, tokens, jnp.arange(length), attend, [None] * cfg.layers)
-    return *_next_token(cfg, params, x[:, -1]), cache
+    attend = prompt_attention(length, _bias(cfg, length))
+    x, filled = _decoder(cfg, params, tokens, jnp.arange(length), attend, cache)
+    return *_next_token(cfg, params, x[:, -1]), filled
 
 
 def decode(
@@ -241,7 +242,7 @@ def decode(
     """Reads one token a sequence and writes its keys and values at ``position`` (an i32 scalar) of the cache.
 
     Returns:
-      As ``prefill``, with the updated cache (to be donated, so that it stays where it is).
+      As ``prefill``.
     """
     max_len = cache[0]["k"].shape[2]
     attend = step_attention(max_len, position, _bias(cfg, max_len))
@@ -259,7 +260,7 @@ def _decoder(
     tokens: jax.Array,
     positions: jax.Array,
     attend: Attend,
-    cache: Sequence[Cache | None],
+    cache: Sequence[Cache],
 ) -> tuple[jax.Array, list[Cache]]:
     """Through all layers; what ``attend`` keeps of each comes back with the result."""
     turn = None
@@ -267,7 +268,7 @@ def _decoder(
         width = cfg.rotary or cfg.head_dim
         turn = rotation(positions, width, base=cfg.rope_base, factor=cfg.rope_factor)
 
-    def layer(x: jax.Array, weights: dict[str, Any], old: Cache | None) -> tuple[jax.Array, Cache]:
+    def layer(x: jax.Array, weights: dict[str, Any], old: Cache) -> tuple[jax.Array, Cache]:
         normal = _norm(cfg, weights["attention_norm"], x) if cfg.norm_first else x
         y, kept = _self_attention(cfg, weights, normal, turn, functools.partial(attend, old=old))
         if cfg.is_parallel:

@@ -13,6 +13,7 @@ import numpy as np
 from kernels.errors import CompileError
 from neuronx.api import compile as compile_function
 from neuronx.models import opt
+from neuronx.models.layers import zeros
 from neuronx.models.quantised import quantised_shapes
 from neuronx.stages import Compiled
 
@@ -41,8 +42,8 @@ _MARGIN = 8
 class Generator:
     """Two compiled programs for one model, batch and length; made without any array.
 
-    ``prefill(params, tokens)`` and ``decode(params, cache, token, position)`` as in ``neuronx.models.opt``;
-    the plan shards the cache by heads over the cores, and it is donated.
+    ``prefill(params, cache, tokens)`` and ``decode(params, cache, token, position)`` as in
+    ``neuronx.models.opt``; the plan shards the cache by heads over the cores, and it is donated.
     """
 
     cfg: opt.OPTConfig
@@ -89,7 +90,7 @@ class Generator:
         if weights:
             params = quantised_shapes(params, weights)
         cache = opt.cache_shapes(cfg, batch, max_len, element)
-        prefill = compile_function(functools.partial(opt.prefill, cfg, max_len), **options)
+        prefill = compile_function(functools.partial(opt.prefill, cfg), donate_argnums=1, **options)
         decode = compile_function(functools.partial(opt.decode, cfg), donate_argnums=1, **options)
         tokens = jax.ShapeDtypeStruct((batch, prompt_len), jnp.int32)
         token = jax.ShapeDtypeStruct((batch,), jnp.int32)
@@ -99,7 +100,7 @@ class Generator:
             batch=batch,
             prompt_len=prompt_len,
             new_tokens=new_tokens,
-            prefill=prefill.lower(params, tokens).compile(),
+            prefill=prefill.lower(params, cache, tokens).compile(),
             decode=decode.lower(params, cache, token, jax.ShapeDtypeStruct((), jnp.int32)).compile(),
         )
 
@@ -119,6 +120,12 @@ class Generator:
         total = self.time_to_first_token_s + (self.new_tokens - 1) * self.time_per_token_s
         return self.batch * self.new_tokens / total
 
+    def empty_cache(self) -> list[dict[str, jax.Array]]:
+        """What ``prefill`` writes the prompt into."""
+        return zeros(
+            opt.cache_shapes(self.cfg, self.batch, self.prompt_len + self.new_tokens, DTYPES[self.dtype])
+        )
+
     def run(self, params: dict[str, Any], tokens: np.ndarray) -> "Generated":
         """Generates greedily with real numbers.
 
@@ -127,7 +134,7 @@ class Generator:
           tokens: i32 [batch, prompt_len].
         """
         start = time.perf_counter()
-        token, logits, cache = self.prefill(params, tokens)
+        token, logits, cache = self.prefill(params, self.empty_cache(), tokens)
         steps, chosen, step_host_s = [np.asarray(logits)], [np.asarray(token)], []
         after_prefill = time.perf_counter()
         position = jnp.int32(self.prompt_len)
@@ -171,8 +178,8 @@ def logit_errors(
 
     The reference reads the tokens the ring chose, so that every step compares the same inputs.
     """
-    cfg, max_len = generator.cfg, generator.prompt_len + generator.new_tokens
-    _, logits, cache = jax.jit(functools.partial(opt.prefill, cfg, max_len))(params, tokens)
+    cfg, prefill = generator.cfg, functools.partial(opt.prefill, generator.cfg)
+    _, logits, cache = jax.jit(prefill, donate_argnums=1)(params, generator.empty_cache(), tokens)
     errors = [float(np.abs(got.logits[0] - logits).max())]
     decode = jax.jit(functools.partial(opt.decode, cfg), donate_argnums=1)
     for index in range(1, generator.new_tokens):

@@ -35,6 +35,7 @@ __all__ = [
     "step_attention",
     "tensor_parallel",
     "through_layers",
+    "zeros",
 ]
 
 ACTIVATIONS: Mapping[str, Callable[[jax.Array], jax.Array]] = {
@@ -53,8 +54,8 @@ Make = Callable[[tuple[int, ...], float], Any]
 Cache = dict[str, jax.Array]
 """What a layer keeps: ``k`` and ``v``."""
 
-Attend = Callable[[jax.Array, jax.Array, jax.Array, Any], tuple[jax.Array, Cache]]
-"""Mixes q, k and v with what the layer kept before (None: nothing); what it keeps now comes back as well."""
+Attend = Callable[[jax.Array, jax.Array, jax.Array, Cache], tuple[jax.Array, Cache]]
+"""Mixes q, k and v with what the layer kept before; what it keeps now comes back as well."""
 
 
 def shapes(dtype: Any, matrix_dtype: Any = None) -> Make:
@@ -68,6 +69,11 @@ def shapes(dtype: Any, matrix_dtype: Any = None) -> Make:
         return jax.ShapeDtypeStruct(shape, matrix_dtype if matrix_dtype and len(shape) > 1 else dtype)
 
     return make
+
+
+def zeros(tree: Any) -> Any:
+    """Arrays of zeros for a tree of ``jax.ShapeDtypeStruct``s."""
+    return jax.tree_util.tree_map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), tree)
 
 
 def random(dtype: Any, seed: int) -> Make:
@@ -205,13 +211,12 @@ def attention(
     return jnp.einsum("bhqk,bhkd->bhqd", jax.nn.softmax(scores, axis=-1).astype(v.dtype), v)
 
 
-def prompt_attention(length: int, max_len: int, bias: jax.Array | None = None) -> Attend:
-    """Each position of a prompt sees itself and those before; what is kept has room for ``max_len``."""
+def prompt_attention(length: int, bias: jax.Array | None = None) -> Attend:
+    """Each position of a prompt sees itself and those before; they are written from the first one on."""
     causal = jnp.tril(jnp.ones((length, length), bool))
-    room = [(0, 0), (0, 0), (0, max_len - length), (0, 0)]
 
-    def attend(q: jax.Array, k: jax.Array, v: jax.Array, old: None) -> tuple[jax.Array, Cache]:
-        return attention(q, k, v, causal, bias), {"k": jnp.pad(k, room), "v": jnp.pad(v, room)}
+    def attend(q: jax.Array, k: jax.Array, v: jax.Array, old: Cache) -> tuple[jax.Array, Cache]:
+        return attention(q, k, v, causal, bias), _updated(old, k, v, 0)
 
     return attend
 
@@ -219,14 +224,17 @@ def prompt_attention(length: int, max_len: int, bias: jax.Array | None = None) -
 def step_attention(max_len: int, position: jax.Array, bias: jax.Array | None = None) -> Attend:
     """Of one more position, whose keys and values are written at ``position`` of what was kept."""
     visible = (jnp.arange(max_len) <= position)[None, :]
-    start = (0, 0, position, 0)
 
     def attend(q: jax.Array, k: jax.Array, v: jax.Array, old: Cache) -> tuple[jax.Array, Cache]:
-        keys = jax.lax.dynamic_update_slice(old["k"], k, start)
-        values = jax.lax.dynamic_update_slice(old["v"], v, start)
-        return attention(q, keys, values, visible, bias), {"k": keys, "v": values}
+        kept = _updated(old, k, v, position)
+        return attention(q, kept["k"], kept["v"], visible, bias), kept
 
     return attend
+
+
+def _updated(old: Cache, k: jax.Array, v: jax.Array, position: jax.Array | int) -> Cache:
+    start = (0, 0, position, 0)
+    return {name: jax.lax.dynamic_update_slice(old[name], new, start) for name, new in (("k", k), ("v", v))}
 
 
 def through_layers(

@@ -8,6 +8,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from neuronx.models.family import Family
 from neuronx.models.layers import (
     ACTIVATIONS,
     Attend,
@@ -17,15 +18,13 @@ from neuronx.models.layers import (
     head_logits,
     linear,
     prompt_attention,
-    random,
     rms_norm,
-    shapes,
     split_heads,
     step_attention,
     through_layers,
 )
 from neuronx.models.positions import DISTANCES, distance_bias
-from neuronx.models.sizes import find, padded
+from neuronx.models.sizes import padded
 
 __all__ = [
     "SIZES",
@@ -99,21 +98,6 @@ SIZES = {
 }
 
 
-def config(name: str) -> T5Config:
-    """The published size called ``name``; raises CompileError for any other."""
-    return find(SIZES, name)
-
-
-def parameter_shapes(cfg: T5Config, dtype: Any) -> dict[str, Any]:
-    """The parameter tree as ``jax.ShapeDtypeStruct``s: no memory."""
-    return _parameter_tree(cfg, shapes(dtype))
-
-
-def parameters(cfg: T5Config, dtype: Any, seed: int) -> dict[str, Any]:
-    """Random parameters; norm scales around 1."""
-    return _parameter_tree(cfg, random(dtype, seed))
-
-
 def _parameter_tree(cfg: T5Config, make: Make) -> dict[str, Any]:
     width = cfg.all_heads * cfg.head_dim
 
@@ -146,6 +130,10 @@ def _parameter_tree(cfg: T5Config, make: Make) -> dict[str, Any]:
     return tree if cfg.is_tied else {**tree, "head": matrix(cfg.hidden, cfg.vocab)}
 
 
+_FAMILY = Family(sizes=SIZES, tree=_parameter_tree)
+config, parameter_shapes, parameters = _FAMILY.config, _FAMILY.parameter_shapes, _FAMILY.parameters
+
+
 def cache_shapes(cfg: T5Config, batch: int, max_len: int, dtype: Any) -> dict[str, Any]:
     """What steps read: per layer keys and values of the answer and of the source, of [batch, heads, max_len,
     head_dim] each, and which of the source's positions there are."""
@@ -158,30 +146,31 @@ def cache_shapes(cfg: T5Config, batch: int, max_len: int, dtype: Any) -> dict[st
 
 
 def prefill(
-    cfg: T5Config, max_len: int, params: dict[str, Any], tokens: jax.Array
+    cfg: T5Config, params: dict[str, Any], cache: dict[str, Any], tokens: jax.Array
 ) -> tuple[jax.Array, jax.Array, dict[str, Any]]:
     """Reads the source, i32 [batch, length], and writes the first token of the answer.
 
-    The cache holds ``max_len`` positions of either.
+    The cache is of ``cache_shapes``, any finite numbers; it is to be donated, so that it stays where it is.
 
     Returns:
       The first token of each answer, i32 [batch]; the f32 logits it was chosen from, [batch, vocab]; the
       cache, to be gone on with at position 1.
     """
     batch, length = tokens.shape
-    seen = _read(cfg, params, tokens)
+    seen, max_len = _read(cfg, params, tokens), cache["readable"].shape[-1]
     room = [(0, 0), (0, 0), (0, max_len - length), (0, 0)]
 
     def source(weights: dict[str, Any]) -> Cache:
         made = {name: split_heads(linear(weights[name], seen), cfg.all_heads) for name in ("k", "v")}
         return {f"source_{name}": jnp.pad(part, room) for name, part in made.items()}
 
-    sources = [source(weights["source"]) for weights in params["writer"]["layers"]]
-    readable = jnp.broadcast_to(jnp.arange(max_len) < length, (batch, cfg.all_heads, 1, max_len))
+    layers = zip(cache["layers"], params["writer"]["layers"], strict=True)
+    filled = [old | source(weights["source"]) for old, weights in layers]
+    readable = jnp.broadcast_to(jnp.arange(max_len) < length, cache["readable"].shape)
     # An answer starts with token 0, which is padding elsewhere.
     start, position = jnp.zeros((batch,), jnp.int32), jnp.zeros((1,), jnp.int32)
     bias = distance_bias(params["writer"]["distances"], position, position, both_ways=False)
-    return _write(cfg, params, start, prompt_attention(1, max_len, bias), sources, readable)
+    return _write(cfg, params, start, prompt_attention(1, bias), filled, readable)
 
 
 def decode(

@@ -9,6 +9,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from neuronx.models.family import Family
 from neuronx.models.layers import (
     ACTIVATIONS,
     Attend,
@@ -22,13 +23,11 @@ from neuronx.models.layers import (
     norm_parameters,
     norms_first,
     prompt_attention,
-    random,
-    shapes,
     split_heads,
     step_attention,
     through_layers,
 )
-from neuronx.models.sizes import find, padded
+from neuronx.models.sizes import padded
 
 __all__ = [
     "SIZES",
@@ -110,21 +109,6 @@ SIZES = {
 }
 
 
-def config(name: str) -> WhisperConfig:
-    """The published size called ``name``; raises CompileError for any other."""
-    return find(SIZES, name)
-
-
-def parameter_shapes(cfg: WhisperConfig, dtype: Any) -> dict[str, Any]:
-    """The parameter tree as ``jax.ShapeDtypeStruct``s: no memory."""
-    return _parameter_tree(cfg, shapes(dtype))
-
-
-def parameters(cfg: WhisperConfig, dtype: Any, seed: int) -> dict[str, Any]:
-    """Random parameters; norm scales around 1."""
-    return _parameter_tree(cfg, random(dtype, seed))
-
-
 def _parameter_tree(cfg: WhisperConfig, make: Make) -> dict[str, Any]:
     width = cfg.all_heads * cfg.head_dim
 
@@ -158,6 +142,10 @@ def _parameter_tree(cfg: WhisperConfig, make: Make) -> dict[str, Any]:
     }
 
 
+_FAMILY = Family(sizes=SIZES, tree=_parameter_tree)
+config, parameter_shapes, parameters = _FAMILY.config, _FAMILY.parameter_shapes, _FAMILY.parameters
+
+
 def sound_shape(cfg: WhisperConfig, batch: int, dtype: Any) -> jax.ShapeDtypeStruct:
     """What ``prefill`` hears."""
     return jax.ShapeDtypeStruct((batch, cfg.frames, cfg.mels), dtype)
@@ -175,22 +163,25 @@ def cache_shapes(cfg: WhisperConfig, batch: int, max_len: int, dtype: Any) -> li
 
 
 def prefill(
-    cfg: WhisperConfig, max_len: int, params: dict[str, Any], sound: jax.Array, tokens: jax.Array
+    cfg: WhisperConfig, params: dict[str, Any], cache: list[Cache], sound: jax.Array, tokens: jax.Array
 ) -> tuple[jax.Array, jax.Array, list[Cache]]:
     """Hears ``sound`` [batch, frames, mels] and reads what the text starts with, i32 [batch, length].
 
+    The cache is of ``cache_shapes``, any finite numbers; it is to be donated, so that it stays where it is.
+
     Returns:
-      The next token of each text, i32 [batch]; the f32 logits it was chosen from, [batch, vocab]; the cache
-      of ``max_len`` positions, filled up to ``length``.
+      The next token of each text, i32 [batch]; the f32 logits it was chosen from, [batch, vocab]; the cache,
+      filled up to ``length``.
     """
     heard = _hear(cfg, params["hearer"], sound)
 
     def source(weights: dict[str, Any]) -> Cache:
         return {f"source_{name}": split_heads(linear(weights[name], heard), cfg.all_heads) for name in "kv"}
 
-    sources = [source(weights["source"]) for weights in params["writer"]["layers"]]
+    layers = zip(cache, params["writer"]["layers"], strict=True)
+    filled = [old | source(weights["source"]) for old, weights in layers]
     length = tokens.shape[1]
-    return _write(cfg, params, tokens, jnp.arange(length), prompt_attention(length, max_len), sources)
+    return _write(cfg, params, tokens, jnp.arange(length), prompt_attention(length), filled)
 
 
 def decode(
