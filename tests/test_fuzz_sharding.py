@@ -1,4 +1,4 @@
-"""Random programs under random shardings: a few new ones in each run, two thousand in the slow suite."""
+"""Random programs under random shardings: a few new ones in each run, a thousand in the slow suite."""
 
 import pytest
 from fuzz_sharding import RUNTIME_SHARE, command, run_many, run_one
@@ -6,8 +6,8 @@ from hypothesis import HealthCheck, given, note, settings
 from hypothesis import strategies as st
 from random_programs import CORES, MAX_STEPS, generate
 
-# Two thousand programs, in parts that several processes of pytest can share.
-_PARTS, _PART = 8, 250
+# A thousand programs, in parts that several processes of pytest can share.
+_PARTS, _PART = 4, 250
 
 
 @settings(max_examples=12, deadline=None, suppress_health_check=list(HealthCheck))
@@ -36,7 +36,7 @@ def test_programs_cover_every_number_of_cores_and_both_kinds() -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("part", range(_PARTS))
-def test_two_thousand_random_programs(part: int, spare_cores: int) -> None:
+def test_a_thousand_random_programs(part: int, spare_cores: int) -> None:
     """At least one in five through the whole pipeline and our runtime, the others on replicas of XLA:CPU."""
     seeds = range(part * _PART, (part + 1) * _PART)
     outcomes = list(run_many(seeds, workers=spare_cores))
