@@ -35,13 +35,13 @@ def blocks(block: ir.Block) -> Iterator[ir.Block]:
     yield block
 
 
-def reducer(op: ir.Operation) -> str | None:
+def reducer(region: ir.Region) -> str | None:
     """The mnemonic of the one op that combines two values; None where there are several or it is uneven."""
-    block = op.regions[0].blocks[0]
-    body = operations(block)
-    if len(body) != 2 or set(body[0].operands) != set(block.arguments) or len(body[0].operands) != 2:
+    block = region.blocks[0]
+    first, *rest = operations(block)
+    if len(rest) != 1 or set(first.operands) != set(block.arguments) or len(first.operands) != 2:
         return None
-    return kind(body[0])
+    return kind(first) if list(rest[0].operands) == list(first.results) else None
 
 
 def sole_user(value: ir.Value) -> ir.Operation | None:
@@ -75,17 +75,14 @@ def groups_attribute(groups: Sequence[Sequence[int]]) -> ir.Attribute:
 
 
 def all_reduce(
-    operand: ir.Value, reducer_name: str, groups: ir.Attribute, location: ir.Location, before: ir.Operation
-) -> ir.Value:
-    """A new all-reduce of ``operand`` in front of ``before``."""
-    with ir.InsertionPoint(before), location:
-        op = ir.Operation.create(
-            "stablehlo.all_reduce",
-            results=[operand.type],
-            operands=[operand],
-            attributes={"replica_groups": groups},
-            regions=1,
-        )
+    operand: ir.Value, reducer_name: str, groups: ir.Attribute, location: ir.Location,
+    point: ir.InsertionPoint,
+) -> ir.Value:  # fmt: skip
+    """A new all-reduce of ``operand`` at ``point``."""
+    op = ir.Operation.create(
+        "stablehlo.all_reduce", results=[operand.type], operands=[operand], regions=1,
+        attributes={"replica_groups": groups}, loc=location, ip=point,
+    )  # fmt: skip
     fill_reducer(op, reducer_name, operand.type)
     return op.results[0]
 
@@ -123,7 +120,7 @@ def partial(value: ir.Value) -> Partial | None:
         if op.block != value.owner.operation.block:
             return None
         if kind(op) == "all_reduce":
-            name = reducer(op)
+            name = reducer(op.regions[0])
             rules = _COMMUTES.get(name, {})
             if len(op.operands) != 1 or not all(kind(p) in rules and rules[kind(p)](p, i) for p, i in passed):
                 return None

@@ -85,7 +85,7 @@ def _key(op: ir.Operation, options: Options) -> tuple | None:
 def _reduction(op: ir.Operation) -> tuple[str, str] | None:
     """The reducer and the type it takes; None where either is not one."""
     types = {tensor(value.type).dtype for value in op.operands}
-    combined = reducer(op)
+    combined = reducer(op.regions[0])
     return None if combined is None or len(types) != 1 else (combined, types.pop())
 
 

@@ -148,7 +148,7 @@ def _reduce_behind(loop: ir.Operation, number: int, found: Partial) -> None:
     loop.operands[number] = nothing.results[0]
     uses = [(use.owner, use.operand_number) for use in result.uses]
     behind = _next(loop)
-    reduced = all_reduce(result, "add", groups, location, behind)
+    reduced = all_reduce(result, "add", groups, location, ir.InsertionPoint(behind))
     with ir.InsertionPoint(behind), location:
         total = ir.Operation.create("stablehlo.add", results=[start.type], operands=[start, reduced])
     for user, operand in uses:

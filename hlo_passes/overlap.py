@@ -133,7 +133,7 @@ def _plan_reduction(op: ir.Operation, groups: tuple[tuple[int, ...], ...], machi
     narrowed, dot = None, op.operands[0].owner
     if isinstance(op.operands[0], ir.OpResult) and kind(dot) == "convert":
         narrowed, dot = dot.operation, dot.operation.operands[0].owner
-    if isinstance(dot, ir.Block) or kind(dot) != "dot_general" or reducer(op) != "add":
+    if isinstance(dot, ir.Block) or kind(dot) != "dot_general" or reducer(op.regions[0]) != "add":
         return []
     dot = dot.operation
     used_once = [o for o in (dot, narrowed) if o is not None and sole_user(o.results[0]) is not None]

@@ -110,7 +110,7 @@ def _joined(tree: _Tree, terms: Sequence[tuple[Partial, int]]) -> ir.Value:
     groups = first.attributes["replica_groups"]
     location = ir.Location.fused([term.reduce.location for term, _ in terms])
     parts = [(take_partial(term), sign) for term, sign in terms]
-    return all_reduce(_fold(tree, parts), tree.reducer, groups, location, tree.root)
+    return all_reduce(_fold(tree, parts), tree.reducer, groups, location, ir.InsertionPoint(tree.root))
 
 
 def _fold(tree: _Tree, terms: Sequence[tuple[ir.Value, int]]) -> ir.Value:

@@ -61,7 +61,7 @@ def _merge_equal(block: ir.Block) -> list[str]:
     first: dict[tuple, ir.Operation] = {}
     said = []
     for op in operations(block):
-        combine = reducer(op) if kind(op) in COLLECTIVES and len(op.regions) else None
+        combine = reducer(op.regions[0]) if kind(op) in COLLECTIVES and len(op.regions) else None
         if kind(op) not in COLLECTIVES or (len(op.regions) and combine is None):
             continue
         attributes = tuple(sorted((name, str(op.attributes[name])) for name in op.attributes))
@@ -146,7 +146,7 @@ def _local_reduce(
     op: ir.Operation, groups: Groups, shared: bool, varying: Varying, ranks: int
 ) -> Callable[[], ir.Value] | None:
     alone = all(len(group) == 1 for group in groups)
-    return _as_it_is(op) if alone or (shared and reducer(op) in _IDEMPOTENT) else None
+    return _as_it_is(op) if alone or (shared and reducer(op.regions[0]) in _IDEMPOTENT) else None
 
 
 def _local_alone(

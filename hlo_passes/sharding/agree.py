@@ -42,4 +42,4 @@ def _told(module: ir.Module, user: ir.Operation, value: ir.Value) -> ir.Value:
     emit = Emitter(Mesh(axes=(("all", num_ranks(module)),)), main(module).entry_block)
     emit.location, emit.point = user.location, ir.InsertionPoint(user)
     is_predicate = value.type.element_type.width == 1
-    return emit.all_reduce(value, ("all",), "stablehlo.or" if is_predicate else "stablehlo.maximum")
+    return emit.all_reduce(value, ("all",), "or" if is_predicate else "maximum")

@@ -2,9 +2,11 @@
 
 from collections.abc import Sequence
 
+from hlo_passes.collective_ops import fill_reducer
 from hlo_passes.ir import ir
+from hlo_passes.ops import maker
 
-__all__ = ["Builder", "i64s"]
+__all__ = ["Builder"]
 
 
 class Builder:
@@ -16,41 +18,39 @@ class Builder:
         self._inside: set[ir.Operation] = set()  # dynamic slices whose starts need no clamping
 
     def op(
-        self, name: str, operands: Sequence[ir.Value], types: Sequence[ir.Type], **attributes: str
-    ) -> ir.Operation:
-        """Any op by name; attributes are given as MLIR text."""
-        parsed = {key: ir.Attribute.parse(text) for key, text in attributes.items()}
+        self, name: str, operands: Sequence[ir.Value], types: Sequence[ir.Type], *, regions: int = 0,
+        **attributes: ir.Attribute | str,
+    ) -> ir.Operation:  # fmt: skip
+        """Any op by name; attributes may be given as MLIR text."""
+        parsed = {k: ir.Attribute.parse(v) if isinstance(v, str) else v for k, v in attributes.items()}
         return ir.Operation.create(
-            name,
-            results=list(types),
-            operands=list(operands),
-            attributes=parsed,
-            loc=self.location,
-            ip=self.point,
-        )
+            name, results=list(types), operands=list(operands), attributes=parsed, regions=regions,
+            loc=self.location, ip=self.point,
+        )  # fmt: skip
 
     def value(
-        self,
-        name: str,
-        operands: Sequence[ir.Value],
-        shape: Sequence[int],
-        element: ir.Type,
-        **attributes: str,
-    ) -> ir.Value:
+        self, name: str, operands: Sequence[ir.Value], shape: Sequence[int], element: ir.Type,
+        **attributes: ir.Attribute | str,
+    ) -> ir.Value:  # fmt: skip
         """An op with one ranked tensor as its result."""
         return self.op(name, operands, [ir.RankedTensorType.get(shape, element)], **attributes).results[0]
 
+    def copy(self, op: ir.Operation, operands: Sequence[ir.Value]) -> ir.Operation:
+        """``op`` with other operands."""
+        new = op.clone(ip=self.point).operation
+        for number, value in enumerate(operands):
+            new.operands[number] = value
+        return new
+
     def constant(self, attr: ir.Attribute) -> ir.Value:
-        return ir.Operation.create(
-            "stablehlo.constant",
-            results=[attr.type],
-            attributes={"value": attr},
-            loc=self.location,
-            ip=self.point,
-        ).results[0]
+        return self.op("stablehlo.constant", [], [attr.type], value=attr).results[0]
 
     def scalar(self, number: int) -> ir.Value:
         return self.constant(ir.Attribute.parse(f"dense<{number}> : tensor<i32>"))
+
+    def rows(self, count: int) -> ir.Value:
+        """The numbers from 0 on, as tensor<count x i32>."""
+        return self.value("stablehlo.iota", [], [count], self._i32(), iota_dimension="0 : i64")
 
     def _i32(self) -> ir.Type:
         return ir.IntegerType.get_signless(32)
@@ -74,10 +74,10 @@ class Builder:
 
     def spread(self, value: ir.Value, shape: Sequence[int], dims: Sequence[int]) -> ir.Value:
         """``broadcast_in_dim``: dim i of ``value`` becomes dim ``dims[i]`` of ``shape``."""
-        element = value.type.element_type
         return self.value(
-            "stablehlo.broadcast_in_dim", [value], shape, element, broadcast_dimensions=i64s(dims)
-        )
+            "stablehlo.broadcast_in_dim", [value], shape, value.type.element_type,
+            broadcast_dimensions=ir.DenseI64ArrayAttr.get(dims),
+        )  # fmt: skip
 
     def convert(self, value: ir.Value, element: ir.Type) -> ir.Value:
         if value.type.element_type == element:
@@ -109,58 +109,55 @@ class Builder:
         element = values[0].type.element_type
         return self.value("stablehlo.concatenate", values, shape, element, dimension=f"{dim} : i64")
 
+    def reshape(self, value: ir.Value, shape: Sequence[int]) -> ir.Value:
+        return self.value("stablehlo.reshape", [value], shape, value.type.element_type)
+
     def resize(self, value: ir.Value, dim: int, size: int) -> ir.Value:
         """Cuts or zero-pads dim ``dim`` at its end to ``size`` rows."""
-        shape = list(value.type.shape)
-        zeros, more = [0] * len(shape), size - shape[dim]
-        if more > 0:
-            return self.pad(value, zeros, [more if d == dim else 0 for d in range(len(shape))])
-        shape[dim] = size
-        return self.cut(value, zeros, shape) if more else value
+        more = size - value.type.shape[dim]
+        return self.pad(value, dim, 0, more) if more > 0 else self.cut(value, dim, 0, size)
 
     def pad(
-        self, value: ir.Value, low: Sequence[int], high: Sequence[int], inner: Sequence[int] = (),
-        fill: ir.Value | None = None,
-    ) -> ir.Value:  # fmt: skip
-        """Pads each dim at its beginning and end, and between its rows, with scalar ``fill`` (default 0)."""
-        inner = inner or [0] * len(low)
-        sizes = zip(low, value.type.shape, inner, high, strict=True)
-        shape = [a + size + max(size - 1, 0) * gap + b for a, size, gap, b in sizes]
-        element = value.type.element_type
+        self, value: ir.Value, dim: int, low: int, high: int, inner: int = 0, fill: ir.Value | None = None
+    ) -> ir.Value:
+        """Pads ``dim`` at its beginning and end, and between its rows, with scalar ``fill`` (default 0)."""
+        shape, element = list(value.type.shape), value.type.element_type
+        sizes = [[n if d == dim else 0 for d in range(len(shape))] for n in (low, high, inner)]
+        shape[dim] += low + max(shape[dim] - 1, 0) * inner + high
+        low_attr, high_attr, inner_attr = map(ir.DenseI64ArrayAttr.get, sizes)
         return self.value(
             "stablehlo.pad", [value, self.zero(element) if fill is None else fill], shape, element,
-            edge_padding_low=i64s(low), edge_padding_high=i64s(high), interior_padding=i64s(inner),
+            edge_padding_low=low_attr, edge_padding_high=high_attr, interior_padding=inner_attr,
         )  # fmt: skip
 
-    def cut(self, value: ir.Value, start: Sequence[int], end: Sequence[int]) -> ir.Value:
-        """The rows from ``start`` to before ``end`` of each dim."""
+    def cut(self, value: ir.Value, dim: int, start: int, end: int) -> ir.Value:
+        """The rows of ``dim`` from ``start`` to before ``end``."""
+        shape = list(value.type.shape)
+        if (start, end) == (0, shape[dim]):
+            return value
+        starts, ends = [0] * len(shape), list(shape)
+        starts[dim], ends[dim], shape[dim] = start, end, end - start
         return self.value(
-            "stablehlo.slice",
-            [value],
-            [b - a for a, b in zip(start, end, strict=True)],
-            value.type.element_type,
-            start_indices=i64s(start),
-            limit_indices=i64s(end),
-            strides=i64s([1] * len(start)),
-        )
+            "stablehlo.slice", [value], shape, value.type.element_type,
+            start_indices=ir.DenseI64ArrayAttr.get(starts), limit_indices=ir.DenseI64ArrayAttr.get(ends),
+            strides=ir.DenseI64ArrayAttr.get([1] * len(shape)),
+        )  # fmt: skip
 
     def slice_at(self, value: ir.Value, dim: int, start: ir.Value, rows: int) -> ir.Value:
         """``rows`` rows of one dim from scalar ``start`` on, which is clamped to what there is."""
         self._clamp_starts(value)
         shape = list(value.type.shape)
         shape[dim] = rows
-        starts = [start if d == dim else self._zero_like(start) for d in range(len(shape))]
+        starts = [start if d == dim else self.zero(start.type.element_type) for d in range(len(shape))]
         return self.value(
             "stablehlo.dynamic_slice", [value, *starts], shape, value.type.element_type,
-            slice_sizes=i64s(shape),
+            slice_sizes=ir.DenseI64ArrayAttr.get(shape),
         )  # fmt: skip
 
     def _clamp_starts(self, value: ir.Value) -> None:
         """Where a slice is sliced again, XLA adds the two starts before it clamps: clamp the first here."""
-        if isinstance(value.owner, ir.Block):
-            return
-        op = value.owner.operation
-        if op.name != "stablehlo.dynamic_slice" or op in self._inside:
+        op = maker(value)
+        if op is None or op.name != "stablehlo.dynamic_slice" or op in self._inside:
             return
         self._inside.add(op)
         source, taken = op.operands[0].type.shape, value.type.shape
@@ -173,30 +170,12 @@ class Builder:
             op.operands[dim + 1] = self.value("stablehlo.clamp", [low, start, high], [], element)
         self.point = point
 
-    def _zero_like(self, scalar: ir.Value) -> ir.Value:
-        return self.zero(scalar.type.element_type)
-
     def reduce(
         self, value: ir.Value, init: ir.Value, dim: int, shape: Sequence[int], reducer: str
     ) -> ir.Value:
-        """Reduces one dim, which leaves ``shape``, with the scalar op ``reducer``."""
-        element = value.type.element_type
-        op = ir.Operation.create(
-            "stablehlo.reduce", results=[ir.RankedTensorType.get(shape, element)], operands=[value, init],
-            attributes={"dimensions": ir.DenseI64ArrayAttr.get([dim])}, regions=1, loc=self.location,
-            ip=self.point,
-        )  # fmt: skip
-        self._fill_reducer(op, element, reducer)
+        """Reduces one dim, which leaves ``shape``, with the scalar op ``reducer`` (for example ``add``)."""
+        type_ = ir.RankedTensorType.get(shape, value.type.element_type)
+        dims = ir.DenseI64ArrayAttr.get([dim])
+        op = self.op("stablehlo.reduce", [value, init], [type_], regions=1, dimensions=dims)
+        fill_reducer(op, reducer, type_)
         return op.results[0]
-
-    def _fill_reducer(self, op: ir.Operation, element: ir.Type, reducer: str) -> None:
-        scalar = ir.RankedTensorType.get([], element)
-        block = op.regions[0].blocks.append(scalar, scalar, arg_locs=[self.location] * 2)
-        with ir.InsertionPoint(block), self.location:
-            both = ir.Operation.create(reducer, results=[scalar], operands=list(block.arguments))
-            ir.Operation.create("stablehlo.return", operands=[both.results[0]])
-
-
-def i64s(numbers: Sequence[int]) -> str:
-    """Numbers of dims as the text of an attribute."""
-    return f"array<i64: {', '.join(map(str, numbers))}>" if numbers else "array<i64>"

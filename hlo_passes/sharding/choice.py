@@ -54,6 +54,10 @@ class Choice:
             local.append(self.local[factors[0]] * _minor(factors, rule) if sharded else size)
         return Sharding(axes=tuple(axes), local=tuple(local))
 
+    @property
+    def used(self) -> set[str]:
+        return {axis for axes in self.axes.values() for axis in axes}
+
     def drop(self, factors: Iterable[int]) -> None:
         """Gives up sharding these factors."""
         for factor in set(factors) & self.axes.keys():
@@ -61,9 +65,8 @@ class Choice:
 
     def offer(self, rule: OpRule, factors: tuple[int, ...], axes: tuple[str, ...], local: int) -> None:
         """Takes ``axes`` for the major factor of a dim if the factor and the axes are still free."""
-        taken = {axis for other in self.axes.values() for axis in other}
         rows, rest = divmod(local, _minor(factors, rule))
-        if factors[0] in rule.blocked or factors[0] in self.axes or taken & set(axes) or rest:
+        if factors[0] in rule.blocked or factors[0] in self.axes or self.used & set(axes) or rest:
             return
         self.axes[factors[0]], self.local[factors[0]] = axes, rows
 

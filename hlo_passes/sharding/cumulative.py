@@ -4,7 +4,7 @@ from hlo_passes.ir import ir
 from hlo_passes.sharding.choice import Choice
 from hlo_passes.sharding.partition import Partitioner
 from hlo_passes.sharding.reductions import all_reducer, simple_reducer
-from hlo_passes.sharding.spec import Sharding, shape_of
+from hlo_passes.sharding.spec import shape_of
 from hlo_passes.sharding.windows import WINDOWS, Window
 
 __all__ = ["is_cumulative", "scan_blocks"]
@@ -42,22 +42,17 @@ def scan_blocks(
     size, shards, forward = shape_of(value)[dim], part.targets.mesh.size(axes), window.start < 0
     have = part.env[value][1]
     rows = have.local[dim] if have.axes[dim] == axes else -(-size // shards)
-    sharding = choice.sharding(shape_of(value), rule.operands[0], rule)
-    sharding = Sharding(
-        axes=tuple(axes if d == dim else a for d, a in enumerate(sharding.axes)),
-        local=tuple(rows if d == dim else n for d, n in enumerate(sharding.local)),
-    )
+    sharding = choice.sharding(shape_of(value), rule.operands[0], rule).with_dims({dim: (axes, rows)})
     local = emit.fill_padding(part.use(value, sharding), dim, axes, size, init)
     new = part.emit_op(op, [local, init], [sharding])
     _set_window(new, dim, rows, forward)
     scanned = new.results[0]
-    start, end = [0] * len(sharding.local), list(sharding.local)
-    start[dim], end[dim] = (rows - 1, rows) if forward else (0, 1)
-    [totals] = emit.all_gather([emit.cut(scanned, start, end)], dim, axes)
+    last = rows - 1 if forward else 0
+    [totals] = emit.all_gather([emit.cut(scanned, dim, last, last + 1)], dim, axes)
     before = _reduced_before(part, op, totals, init, dim, axes, forward)
-    kept = [d for d in range(len(start)) if d != dim]
+    kept = [d for d in range(len(sharding.local)) if d != dim]
     before = emit.spread(before, sharding.local, kept)
-    reducer = simple_reducer(op.regions[0]).removeprefix("stablehlo.")
+    reducer = simple_reducer(op.regions[0])
     pair = (before, scanned) if forward else (scanned, before)
     part.env[op.results[0]] = (emit.binary(reducer, *pair), sharding)
 
@@ -79,9 +74,7 @@ def _reduced_before(
 ) -> ir.Value:  # fmt: skip
     """The totals of the cores before (after) this one, reduced; ``init`` on the first (last)."""
     emit, shape = part.emit, list(totals.type.shape)
-    rows = emit.value(
-        "stablehlo.iota", [], [shape[dim]], ir.IntegerType.get_signless(32), iota_dimension="0 : i64"
-    )
+    rows = emit.rows(shape[dim])
     mine = emit.broadcast(emit.index(axes), [shape[dim]])
     mask = emit.spread(emit.compare(rows, mine, "LT" if forward else "GT"), shape, [dim])
     totals = emit.select(mask, totals, emit.broadcast(init, shape))

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from distributed.mesh import Mesh
+from hlo_passes.collective_ops import all_reduce, groups_attribute
 from hlo_passes.ir import ir
 from hlo_passes.sharding.build import Builder
 
@@ -43,7 +44,7 @@ class Emitter(Builder):
             return rank
         table = self.constant(ir.DenseElementsAttr.get(np.array(numbers, np.int32)))
         one = self.value("stablehlo.dynamic_slice", [table, rank], [1], i32, slice_sizes="array<i64: 1>")
-        return self.value("stablehlo.reshape", [one], [], i32)
+        return self.reshape(one, [])
 
     def offset(self, axes: tuple[str, ...], local: int) -> ir.Value:
         """Where this core's block of ``local`` rows begins, as tensor<i32>."""
@@ -59,14 +60,14 @@ class Emitter(Builder):
             return self.binary("add", scaled, self.scalar(numbers[0])) if numbers[0] else scaled
         table = self.constant(ir.DenseElementsAttr.get(np.array(numbers, np.int32)))
         one = self.slice_at(table, 0, self.index(axes), 1)
-        return self.value("stablehlo.reshape", [one], [], self._i32())
+        return self.reshape(one, [])
 
     def fill_padding(
         self, value: ir.Value, dim: int, axes: tuple[str, ...], size: int, fill: ir.Value
     ) -> ir.Value:
         """``value`` with its rows of dim ``dim`` beyond global row ``size`` set to scalar ``fill``."""
         shape = value.type.shape
-        rows = self.value("stablehlo.iota", [], [shape[dim]], self._i32(), iota_dimension="0 : i64")
+        rows = self.rows(shape[dim])
         end = self.binary("subtract", self.scalar(size), self.offset(axes, shape[dim]))
         inside = self.compare(rows, self.broadcast(end, [shape[dim]]), "LT")
         return self.select(self.spread(inside, shape, [dim]), value, self.broadcast(fill, shape))
@@ -83,16 +84,15 @@ class Emitter(Builder):
         return self.permute_ranks(value, [(g[a], g[b]) for g in self.mesh.groups(axes) for a, b in pairs])
 
     def permute_ranks(self, value: ir.Value, pairs: Sequence[tuple[int, int]]) -> ir.Value:
-        text = ", ".join(f"[{a}, {b}]" for a, b in pairs)
         return self.value(
             "stablehlo.collective_permute", [value], value.type.shape, value.type.element_type,
-            source_target_pairs=f"dense<[{text}]> : tensor<{len(pairs)}x2xi64>",
+            source_target_pairs=groups_attribute(pairs),
         )  # fmt: skip
 
     def sum_parts(self, value: ir.Value, axes: tuple[str, ...]) -> ir.Value:
         """All-reduce of parts of which at every place all but one are ``no_term``."""
         is_bit = str(value.type.element_type) == "i1"
-        return self.all_reduce(value, axes, "stablehlo.or" if is_bit else "stablehlo.add")
+        return self.all_reduce(value, axes, "or" if is_bit else "add")
 
     def all_gather(self, values: Sequence[ir.Value], dim: int, axes: tuple[str, ...]) -> list[ir.Value]:
         """All blocks of dim ``dim`` of each value, in one collective."""
@@ -113,26 +113,14 @@ class Emitter(Builder):
         shape[split] //= count
         shape[concat] *= count
         return self.value(
-            "stablehlo.all_to_all",
-            [value],
-            shape,
-            value.type.element_type,
-            split_dimension=f"{split} : i64",
-            concat_dimension=f"{concat} : i64",
-            split_count=f"{count} : i64",
-            replica_groups=self.groups(axes),
-        )
+            "stablehlo.all_to_all", [value], shape, value.type.element_type,
+            split_dimension=f"{split} : i64", concat_dimension=f"{concat} : i64",
+            split_count=f"{count} : i64", replica_groups=self.groups(axes),
+        )  # fmt: skip
 
     def all_reduce(self, value: ir.Value, axes: tuple[str, ...], reducer: str) -> ir.Value:
-        """All-reduce with the scalar op ``reducer`` (for example ``stablehlo.add``)."""
-        op = ir.Operation.create(
-            "stablehlo.all_reduce", results=[value.type], operands=[value], regions=1, loc=self.location,
-            ip=self.point, attributes={"replica_groups": ir.Attribute.parse(self.groups(axes))},
-        )  # fmt: skip
-        self._fill_reducer(op, value.type.element_type, reducer)
-        return op.results[0]
+        """All-reduce with the scalar op ``reducer`` (for example ``add``)."""
+        return all_reduce(value, reducer, self.groups(axes), self.location, self.point)
 
-    def groups(self, axes: tuple[str, ...]) -> str:
-        rows = self.mesh.groups(axes)
-        text = ", ".join("[" + ", ".join(map(str, row)) + "]" for row in rows)
-        return f"dense<[{text}]> : tensor<{len(rows)}x{len(rows[0])}xi64>"
+    def groups(self, axes: tuple[str, ...]) -> ir.Attribute:
+        return groups_attribute(self.mesh.groups(axes))

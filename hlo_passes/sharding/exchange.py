@@ -90,7 +90,7 @@ def fetch(emit: Emitter, value: ir.Value, dim: int, axes: tuple[str, ...], size:
 
 def exchange(emit: Emitter, dim: int, axes: tuple[str, ...], fetches: Sequence[Fetch]) -> list[ir.Value]:
     """What each core needs of each of several values, all of them sharded over ``axes`` along ``dim``."""
-    cut = functools.cache(functools.partial(_cut, emit, dim))
+    cut = functools.cache(lambda value, low, high: emit.cut(value, dim, low, high))
     plans = [_pieces(one.need, one.value.type.shape[dim], one.rows) for one in fetches]
     sends = {
         (number, piece, turn): _Send(value=cut(one.value, piece.low, piece.high), pairs=pairs)
@@ -141,14 +141,6 @@ def _where(
     mine = emit.per_core(axes, [int(core in cores) for core in range(emit.mesh.size(axes))])
     mask = emit.compare(mine, emit.scalar(1), "EQ")
     return emit.select(emit.broadcast(mask, value.type.shape), value, other)
-
-
-def _cut(emit: Emitter, dim: int, value: ir.Value, low: int, high: int) -> ir.Value:
-    start, end = [0] * value.type.rank, list(value.type.shape)
-    if (low, high) == (0, end[dim]):
-        return value
-    start[dim], end[dim] = low, high
-    return emit.cut(value, start, end)
 
 
 def _pieces(need: Need, block: int, rows: range) -> tuple[list[_Piece], list[int]]:

@@ -64,9 +64,7 @@ class Forms:
         ops = ops_to_repeat(value, self._is_whole, moved_elements)
         for op in ops or ():
             operands, _ = self.take(op.operands, [Sharding.whole(shape_of(v)) for v in op.operands])
-            new = op.clone(ip=self._emit.point).operation
-            for number, operand in enumerate(operands):
-                new.operands[number] = operand
+            new = self._emit.copy(op, operands)
             self._remember(op.results[0], Sharding.whole(shape_of(op.results[0])), new.results[0])
         return ops is not None
 

@@ -2,8 +2,8 @@
 
 from collections.abc import Iterable, Mapping
 
-from hlo_passes.ir import func, ir, main, module_bytes, parse, sdy, walk
-from hlo_passes.ops import terminator
+from hlo_passes.ir import func, ir, main, module_bytes, parse, sdy
+from hlo_passes.ops import inner_ops, terminator
 from hlo_passes.sharding.classes import Class, DimClasses
 from hlo_passes.sharding.plan import NO_PLAN, Plan, make_plan
 from hlo_passes.sharding.prices import Prices
@@ -60,9 +60,7 @@ def _free_axes(module: ir.Module) -> list[tuple[str, str, int]]:
 
 def has_manual_part(module: ir.Module) -> bool:
     """Whether some of the program is written for each core, as ``shard_map`` does."""
-    found = []
-    walk(module.operation, lambda op: found.append(op) if op.name == "sdy.manual_computation" else None)
-    return bool(found)
+    return any(op.name == "sdy.manual_computation" for op in inner_ops(module.operation))
 
 
 def _pinned(function: func.FuncOp, classes: DimClasses) -> Iterable[Class]:

@@ -7,7 +7,7 @@ from hlo_passes.ir import ir
 from hlo_passes.sharding.choice import Choice
 from hlo_passes.sharding.emit import Emitter
 from hlo_passes.sharding.exchange import Fetch, exchange, moved_rows
-from hlo_passes.sharding.handlers_window import replaced, rows_of
+from hlo_passes.sharding.handlers_window import rows_of
 from hlo_passes.sharding.partition import Handlers, Partitioner
 from hlo_passes.sharding.rows import Need, result_need
 from hlo_passes.sharding.spec import shape_of
@@ -35,12 +35,12 @@ def _concatenate(part: Partitioner, op: ir.Operation) -> None:
         return
     emit, size = part.emit, shape_of(result)[dim]
     shards = part.targets.mesh.size(axes)
-    made = replaced(choice.sharding(shape_of(result), rule.results[0], rule), {dim: (axes, local)})
+    made = choice.sharding(shape_of(result), rule.results[0], rule).with_dims({dim: (axes, local)})
     parts, fetches, pieces = _parts(part, op, dim, axes), {}, {}
     for number, one in enumerate(parts):
         rows, have = shape_of(one.source)[dim], part.forms.lying(one.source)
         sharded = have.axes[dim] == axes
-        sharding = replaced(made, {dim: (axes, have.local[dim]) if sharded else ((), rows)})
+        sharding = made.with_dims({dim: (axes, have.local[dim]) if sharded else ((), rows)})
         value, need = part.use(one.source, sharding), _need(one, size, local, shards)
         permuted, gathered = moved_rows(need, value.type.shape[dim], one.rows)
         if sharded and permuted <= gathered:
@@ -92,11 +92,10 @@ def _concatenated(
 ) -> tuple[tuple[str, ...], int]:
     """Axes and rows per core of the joined dim: as wanted, else as the longest sharded operand lies."""
     size, wanted = shape_of(op.results[0])[dim], part.wanted(op.results[0])
-    used = {axis for axes in choice.axes.values() for axis in axes}
     lying = sorted(op.operands, key=lambda value: -shape_of(value)[dim])
     for axes in (wanted.axes[dim], *(part.env[value][1].axes[dim] for value in lying)):
         shards = part.targets.mesh.size(axes)
-        if axes and not used & set(axes) and (axes == wanted.axes[dim] or size >= shards):
+        if axes and not choice.used & set(axes) and (axes == wanted.axes[dim] or size >= shards):
             return axes, wanted.local[dim] if axes == wanted.axes[dim] else math.ceil(size / shards)
     return (), size
 
@@ -105,9 +104,7 @@ def _after(
     emit: Emitter, first: ir.Value, second: ir.Value, dim: int, axes: tuple[str, ...], begin: int, local: int
 ) -> ir.Value:
     """``first`` in the global rows before ``begin``, ``second`` from there on."""
-    i32 = ir.IntegerType.get_signless(32)
-    rows = emit.value("stablehlo.iota", [], [local], i32, iota_dimension="0 : i64")
-    rows = emit.binary("add", rows, emit.broadcast(emit.offset(axes, local), [local]))
+    rows = emit.binary("add", emit.rows(local), emit.broadcast(emit.offset(axes, local), [local]))
     mask = emit.compare(rows, emit.broadcast(emit.scalar(begin), [local]), "GE")
     return emit.select(emit.spread(mask, first.type.shape, [dim]), second, first)
 

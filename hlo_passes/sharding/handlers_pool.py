@@ -3,11 +3,11 @@
 from dataclasses import dataclass
 
 from hlo_passes.ir import ir
-from hlo_passes.ops import direction, operations
+from hlo_passes.ops import direction, kind, operations
 from hlo_passes.sharding.choice import Choice
-from hlo_passes.sharding.handlers_window import replaced, rows_of
+from hlo_passes.sharding.handlers_window import rows_of
 from hlo_passes.sharding.partition import Handlers, Partitioner
-from hlo_passes.sharding.reductions import simple_reducer, splat
+from hlo_passes.sharding.reductions import extremes, simple_reducer, splat
 from hlo_passes.sharding.rows import Need, fill_outside, own_rows, result_need
 from hlo_passes.sharding.spec import shape_of
 from hlo_passes.sharding.windows import Window, clear_padding, reduce_window_windows
@@ -33,8 +33,8 @@ def _select_and_scatter(part: Partitioner, op: ir.Operation) -> None:
     """Cores fetch all windows that touch their rows, add up what falls on them and drop the rest."""
     rule = part.targets.rules[op]
     worst = _worst_value(part, op)
-    usable = worst is not None and simple_reducer(op.regions[1]) == "stablehlo.add"
-    if rule is None or not usable or splat(op.operands[2].owner) != 0 or 0 in shape_of(op.operands[1]):
+    usable = worst is not None and simple_reducer(op.regions[1]) == "add"
+    if rule is None or not usable or splat(op.operands[2]) != 0 or 0 in shape_of(op.operands[1]):
         part.generic(op)
         return
     choice = part.choose(op, rule)
@@ -50,7 +50,7 @@ def _select_and_scatter(part: Partitioner, op: ir.Operation) -> None:
     ):  # fmt: skip
         lying = part.env[value][1]
         held = {d: (p.axes, lying.local[d]) for d, p in kept.items() if lying.axes[d] == p.axes}
-        sharding = replaced(choice.sharding(shape_of(value), dims, rule), held)
+        sharding = choice.sharding(shape_of(value), dims, rule).with_dims(held)
         local = part.use(value, sharding)
         for pool in pools:
             need, size = getattr(pool, which), shape_of(value)[pool.dim]
@@ -58,8 +58,8 @@ def _select_and_scatter(part: Partitioner, op: ir.Operation) -> None:
             local = fill_outside(emit, local, pool.dim, pool.axes, size, need, fill)
         locals_.append(local)
     result = choice.sharding(shape_of(data), rule.results[0], rule)
-    result = replaced(result, {p.dim: (p.axes, p.local) for p in pools})
-    wide = replaced(result, {p.dim: ((), p.rows.count) for p in pools})
+    result = result.with_dims({p.dim: (p.axes, p.local) for p in pools})
+    wide = result.with_dims({p.dim: ((), p.rows.count) for p in pools})
     new = part.emit_op(op, [*locals_, part.whole(init)], [wide])
     for pool in pools:
         clear_padding(new, pool.dim, len(shape_of(data)))
@@ -73,7 +73,7 @@ def _select_and_scatter(part: Partitioner, op: ir.Operation) -> None:
 def _pools(part: Partitioner, op: ir.Operation, choice: Choice) -> list[_Pool]:
     data, source = op.operands[:2]
     wanted, have = part.wanted(op.results[0]), part.env[data][1]
-    used = {axis for axes in choice.axes.values() for axis in axes}
+    used = choice.used
     pools = []
     for window in reduce_window_windows(op):
         dim = window.operand_dim
@@ -81,7 +81,7 @@ def _pools(part: Partitioner, op: ir.Operation, choice: Choice) -> list[_Pool]:
         if axes is None or (window.is_plain and shape_of(data)[dim] == shape_of(source)[dim]):
             continue
         local = have.local[dim] if axes == have.axes[dim] else wanted.local[dim]
-        used |= set(axes)
+        used = used | set(axes)
         pools.append(_pool(window, axes, local, shape_of(data)[dim], part.targets.mesh.size(axes)))
     return pools
 
@@ -109,25 +109,18 @@ def _worst_value(part: Partitioner, op: ir.Operation) -> ir.Value | None:
     """A scalar that the op's comparison never selects; None where it does not compare its two arguments."""
     block = op.regions[0].blocks[0]
     body = operations(block)
-    if (
-        len(body) != 2
-        or body[0].name != "stablehlo.compare"
-        or list(body[0].operands) != list(block.arguments)
-    ):
+    first = body[0]
+    if len(body) != 2 or kind(first) != "compare" or list(first.operands) != list(block.arguments):
         return None
     element = op.operands[0].type.element_type
-    if direction(body[0]) not in _WORST or isinstance(element, ir.ComplexType):
+    if direction(first) not in _WORST or isinstance(element, ir.ComplexType):
         return None
-    emit, sign = part.emit, _WORST[direction(body[0])]
+    emit, sign = part.emit, _WORST[direction(first)]
     if isinstance(element, ir.FloatType):
         bits = "0xFF800000" if sign < 0 else "0x7F800000"
         return emit.convert(emit.constant(ir.Attribute.parse(f"dense<{bits}> : tensor<f32>")), element)
-    low, high = (
-        (0, 1 << element.width)
-        if element.is_unsigned
-        else (-1 << (element.width - 1), 1 << (element.width - 1))
-    )
-    return emit.constant(ir.Attribute.parse(f"dense<{low if sign < 0 else high - 1}> : tensor<{element}>"))
+    low, high = extremes(element)
+    return emit.constant(ir.Attribute.parse(f"dense<{low if sign < 0 else high}> : tensor<{element}>"))
 
 
 HANDLERS: Handlers = {"stablehlo.select_and_scatter": _select_and_scatter}

@@ -13,7 +13,7 @@ from hlo_passes.sharding.spec import shape_of
 __all__ = ["HANDLERS"]
 
 # What a core that does not hold the old value starts from; the other reducers may count it twice.
-_NEUTRAL = {"stablehlo.add": 0, "stablehlo.multiply": 1, "stablehlo.xor": 0}
+_NEUTRAL = {"add": 0, "multiply": 1, "xor": 0}
 
 
 def _scatter(part: Partitioner, op: ir.Operation) -> None:
@@ -94,8 +94,7 @@ def _on_first(part: Partitioner, op: ir.Operation, local: ir.Value, axes: tuple[
     emit, element, shape = part.emit, local.type.element_type, local.type.shape
     neutral = emit.no_term(element)
     if _NEUTRAL[reducer]:
-        one = emit.constant(ir.Attribute.parse("dense<1> : tensor<i32>"))
-        neutral = emit.convert(one, element)
+        neutral = emit.convert(emit.scalar(1), element)
     first = emit.compare(emit.index(axes), emit.scalar(0), "EQ")
     return emit.select(emit.broadcast(first, shape), local, emit.broadcast(neutral, shape))
 

@@ -26,12 +26,9 @@ def _iota(part: Partitioner, op: ir.Operation) -> None:
     new = part.emit_op(op, [], [sharding]).results[0]
     dim = ir.IntegerAttr(op.attributes["iota_dimension"]).value
     if sharding.axes[dim]:
-        element = value.type.element_type
         start = emit.offset(sharding.axes[dim], sharding.local[dim])
-        start = emit.value("stablehlo.convert", [start], [], element)
-        new = emit.value(
-            "stablehlo.add", [new, emit.broadcast(start, sharding.local)], sharding.local, element
-        )
+        start = emit.convert(start, value.type.element_type)
+        new = emit.binary("add", new, emit.broadcast(start, sharding.local))
     part.env[value] = (new, sharding)
 
 
@@ -60,7 +57,7 @@ def _rank(part: Partitioner, op: ir.Operation) -> None:
     if part.manual_depth:
         local = part.emit.op("stablehlo.replica_id", [], [op.results[0].type]).results[0]
     else:
-        local = part.emit.constant(ir.Attribute.parse("dense<0> : tensor<ui32>"))
+        local = part.emit.zero(op.results[0].type.element_type)
     part.env[op.results[0]] = (local, Sharding.whole(()))
 
 

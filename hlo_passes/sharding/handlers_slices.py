@@ -5,7 +5,6 @@ import functools
 from hlo_passes.collective_ops import size_bytes
 from hlo_passes.ir import ir
 from hlo_passes.sharding.emit import Emitter
-from hlo_passes.sharding.handlers_window import replaced
 from hlo_passes.sharding.partition import Handlers, Partitioner
 from hlo_passes.sharding.rows import owned_rows
 from hlo_passes.sharding.spec import shape_of
@@ -19,16 +18,11 @@ def _slice(part: Partitioner, op: ir.Operation) -> None:
     if rule is None or 0 in shape_of(op.results[0]):
         part.generic(op)
         return
-    choice, have, whole, taken = (
-        part.choose(op, rule),
-        part.env[value][1],
-        shape_of(value),
-        shape_of(op.results[0]),
-    )
-    used = {axis for axes in choice.axes.values() for axis in axes}
+    choice, have = part.choose(op, rule), part.env[value][1]
+    whole, taken = shape_of(value), shape_of(op.results[0])
     cut, gathered = {}, []
     for dim, axes in enumerate(have.axes):
-        if axes and taken[dim] != whole[dim] and not used & set(axes):
+        if axes and taken[dim] != whole[dim] and not choice.used & set(axes):
             # An all-reduce moves twice what it reduces, an all-gather the whole dim once.
             small = 2 * taken[dim] <= whole[dim]
             cut |= {dim: (axes, have.local[dim])} if small else {}
@@ -43,7 +37,7 @@ def _slice(part: Partitioner, op: ir.Operation) -> None:
         part.by_rule(op, rule, choice)
         return
     emit, sharding = part.emit, choice.sharding(whole, rule.operands[0], rule)
-    local = part.use(value, replaced(sharding, cut))
+    local = part.use(value, sharding.with_dims(cut))
     begins = [part.whole(start) for start in starts]
     for dim, (axes, _) in cut.items():
         local = owned_rows(
@@ -97,7 +91,7 @@ def _update(part: Partitioner, op: ir.Operation) -> None:
     mask = functools.reduce(lambda a, b: emit.binary("and", a, b), masks)
     old = emit.value(
         "stablehlo.dynamic_slice", [block, *begins], shape, element,
-        slice_sizes=f"array<i64: {', '.join(map(str, shape))}>",
+        slice_sizes=ir.DenseI64ArrayAttr.get(shape),
     )  # fmt: skip
     merged = emit.select(mask, piece, old)
     written = emit.value("stablehlo.dynamic_update_slice", [block, merged, *begins], sharding.local, element)
@@ -111,19 +105,17 @@ def _fit(
 
     Returns what to write, which of its rows are of the update, and at which row of the block it begins.
     """
-    rows, shape, i32 = piece.type.shape[dim], list(piece.type.shape), first.type.element_type
+    rows = piece.type.shape[dim]
     taken = min(rows, local)
     at = emit.clamp(first, 0, local - taken)
     shift = emit.binary("subtract", at, first)
-    numbers = emit.value("stablehlo.iota", [], [taken], i32, iota_dimension="0 : i64")
-    numbers = emit.binary("add", numbers, emit.broadcast(shift, [taken]))
+    numbers = emit.binary("add", emit.rows(taken), emit.broadcast(shift, [taken]))
     low = emit.compare(numbers, emit.broadcast(emit.scalar(0), [taken]), "GE")
     high = emit.compare(numbers, emit.broadcast(emit.scalar(rows), [taken]), "LT")
     inside = emit.binary("and", low, high)
     if rows > 1:
-        margin = [taken if d == dim else 0 for d in range(len(shape))]
         begin = emit.clamp(emit.binary("add", shift, emit.scalar(taken)), 0, rows + taken)
-        piece = emit.slice_at(emit.pad(piece, margin, margin), dim, begin, taken)
+        piece = emit.slice_at(emit.pad(piece, dim, taken, taken), dim, begin, taken)
     return piece, inside, at
 
 

@@ -4,9 +4,10 @@ from collections.abc import Sequence
 
 from hlo_passes.collective_ops import size_bytes
 from hlo_passes.ir import ir
+from hlo_passes.ops import operations
 from hlo_passes.sharding.emit import Emitter
 from hlo_passes.sharding.partition import Handlers, Partitioner
-from hlo_passes.sharding.spec import Sharding, shape_of
+from hlo_passes.sharding.spec import shape_of
 
 __all__ = ["HANDLERS"]
 
@@ -22,14 +23,13 @@ def _sort(part: Partitioner, op: ir.Operation) -> None:
         part.generic(op)
         return
     choice = part.choose(op, rule, may_move=False)
-    used = {axis for names in choice.axes.values() for axis in names}
     rows = max((shape_of(cut.results[0])[dim] for cut in cuts), default=size[dim])
-    if used & set(axes) or 2 * min(rows, local) > local:
+    if choice.used & set(axes) or 2 * min(rows, local) > local:
         _sort_whole(part, op, axes, shards)
         return
     emit = part.emit
     whole = [choice.sharding(size, dims, rule) for dims in rule.operands]
-    blocks = [part.use(v, _with(s, dim, axes, local)) for v, s in zip(op.operands, whole, strict=True)]
+    blocks = [part.use(v, s.with_dims({dim: (axes, local)})) for v, s in zip(op.operands, whole, strict=True)]
     flags = _flags(emit, blocks[0].type.shape, dim, axes, size[dim])
     first = _flagged_sort(part, op, [*blocks, flags])
     candidates = emit.all_gather([_head(emit, v, dim, rows) for v in first], dim, axes)
@@ -37,7 +37,7 @@ def _sort(part: Partitioner, op: ir.Operation) -> None:
     for cut in cuts:
         number = next(n for n, result in enumerate(op.results) if result == cut.operands[0])
         value = _head(emit, best[number], dim, shape_of(cut.results[0])[dim])
-        part.env[cut.results[0]] = (value, _with(whole[number], dim, (), value.type.shape[dim]))
+        part.env[cut.results[0]] = (value, whole[number].with_dims({dim: ((), value.type.shape[dim])}))
         part.done.add(cut)
 
 
@@ -45,7 +45,7 @@ def _sort_whole(part: Partitioner, op: ir.Operation, axes: tuple[str, ...], shar
     """All rows on each core; of a batch that is long enough each core takes a part."""
     rule = part.targets.rules[op]
     choice = part.choose(op, rule)
-    if not {axis for names in choice.axes.values() for axis in names} & set(axes):
+    if not choice.used & set(axes):
         moved = size_bytes([part.env[v][0] for v in op.operands]) * (shards - 1)
         why = f"all of sharded dim {_dim(op)} is sorted, not its first few rows"
         part.note_gather(op, moved, why, f"do not shard dim {_dim(op)}")
@@ -75,13 +75,6 @@ def _first_rows(op: ir.Operation, dim: int) -> list[ir.Operation]:
     return users
 
 
-def _with(sharding: Sharding, dim: int, axes: tuple[str, ...], rows: int) -> Sharding:
-    return Sharding(
-        axes=tuple(axes if d == dim else a for d, a in enumerate(sharding.axes)),
-        local=tuple(rows if d == dim else n for d, n in enumerate(sharding.local)),
-    )
-
-
 def _head(emit: Emitter, value: ir.Value, dim: int, rows: int) -> ir.Value:
     return emit.resize(value, dim, min(rows, value.type.shape[dim]))
 
@@ -89,19 +82,15 @@ def _head(emit: Emitter, value: ir.Value, dim: int, rows: int) -> ir.Value:
 def _flags(emit: Emitter, shape: Sequence[int], dim: int, axes: tuple[str, ...], size: int) -> ir.Value:
     """0 where a row is of the tensor, 1 where it is padding, which sorts last."""
     zeros = emit.broadcast(emit.scalar(0), shape)
-    one = emit.constant(ir.Attribute.parse("dense<1> : tensor<i32>"))
-    return emit.fill_padding(zeros, dim, axes, size, one)
+    return emit.fill_padding(zeros, dim, axes, size, emit.scalar(1))
 
 
 def _flagged_sort(part: Partitioner, op: ir.Operation, values: list[ir.Value]) -> list[ir.Value]:
     """Sorts by the flags, the last of ``values``, then as ``op`` compares; equal rows keep their order."""
     emit = part.emit
-    new = ir.Operation.create(
-        "stablehlo.sort", results=[v.type for v in values], operands=values, regions=1, loc=emit.location,
-        ip=emit.point,
-        attributes={
-            "dimension": ir.Attribute.parse(f"{_dim(op)} : i64"), "is_stable": ir.BoolAttr.get(True),
-        },
+    new = emit.op(
+        "stablehlo.sort", values, [v.type for v in values], regions=1,
+        dimension=f"{_dim(op)} : i64", is_stable="true",
     )  # fmt: skip
     old = op.regions[0].blocks[0]
     flag = ir.RankedTensorType.get([], ir.IntegerType.get_signless(32))
@@ -109,15 +98,11 @@ def _flagged_sort(part: Partitioner, op: ir.Operation, values: list[ir.Value]) -
     block = new.regions[0].blocks.append(*types, flag, flag, arg_locs=[emit.location] * (len(types) + 2))
     mapping = dict(zip(old.arguments, block.arguments, strict=False))
     outer, emit.point = emit.point, ir.InsertionPoint(block)
-    for view in old.operations:
-        inner = view.operation
+    for inner in operations(old):
         operands = [mapping[v] if v in mapping else part.whole(v) for v in inner.operands]
         if inner.name == "stablehlo.return":
             break
-        copy = inner.clone(ip=emit.point).operation
-        for number, value in enumerate(operands):
-            copy.operands[number] = value
-        mapping |= dict(zip(inner.results, copy.results, strict=True))
+        mapping |= dict(zip(inner.results, emit.copy(inner, operands).results, strict=True))
     left, right = list(block.arguments)[-2:]
     earlier, same = emit.compare(left, right, "LT"), emit.compare(left, right, "EQ")
     less = emit.binary("or", earlier, emit.binary("and", same, operands[0]))

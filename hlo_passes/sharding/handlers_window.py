@@ -16,7 +16,7 @@ from hlo_passes.sharding.rows import Need, fill_outside, own_rows, owned_rows, r
 from hlo_passes.sharding.spec import Sharding, shape_of
 from hlo_passes.sharding.windows import WINDOWS, Window, convolution_dims
 
-__all__ = ["HANDLERS", "replaced", "rows_of"]
+__all__ = ["HANDLERS", "rows_of"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,7 +64,7 @@ def _windowed(part: Partitioner, op: ir.Operation) -> None:
 
     def result(sharding: Sharding) -> Sharding:
         made = [c for c in cuts if c.kernel_dim is None]
-        return replaced(sharding, {c.window.result_dim: (c.axes, c.local) for c in made})
+        return sharding.with_dims({c.window.result_dim: (c.axes, c.local) for c in made})
 
     def localize(new: ir.Operation) -> None:
         for cut in cuts:
@@ -82,9 +82,9 @@ def _cuts(part: Partitioner, op: ir.Operation, choice: Choice) -> list[_Cut]:
     """The windows along dims that are sharded, or shall be; the axes go where less is moved for it."""
     source, target = op.operands[0], op.results[0]
     wanted, have = part.wanted(target), part.env[source][1]
-    used = {axis for axes in choice.axes.values() for axis in axes}
+    used = choice.used
     cuts = _contracted(part, op, used) if op.name == "stablehlo.convolution" else []
-    used |= {axis for cut in cuts for axis in cut.axes}
+    used = used | {axis for cut in cuts for axis in cut.axes}
     taken = [cut.window for cut in cuts]
     windows = [w for w in WINDOWS[op.name].windows(op) if w not in taken and _moves(op, w)]
     offers = [
@@ -159,7 +159,7 @@ def _contracted(part: Partitioner, op: ir.Operation, used: set[str]) -> list[_Cu
 def _kernel(part: Partitioner, value: ir.Value, sharding: Sharding, parts: Mapping[int, _Cut]) -> ir.Value:
     """Each core's block of a kernel, with zeros where it is padding."""
     have, emit = part.env[value][1], part.emit
-    local = part.use(value, replaced(sharding, {d: (c.axes, have.local[d]) for d, c in parts.items()}))
+    local = part.use(value, sharding.with_dims({d: (c.axes, have.local[d]) for d, c in parts.items()}))
     for dim, cut in parts.items():
         if have.local[dim] * part.targets.mesh.size(cut.axes) != shape_of(value)[dim]:
             zero = emit.zero(value.type.element_type)
@@ -188,7 +188,7 @@ def _operand(
         d: (axes, _rows(part.targets.mesh, have, d, axes, size[d]))
         for d, axes in kept.items() if axes and have.axes[d]
     }  # fmt: skip
-    local = part.use(value, replaced(sharding, kept))
+    local = part.use(value, sharding.with_dims(kept))
     fill = part.emit.zero(value.type.element_type) if fill is None else fill
     for cut in cuts:
         dim = cut.window.operand_dim
@@ -224,10 +224,7 @@ def _dilated(
     )  # fmt: skip
     local = rows_of(part, op, local, dim, cut.axes, size, plain, sharded)
     local = fill_outside(emit, local, dim, cut.axes, size, plain, fill)
-    zeros = [0] * local.type.rank
-    inner, high = list(zeros), list(zeros)
-    inner[dim], high[dim] = gap - 1, 2 * gap
-    local = emit.pad(local, zeros, high, inner, fill)
+    local = emit.pad(local, dim, 0, 2 * gap, gap - 1, fill)
     return own_rows(emit, local, dim, cut.axes, need, [a * gap for a in first])
 
 
@@ -246,14 +243,6 @@ def rows_of(
             f"shard another dim than {dim}, or over fewer cores",
         )  # fmt: skip
     return fetch(part.emit, local, dim, axes, size, need)
-
-
-def replaced(sharding: Sharding, dims: Mapping[int, tuple[tuple[str, ...], int]]) -> Sharding:
-    """``sharding`` with other axes and rows per core along some dims; no axis is used twice."""
-    axes, local = list(sharding.axes), list(sharding.local)
-    for dim, (names, rows) in dims.items():
-        axes[dim], local[dim] = names, rows
-    return Sharding(axes=tuple(axes), local=tuple(local))
 
 
 HANDLERS: Handlers = dict.fromkeys(WINDOWS, _windowed)

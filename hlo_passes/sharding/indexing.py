@@ -76,12 +76,8 @@ def component(emit: Emitter, indices: ir.Value, numbers: IndexNumbers, which: in
     shape, dim = list(indices.type.shape), numbers.vector_dim
     if dim == len(shape):
         return indices
-    start, end = [0] * len(shape), list(shape)
-    start[dim], end[dim] = which, which + 1
-    one = emit.cut(indices, start, end)
-    return emit.value(
-        "stablehlo.reshape", [one], [n for d, n in enumerate(shape) if d != dim], indices.type.element_type
-    )
+    one = emit.cut(indices, dim, which, which + 1)
+    return emit.reshape(one, [n for d, n in enumerate(shape) if d != dim])
 
 
 def local_indices(
@@ -101,5 +97,5 @@ def spread_components(
     scalars = [emit.convert(scalar, element) for scalar in scalars]
     if numbers.vector_dim == len(shape) or len(scalars) == 1:
         return emit.broadcast(scalars[0], shape)
-    rows = [emit.value("stablehlo.reshape", [scalar], [1], element) for scalar in scalars]
+    rows = [emit.reshape(scalar, [1]) for scalar in scalars]
     return emit.spread(emit.concatenate(rows, 0), shape, [numbers.vector_dim])

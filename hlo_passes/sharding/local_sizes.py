@@ -1,23 +1,21 @@
 """Attributes that spell out sizes, made those of one core."""
 
+from collections.abc import Callable
+
 from hlo_passes.ir import ir
 
 __all__ = ["LOCAL_SIZES"]
 
 
-def _slice_sizes(old: ir.Operation, new: ir.Operation) -> None:
-    """Slices that took all of a dim take all of the local dim."""
-    whole, local = old.operands[0].type.shape, new.operands[0].type.shape
-    taken = list(ir.DenseI64ArrayAttr(old.attributes["slice_sizes"]))
-    sizes = [have if take == all_ else take for take, all_, have in zip(taken, whole, local, strict=True)]
-    new.attributes["slice_sizes"] = ir.DenseI64ArrayAttr.get(sizes)
+def _all_taken(name: str) -> Callable[[ir.Operation, ir.Operation], None]:
+    """Slices that took all of a dim, by attribute ``name``, take all of the local dim."""
 
+    def localize(old: ir.Operation, new: ir.Operation) -> None:
+        whole, local = old.operands[0].type.shape, new.operands[0].type.shape
+        taken = zip(ir.DenseI64ArrayAttr(old.attributes[name]), whole, local, strict=True)
+        new.attributes[name] = ir.DenseI64ArrayAttr.get([own if n == every else n for n, every, own in taken])
 
-def _slice_limits(old: ir.Operation, new: ir.Operation) -> None:
-    whole, local = old.operands[0].type.shape, new.operands[0].type.shape
-    limits = list(ir.DenseI64ArrayAttr(old.attributes["limit_indices"]))
-    sizes = [have if have != all_ else end for end, all_, have in zip(limits, whole, local, strict=True)]
-    new.attributes["limit_indices"] = ir.DenseI64ArrayAttr.get(sizes)
+    return localize
 
 
 def _group_counts(old: ir.Operation, new: ir.Operation) -> None:
@@ -35,8 +33,8 @@ def _group_counts(old: ir.Operation, new: ir.Operation) -> None:
 
 # Ops whose attributes spell out sizes.
 LOCAL_SIZES = {
-    "stablehlo.slice": _slice_limits,
-    "stablehlo.dynamic_slice": _slice_sizes,
-    "stablehlo.gather": _slice_sizes,
+    "stablehlo.slice": _all_taken("limit_indices"),
+    "stablehlo.dynamic_slice": _all_taken("slice_sizes"),
+    "stablehlo.gather": _all_taken("slice_sizes"),
     "stablehlo.convolution": _group_counts,
 }

@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 from hlo_passes.ir import func, ir
 from hlo_passes.local import donations
-from hlo_passes.ops import operations
+from hlo_passes.ops import inner_ops, operations
 from hlo_passes.sharding.choice import Choice, Targets, choose
 from hlo_passes.sharding.emit import Emitter
 from hlo_passes.sharding.forms import Env, Forms
@@ -14,6 +14,7 @@ from hlo_passes.sharding.padding import finite_argument, padding_fill
 from hlo_passes.sharding.reductions import all_reducer, combine_parts
 from hlo_passes.sharding.rules import OpRule
 from hlo_passes.sharding.spec import Sharding, layout_attributes, local_type, mesh_attribute, shape_of
+from hlo_passes.signature import write_signature
 
 __all__ = ["Handlers", "Partitioner"]
 
@@ -170,9 +171,7 @@ class Partitioner:
         self, op: ir.Operation, operands: Sequence[ir.Value], shardings: Sequence[Sharding]
     ) -> ir.Operation:
         """Copies ``op`` with local operands and result types and records its results."""
-        new = op.clone(ip=self.emit.point).operation
-        for number, value in enumerate(operands):
-            new.operands[number] = value
+        new = self.emit.copy(op, operands)
         for old, result, sharding in zip(op.results, new.results, shardings, strict=True):
             result.set_type(local_type(old, sharding))
             self.env[old] = (result, sharding)
@@ -184,13 +183,10 @@ class Partitioner:
 
     def _remap_captures(self, op: ir.Operation) -> None:
         """Values from outside that a region reads become their whole local forms."""
-        for region in op.regions:
-            for block in region.blocks:
-                for view in block.operations:
-                    for number, value in enumerate(view.operation.operands):
-                        if value in self.env:
-                            view.operation.operands[number] = self.whole(value)
-                    self._remap_captures(view.operation)
+        for inner in inner_ops(op):
+            for number, value in enumerate(inner.operands):
+                if value in self.env:
+                    inner.operands[number] = self.whole(value)
 
     def note_gather(self, op: ir.Operation, moved_bytes: int, why: str, fix: str) -> None:
         """Says that every core receives ``moved_bytes`` because an op reads more than its shard."""
@@ -230,31 +226,24 @@ class Partitioner:
     def _finish(
         self, local: func.FuncOp, old: ir.Block, results: Sequence[tuple[ir.Value, ir.Value, Sharding]]
     ) -> None:
-        entry = local.regions[0].blocks[0]
-        with ir.InsertionPoint(entry), self.emit.location:
+        with ir.InsertionPoint(local.entry_block), self.emit.location:
             func.ReturnOp([value for _, value, _ in results])
-        inputs = [v.type for v in entry.arguments]
-        outputs = [value.type for _, value, _ in results]
-        local.attributes["function_type"] = ir.TypeAttr.get(ir.FunctionType.get(inputs, outputs))
-        local.attributes["arg_attrs"] = ir.ArrayAttr.get(
-            [self._argument_attributes(n, v) for n, v in enumerate(old.arguments)]
-        )
-        local.attributes["res_attrs"] = ir.ArrayAttr.get(
-            [ir.DictAttr.get(layout_attributes(v.type, s)) for v, _, s in results]
-        )
+        arguments = [self._argument_attributes(n, v) for n, v in enumerate(old.arguments)]
+        layouts = [layout_attributes(v.type, s) for v, _, s in results]
+        write_signature(local, {"arg_attrs": arguments, "res_attrs": layouts})
         name = self.function.attributes["sym_name"]
         self.function.operation.erase()
         local.attributes["sym_name"] = name
         self.module.operation.attributes["neuron.mesh"] = mesh_attribute(self.targets.mesh)
 
-    def _argument_attributes(self, number: int, value: ir.Value) -> ir.DictAttr:
+    def _argument_attributes(self, number: int, value: ir.Value) -> dict[str, ir.Attribute]:
         attributes = layout_attributes(value.type, self.env[value][1])
         if "arg_attrs" in self.function.attributes:
             given = self.function.arg_attrs[number]
             attributes |= {name: given[name] for name in _KEPT_ARGUMENT_ATTRIBUTES if name in given}
         if number in self._finite_padding:
             attributes["neuron.finite_padding"] = ir.UnitAttr.get()
-        return ir.DictAttr.get(attributes)
+        return attributes
 
 
 Handlers = Mapping[str, Callable[[Partitioner, ir.Operation], None]]

@@ -1,18 +1,20 @@
 """Partial results of reductions over sharded factors: what fills padding, how parts are combined."""
 
+from hlo_passes.collective_ops import reducer
 from hlo_passes.ir import ir
+from hlo_passes.ops import maker
 from hlo_passes.sharding.emit import Emitter
 from hlo_passes.sharding.forms import Env
 
-__all__ = ["all_reducer", "combine_parts", "simple_reducer", "splat"]
+__all__ = ["all_reducer", "combine_parts", "extremes", "simple_reducer", "splat"]
 
-_ADD = "stablehlo.add"
+_ADD = "add"
 # Reducers a collective knows, with the test that a scalar constant is their identity.
 _IDENTITIES = {
     _ADD: lambda x: x == 0,
-    "stablehlo.multiply": lambda x: x == 1,
-    "stablehlo.maximum": lambda x: x == float("-inf"),
-    "stablehlo.minimum": lambda x: x == float("inf"),
+    "multiply": lambda x: x == 1,
+    "maximum": lambda x: x == float("-inf"),
+    "minimum": lambda x: x == float("inf"),
 }
 _GENERAL = "general"
 # Infinities as MLIR prints them: the bits of bf16, f16, f32 and f64.
@@ -20,18 +22,13 @@ _INFINITIES = dict.fromkeys(
     ("0x7F80", "0x7C00", "0x7F800000", "0x7FF0000000000000"), float("inf")
 ) | dict.fromkeys(("0xFF80", "0xFC00", "0xFF800000", "0xFFF0000000000000"), float("-inf"))
 # Reducers of two scalars that are one op, which a collective may have or not.
-_SIMPLE = {*_IDENTITIES, "stablehlo.and", "stablehlo.or", "stablehlo.xor"}
+_SIMPLE = {*_IDENTITIES, "and", "or", "xor"}
 
 
 def simple_reducer(region: ir.Region) -> str | None:
     """The name of the op if ``region`` does nothing but one commutative op on its two arguments."""
-    block = region.blocks[0]
-    body = [view.operation for view in block.operations]
-    if len(body) != 2 or body[0].name not in _SIMPLE or len(block.arguments) != 2:
-        return None
-    if len(body[0].operands) != 2 or set(body[0].operands) != set(block.arguments):
-        return None
-    return body[0].name if list(body[1].operands) == [body[0].results[0]] else None
+    name = reducer(region)
+    return name if name in _SIMPLE else None
 
 
 def all_reducer(op: ir.Operation) -> str | None:
@@ -44,35 +41,39 @@ def all_reducer(op: ir.Operation) -> str | None:
     name = simple_reducer(op.regions[0])
     if len(op.results) != 1 or name not in _IDENTITIES:
         return _GENERAL
-    init = op.operands[1].owner
+    init = op.operands[1]
     number = splat(init)
     if number is None:
         return None
-    return name if _IDENTITIES[name](number) else _extreme(name, number, init)
+    return name if _IDENTITIES[name](number) else _extreme(name, number, init.type.element_type)
 
 
-def _extreme(reducer: str, number: complex, init: ir.Operation) -> str | None:
+def _extreme(name: str, number: complex, element: ir.Type) -> str | None:
     """Integers have no infinity: their largest and smallest values are neutral for min and max."""
-    element = init.results[0].type.element_type
     if not isinstance(element, ir.IntegerType):
         return None
-    unsigned, bits = element.is_unsigned, element.width
-    low = 0 if unsigned or bits == 1 else -(1 << (bits - 1))
-    high = (1 << (bits if unsigned or bits == 1 else bits - 1)) - 1
-    neutral = {"stablehlo.maximum": low, "stablehlo.minimum": high}.get(reducer)
-    return reducer if number == neutral else None
+    low, high = extremes(element)
+    return name if number == {"maximum": low, "minimum": high}.get(name) else None
 
 
-def splat(owner: ir.Operation | ir.Block) -> complex | None:
+def extremes(element: ir.IntegerType) -> tuple[int, int]:
+    """The smallest and the largest number of an integer type."""
+    bits = element.width
+    if element.is_unsigned or bits == 1:
+        return 0, (1 << bits) - 1
+    return -1 << (bits - 1), (1 << (bits - 1)) - 1
+
+
+def splat(value: ir.Value) -> complex | None:
     """The value of a scalar constant, which may be broadcast to a scalar; None for anything else."""
-    if not isinstance(owner, ir.Block) and owner.name == "stablehlo.broadcast_in_dim":
-        source = owner.operands[0]
-        return None if len(owner.results[0].type.shape) else splat(source.owner)
-    if isinstance(owner, ir.Block) or owner.name != "stablehlo.constant":
+    op = maker(value)
+    if op is not None and op.name == "stablehlo.broadcast_in_dim":
+        return None if len(value.type.shape) else splat(op.operands[0])
+    if op is None or op.name != "stablehlo.constant":
         return None
     # The bindings do not hand out complex data, and an op's own text takes its whole module's numbering.
-    is_complex = isinstance(owner.results[0].type.element_type, ir.ComplexType)
-    text = str(owner) if is_complex else str(owner.attributes["value"])
+    is_complex = isinstance(value.type.element_type, ir.ComplexType)
+    text = str(op) if is_complex else str(op.attributes["value"])
     text = text.partition("dense<")[2].partition("> :")[0]
     if text in _INFINITIES:
         return _INFINITIES[text]
@@ -89,19 +90,17 @@ def combine_parts(
     emit: Emitter, env: Env, op: ir.Operation, new: ir.Operation, axes: tuple[str, ...]
 ) -> ir.Operation | None:
     """Combines the partial results of ``new`` over ``axes``; returns a global op done along the way."""
-    reducer = all_reducer(op) if op.name == "stablehlo.reduce" else _ADD
-    if reducer == _GENERAL:
+    name = all_reducer(op) if op.name == "stablehlo.reduce" else _ADD
+    if name == _GENERAL:
         _reduce_gathered(emit, env, op, new, axes)
         return None
     local, sharding = env[op.results[0]]
     narrow = _narrowing(op)
     if narrow is not None:
         # The sum travels in the type it is kept in: half the bytes, and what the device does.
-        local = emit.value(
-            "stablehlo.convert", [local], local.type.shape, narrow.results[0].type.element_type
-        )
+        local = emit.convert(local, narrow.results[0].type.element_type)
     result = (narrow or op).results[0]
-    env[result] = (emit.all_reduce(local, axes, reducer), sharding)
+    env[result] = (emit.all_reduce(local, axes, name), sharding)
     return narrow
 
 
@@ -120,14 +119,8 @@ def _reduce_gathered(
     emit: Emitter, env: Env, op: ir.Operation, new: ir.Operation, axes: tuple[str, ...]
 ) -> None:
     """Gathers the parts, all at once, along a new leading dim and reduces that dim with the op's own body."""
-    rows = [
-        emit.value("stablehlo.reshape", [part], [1, *part.type.shape], part.type.element_type)
-        for part in new.results
-    ]
-    parts = emit.all_gather(rows, 0, axes)
-    again = new.clone(ip=emit.point).operation
-    for number, value in enumerate(parts):
-        again.operands[number] = value
+    rows = [emit.reshape(part, [1, *part.type.shape]) for part in new.results]
+    again = emit.copy(new, emit.all_gather(rows, 0, axes))
     again.attributes["dimensions"] = ir.DenseI64ArrayAttr.get([0])
     for old, result in zip(op.results, again.results, strict=True):
         env[old] = (result, env[old][1])

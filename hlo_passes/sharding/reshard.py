@@ -29,9 +29,7 @@ class Mover:
         self.gathered_elements = 0
 
     def place(self, dim: int, axes: Axes, rows: int) -> None:
-        names, local = list(self.at.axes), list(self.at.local)
-        names[dim], local[dim] = axes, rows
-        self.at = Sharding(axes=tuple(names), local=tuple(local))
+        self.at = self.at.with_dims({dim: (axes, rows)})
 
     def refit(self, dim: int, rows: int) -> None:
         """Blocks of ``rows`` rows instead, over the same axes: cores exchange the edges of their blocks."""
@@ -70,7 +68,7 @@ def _slice(mover: Mover, new: Sharding) -> None:
     """Dims that only gain axes which nothing else uses: each core keeps a part of what it has."""
     for dim, (have, want) in enumerate(zip(mover.at.axes, new.axes, strict=True)):
         more = want[len(have) :]
-        if want[: len(have)] == have and more and not set(more) & mover.at.used():
+        if want[: len(have)] == have and more and not set(more) & mover.at.used:
             mover.refit(dim, new.local[dim] * mover.emit.mesh.size(more))
             mover.value = mover.emit.take_block(mover.value, dim, more, new.local[dim])
             mover.place(dim, want, new.local[dim])

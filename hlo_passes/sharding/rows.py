@@ -46,17 +46,11 @@ def own_rows(
     offsets = [min(max(o, min(active)), max(active)) for o in offsets]
     rows = value.type.shape[dim]
     before, after = max(0, -min(offsets)), max(0, max(offsets) + need.count - rows)
-    low, high = [0] * value.type.rank, [0] * value.type.rank
     if before or after:
-        low[dim], high[dim] = before, after
-        value, offsets = emit.pad(value, low, high), [o + before for o in offsets]
+        value, offsets = emit.pad(value, dim, before, after), [o + before for o in offsets]
     if len(set(offsets)) > 1:
         return emit.slice_at(value, dim, emit.per_core(axes, offsets), need.count)
-    if offsets[0] == 0 and need.count == value.type.shape[dim]:
-        return value
-    start, end = [0] * value.type.rank, list(value.type.shape)
-    start[dim], end[dim] = offsets[0], offsets[0] + need.count
-    return emit.cut(value, start, end)
+    return emit.cut(value, dim, offsets[0], offsets[0] + need.count)
 
 
 def fill_outside(
@@ -69,9 +63,10 @@ def fill_outside(
     above = any(a and e > size for a, e in zip(active, ends, strict=True))
     if not (below or above):
         return value
-    shape, i32 = list(value.type.shape), ir.IntegerType.get_signless(32)
-    rows = emit.value("stablehlo.iota", [], [shape[dim]], i32, iota_dimension="0 : i64")
-    rows = emit.binary("add", rows, emit.broadcast(emit.per_core(axes, need.starts), [shape[dim]]))
+    shape = list(value.type.shape)
+    rows = emit.binary(
+        "add", emit.rows(shape[dim]), emit.broadcast(emit.per_core(axes, need.starts), [shape[dim]])
+    )
     masks = []
     if below:
         masks.append(emit.compare(rows, emit.broadcast(emit.scalar(0), [shape[dim]]), "GE"))
@@ -99,9 +94,6 @@ def owned_rows(
         shape[dim] = 1
         return emit.select(emit.broadcast(inside, shape), piece, emit.broadcast(absent, shape))
     # The piece begins with row ``at`` of the block, where ``first`` was asked for: shift it into place.
-    low, high = [0] * len(shape), [0] * len(shape)
-    low[dim], high[dim] = count, count
     shift = emit.binary("add", emit.binary("subtract", first, at), emit.scalar(count))
-    return emit.slice_at(
-        emit.pad(piece, low, high, fill=absent), dim, emit.clamp(shift, 0, taken + count), count
-    )
+    wide = emit.pad(piece, dim, count, count, fill=absent)
+    return emit.slice_at(wide, dim, emit.clamp(shift, 0, taken + count), count)

@@ -2,7 +2,7 @@
 
 import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from distributed.mesh import Mesh
@@ -43,8 +43,16 @@ class Sharding:
     def is_whole(self) -> bool:
         return not any(self.axes)
 
+    @property
     def used(self) -> set[str]:
         return {axis for axes in self.axes for axis in axes}
+
+    def with_dims(self, dims: Mapping[int, tuple[tuple[str, ...], int]]) -> "Sharding":
+        """The same with other axes and rows per core along some dims; no axis may be used twice."""
+        axes, local = list(self.axes), list(self.local)
+        for dim, (names, rows) in dims.items():
+            axes[dim], local[dim] = names, rows
+        return Sharding(axes=tuple(axes), local=tuple(local))
 
 
 class MeshReader:
