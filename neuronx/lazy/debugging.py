@@ -84,31 +84,6 @@ class _Wide:
     roundoff: float
 
 
-def debug(
-    tp_degree: int | None = None,
-    *,
-    reference: str = _REFERENCES[0],
-    bound: float | None = None,
-    stop: bool = True,
-    **options: Any,
-) -> "DebugSession":
-    """``with neuronx.debug(...)``: JAX code inside runs op by op, each compared with ``reference``.
-
-    Args:
-      tp_degree: as for ``neuronx.lazy``; so are ``options`` (instance, auto_cast, ...).
-      reference: float64 (default) or float32, in which the same ops run beside.
-      bound: the largest error allowed, as a part of the largest magnitude of the reference. Left out: of one
-        op 16 units in the last place of the coarsest type on the way, of all up to it the square root of one
-        (half of the digits).
-      stop: raise at the first op beyond it (default); else go on, and ``session.first`` names it.
-
-    Raises:
-      CompileError: an option that does not exist.
-      NumericsError: (inside) an op beyond the bound, or the first NaN or infinity.
-    """
-    return DebugSession(tp_degree, reference=reference, bound=bound, stop=stop, **options)
-
-
 class DebugArray(LazyArray):
     """The array of an op that has run already; control flow on it is plain Python's."""
 
@@ -119,7 +94,22 @@ class DebugArray(LazyArray):
 
 
 class DebugSession(Session):
-    """The context of ``neuronx.debug``; ``ops`` are the checked ops in order, ``first`` the first beyond."""
+    """``with neuronx.debug(...)``: JAX code inside runs op by op, each compared with ``reference``.
+
+    ``ops`` are the checked ops in order, ``first`` is the first of them beyond the bound, or None.
+
+    Args:
+      tp_degree: as for ``neuronx.lazy``; so are ``options`` (instance, auto_cast, ...).
+      reference: float64 (default) or float32, in which the same ops run beside.
+      bound: the largest error allowed, as a part of the largest magnitude of the reference. Left out: of one
+        op 16 units in the last place of the coarsest type on the way, of all up to it the square root of one
+        (half of the digits).
+      stop: raise at the first op beyond it (default); else go on, and ``first`` names it.
+
+    Raises:
+      CompileError: an option that does not exist.
+      NumericsError: (inside) an op beyond the bound, or the first NaN or infinity.
+    """
 
     array_type = DebugArray
 
@@ -219,6 +209,9 @@ class DebugSession(Session):
             if error is not None and error > allowed:
                 return f"{what} is {error:.3g} of the largest element, allowed is {allowed:.3g}"
         return ""
+
+
+debug = DebugSession
 
 
 class DebugFunction(Function):

@@ -2,7 +2,7 @@
 
 import threading
 from collections import Counter, deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -50,30 +50,19 @@ class Execution:
 HISTORY: deque[Execution] = deque(maxlen=_KEPT)
 
 
-@dataclass(frozen=True)
-class Explanation:
-    """The executions so far, oldest first; prints as text, iterates and indexes as records."""
+class Explanation(tuple[Execution, ...]):
+    """The executions so far, oldest first; prints as text."""
 
-    executions: tuple[Execution, ...]
-
-    def __iter__(self) -> Iterator[Execution]:
-        return iter(self.executions)
-
-    def __len__(self) -> int:
-        return len(self.executions)
-
-    def __getitem__(self, index: int) -> Execution:
-        return self.executions[index]
+    __slots__ = ()
 
     def __str__(self) -> str:
-        new = sum(one.is_new for one in self.executions)
-        head = f"{len(self.executions)} executions, {new} of newly compiled graphs"
-        return "\n".join([head, *(f"{n}: {one}" for n, one in enumerate(self.executions))])
+        head = f"{len(self)} executions, {sum(one.is_new for one in self)} of newly compiled graphs"
+        return "\n".join([head, *(f"{n}: {one}" for n, one in enumerate(self))])
 
 
 def explain() -> Explanation:
     """Why each graph ran, where, and for a new one what changed: of this process, oldest first."""
-    return Explanation(tuple(HISTORY))
+    return Explanation(HISTORY)
 
 
 class Metrics:

@@ -12,10 +12,9 @@ from typing import Any
 import jax
 import numpy as np
 
-from kernels.eras import DEFAULT_ERA
 from kernels.errors import CompileError
 from neuronx.arrays import RingArray
-from neuronx.driver import AUTO_CAST_TYPES, AUTO_CASTS, DEFAULT_INSTANCE, OBJECTIVES, CompileOptions
+from neuronx.driver import CompileOptions
 from neuronx.frontend import wrap
 from neuronx.function import Function
 from neuronx.lazy.difference import changed_number, difference
@@ -94,9 +93,9 @@ class Session:
 
     Args:
       tp_degree: number of cores; left out, the size of the user's own mesh, or 1 without one.
-      instance, auto_cast, auto_cast_type, era, objective, host_kernels: as for ``neuronx.compile``.
       strict: only ``mark_step`` and leaving the context may run graphs; looking at a value raises.
       max_graphs: the context compiles at most so many graphs, then raises GraphBudgetError.
+      options: instance, auto_cast, auto_cast_type, era, objective, host_kernels, as for ``neuronx.compile``.
 
     Raises:
       CompileError: an option that does not exist, or more cores than the instance has.
@@ -108,24 +107,11 @@ class Session:
         self,
         tp_degree: int | None = None,
         *,
-        instance: str = DEFAULT_INSTANCE,
-        auto_cast: str = AUTO_CASTS[0],
-        auto_cast_type: str = AUTO_CAST_TYPES[0],
-        era: str = DEFAULT_ERA,
-        objective: str = OBJECTIVES[0],
-        host_kernels: bool = True,
         strict: bool = False,
         max_graphs: int | None = None,
+        **options: Any,
     ) -> None:
-        self._options = CompileOptions(
-            tp_degree=1 if tp_degree is None else tp_degree,
-            instance=instance,
-            auto_cast=auto_cast,
-            auto_cast_type=auto_cast_type,
-            era=era,
-            objective=objective,
-            host_kernels=host_kernels,
-        )
+        self._options = CompileOptions(tp_degree=1 if tp_degree is None else tp_degree, **options)
         if tp_degree is not None:
             self._options.warn_if_unusual()
         if max_graphs is not None and max_graphs < 1:

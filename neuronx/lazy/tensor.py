@@ -21,6 +21,10 @@ class LazyArray(Handle, Deferred):
 
     __slots__ = ()
 
+    committed = False
+    is_fully_addressable = is_fully_replicated = True
+    traceback = None
+
     def array(self, cause: str = "read") -> jax.Array:
         """The computed array."""
         value = self.value
@@ -42,59 +46,11 @@ class LazyArray(Handle, Deferred):
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
         return np.array(self.array("np.asarray"), dtype=dtype, copy=copy)
 
-    def __bool__(self) -> bool:
-        return bool(self.array("bool"))
-
-    def __int__(self) -> int:
-        return int(self.array("int"))
-
-    def __float__(self) -> float:
-        return float(self.array("float"))
-
-    def __complex__(self) -> complex:
-        return complex(self.array("complex"))
-
-    def __index__(self) -> int:
-        return self.array("index").__index__()
-
-    def __hex__(self) -> str:
-        return hex(self.array("hex"))
-
-    def __oct__(self) -> str:
-        return oct(self.array("oct"))
-
-    def __repr__(self) -> str:
-        return repr(self.array("print"))
-
-    def __str__(self) -> str:
-        return str(self.array("print"))
-
-    def __format__(self, spec: str) -> str:
-        return format(self.array("print"), spec)
-
-    def __dlpack__(self, **options: Any) -> Any:
-        return self.array("dlpack").__dlpack__(**options)
-
-    def __dlpack_device__(self) -> Any:
-        return self.array("dlpack").__dlpack_device__()
-
-    def __reduce__(self) -> Any:
-        return self.array("pickle").__reduce__()
-
     def __copy__(self) -> "LazyArray":
         return self
 
     def __deepcopy__(self, memo: Any) -> "LazyArray":
         return self
-
-    def item(self, *args: int) -> Any:
-        return self.array("item").item(*args)
-
-    def tolist(self) -> Any:
-        return self.array("tolist").tolist()
-
-    def tobytes(self, order: str = "C") -> bytes:
-        return self.array("tobytes").tobytes(order)
 
     def block_until_ready(self) -> "LazyArray":
         self.array("block_until_ready")
@@ -106,49 +62,38 @@ class LazyArray(Handle, Deferred):
     def is_deleted(self) -> bool:
         return False
 
-    def addressable_data(self, index: int) -> jax.Array:
-        return self.array("addressable_data").addressable_data(index)
 
-    def devices(self) -> Any:
-        return self.array("devices").devices()
+def _method(name: str, cause: str) -> Any:
+    def method(self: LazyArray, *args: Any, **options: Any) -> Any:
+        return getattr(self.array(cause), name)(*args, **options)
 
-    def on_device_size_in_bytes(self) -> int:
-        return self.array("on_device_size_in_bytes").on_device_size_in_bytes()
+    return method
 
-    def unsafe_buffer_pointer(self) -> int:
-        return self.array("unsafe_buffer_pointer").unsafe_buffer_pointer()
 
-    @property
-    def sharding(self) -> Any:
-        return self.array("sharding").sharding
-
-    @property
-    def device(self) -> Any:
-        return self.array("device").device
-
-    @property
-    def committed(self) -> bool:
-        return False
-
-    @property
-    def is_fully_addressable(self) -> bool:
-        return True
-
-    @property
-    def is_fully_replicated(self) -> bool:
-        return True
-
-    @property
-    def addressable_shards(self) -> Any:
-        return self.array("addressable_shards").addressable_shards
-
-    @property
-    def global_shards(self) -> Any:
-        return self.array("global_shards").global_shards
-
-    @property
-    def traceback(self) -> Any:
-        return None
+# What needs the elements, and what explain() calls it. Those of other names are called by them.
+_LOOKS = {
+    "__bool__": "bool",
+    "__complex__": "complex",
+    "__dlpack__": "dlpack",
+    "__dlpack_device__": "dlpack",
+    "__float__": "float",
+    "__format__": "print",
+    "__hex__": "hex",
+    "__index__": "index",
+    "__int__": "int",
+    "__oct__": "oct",
+    "__reduce__": "pickle",
+    "__repr__": "print",
+    "__str__": "print",
+}
+_METHODS = (
+    "addressable_data", "devices", "item", "on_device_size_in_bytes", "tobytes", "tolist",
+    "unsafe_buffer_pointer",
+)  # fmt: skip
+for _name, _cause in (_LOOKS | {name: name for name in _METHODS}).items():
+    setattr(LazyArray, _name, _method(_name, _cause))
+for _name in ("addressable_shards", "device", "global_shards", "sharding"):
+    setattr(LazyArray, _name, property(lambda self, name=_name: getattr(self.array(name), name)))
 
 
 def _on_host(value: Any) -> jax.Array:

@@ -157,14 +157,12 @@ class LazyTrace(core.Trace):
 
     # Derivatives are taken by traces above this one: what arrives here only wants the value.
     def process_custom_jvp_call(self, primitive: Any, fun: Any, jvp: Any, tracers: Any, /, **_: Any) -> Any:
-        with core.set_current_trace(self):
-            return fun.call_wrapped(*tracers)
+        return self.process_call(primitive, fun, tracers, None)
 
     def process_custom_vjp_call(
         self, primitive: Any, fun: Any, fwd: Any, bwd: Any, tracers: Any, /, **_: Any
     ) -> Any:
-        with core.set_current_trace(self):
-            return fun.call_wrapped(*tracers)
+        return self.process_call(primitive, fun, tracers, None)
 
     def process_shard_map(self, primitive: Any, fun: Any, args: Sequence[Any], /, **params: Any) -> Any:
         """Recorded as a jitted function: its body is one program on many devices, also op by op."""
