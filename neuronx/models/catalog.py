@@ -14,7 +14,7 @@ from jax.sharding import PartitionSpec
 from kernels.errors import CompileError
 from neuronx.api import compile as compile_function
 from neuronx.driver import AUTO_CAST_TYPES, AUTO_CASTS
-from neuronx.models import bert, clip, gpt, llama, t5, whisper
+from neuronx.models import bart, bert, clip, gpt, llama, t5, whisper
 from neuronx.models.layers import tensor_parallel, zeros
 from neuronx.models.names import DECODERS, MODELS, resolve
 from neuronx.models.quantised import quantised_shapes
@@ -43,7 +43,7 @@ _LOOKED_UP: Mapping[ModuleType, tuple[str, ...]] = {
     t5: ("tokens",),
 }
 # transformers-neuronx does not have them; the device looks tokens up itself.
-_LOOKS_UP = frozenset({t5, whisper})
+_LOOKS_UP = frozenset({t5, bart, whisper})
 # What a prompt reads besides tokens.
 _ALSO_READ: Mapping[ModuleType, Callable[..., jax.ShapeDtypeStruct]] = {whisper: whisper.sound_shape}
 _BY_HEADS = PartitionSpec(None, "tp")

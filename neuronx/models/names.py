@@ -4,13 +4,13 @@ import re
 from collections.abc import Mapping
 from types import ModuleType
 
-from neuronx.models import gpt, llama, opt, t5, whisper
+from neuronx.models import bart, gpt, llama, opt, t5, whisper
 from neuronx.models.sizes import find
 from neuronx.models.whole import WHOLE
 
 __all__ = ["DECODERS", "MODELS", "resolve"]
 
-DECODERS = (opt, gpt, llama, t5, whisper)
+DECODERS = (opt, gpt, llama, t5, bart, whisper)
 _MODULES: tuple[ModuleType, ...] = (*DECODERS, *WHOLE)
 # Every published size and the module it is written in.
 MODELS: Mapping[str, ModuleType] = {name: module for module in _MODULES for name in module.SIZES}

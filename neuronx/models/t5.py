@@ -8,6 +8,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from neuronx.models import answers
 from neuronx.models.family import Family
 from neuronx.models.layers import (
     ACTIVATIONS,
@@ -135,14 +136,8 @@ config, parameter_shapes, parameters = _FAMILY.config, _FAMILY.parameter_shapes,
 
 
 def cache_shapes(cfg: T5Config, batch: int, max_len: int, dtype: Any) -> dict[str, Any]:
-    """What steps read: per layer keys and values of the answer and of the source, of [batch, heads, max_len,
-    head_dim] each, and which of the source's positions there are."""
-    entry = jax.ShapeDtypeStruct((batch, cfg.all_heads, max_len, cfg.head_dim), dtype)
-    names = ("k", "v", "source_k", "source_v")
-    return {
-        "layers": [dict.fromkeys(names, entry) for _ in range(cfg.layers)],
-        "readable": jax.ShapeDtypeStruct((batch, cfg.all_heads, 1, max_len), jnp.bool_),
-    }
+    """``answers.cache_shapes`` of this size."""
+    return answers.cache_shapes(cfg.layers, cfg.all_heads, cfg.head_dim, batch, max_len, dtype)
 
 
 def prefill(
@@ -156,19 +151,10 @@ def prefill(
       The first token of each answer, i32 [batch]; the f32 logits it was chosen from, [batch, vocab]; the
       cache, to be gone on with at position 1.
     """
-    batch, length = tokens.shape
-    seen, max_len = _read(cfg, params, tokens), cache["readable"].shape[-1]
-    room = [(0, 0), (0, 0), (0, max_len - length), (0, 0)]
-
-    def source(weights: dict[str, Any]) -> Cache:
-        made = {name: split_heads(linear(weights[name], seen), cfg.all_heads) for name in ("k", "v")}
-        return {f"source_{name}": jnp.pad(part, room) for name, part in made.items()}
-
-    layers = zip(cache["layers"], params["writer"]["layers"], strict=True)
-    filled = [old | source(weights["source"]) for old, weights in layers]
-    readable = jnp.broadcast_to(jnp.arange(max_len) < length, cache["readable"].shape)
+    seen = _read(cfg, params, tokens)
+    filled, readable = answers.sources(cfg.all_heads, params["writer"]["layers"], cache, seen)
     # An answer starts with token 0, which is padding elsewhere.
-    start, position = jnp.zeros((batch,), jnp.int32), jnp.zeros((1,), jnp.int32)
+    start, position = jnp.zeros_like(tokens[:, 0]), jnp.zeros((1,), jnp.int32)
     bias = distance_bias(params["writer"]["distances"], position, position, both_ways=False)
     return _write(cfg, params, start, prompt_attention(1, bias), filled, readable)
 
@@ -199,7 +185,7 @@ def _read(cfg: T5Config, params: dict[str, Any], tokens: jax.Array) -> jax.Array
     def layer(x: jax.Array, weights: dict[str, Any]) -> tuple[jax.Array, None]:
         normal = rms_norm(weights["attention_norm"], x, NORM_EPSILON)
         q, k, v = (split_heads(linear(weights[name], normal), cfg.all_heads) for name in ("q", "k", "v"))
-        x = x + _joined(weights["o"], attention(q, k, v, jnp.ones((1, 1), bool), bias))
+        x = x + answers.joined(weights["o"], attention(q, k, v, jnp.ones((1, 1), bool), bias))
         return _fed_forward(cfg, weights, x), None
 
     x = jnp.take(params["tokens"], tokens, axis=0, mode="clip")
@@ -222,10 +208,10 @@ def _write(
         normal = rms_norm(weights["attention_norm"], x, NORM_EPSILON)
         q, k, v = (split_heads(linear(weights[name], normal), cfg.all_heads) for name in ("q", "k", "v"))
         mixed, kept = attend(q, k, v, old)
-        x = x + _joined(weights["o"], mixed)
+        x = x + answers.joined(weights["o"], mixed)
         normal, source = rms_norm(weights["source_norm"], x, NORM_EPSILON), weights["source"]
         q = split_heads(linear(source["q"], normal), cfg.all_heads)
-        x = x + _joined(source["o"], attention(q, old["source_k"], old["source_v"], readable))
+        x = x + answers.joined(source["o"], attention(q, old["source_k"], old["source_v"], readable))
         return _fed_forward(cfg, weights, x), old | kept
 
     x = jnp.take(params["tokens"], token[:, None], axis=0, mode="clip")
@@ -238,12 +224,6 @@ def _write(
     logits = head_logits(head, last)
     chosen = jnp.argmax(logits, axis=-1).astype(jnp.int32)
     return chosen, logits, {"layers": kept, "readable": readable}
-
-
-def _joined(weights: dict[str, Any], mixed: jax.Array) -> jax.Array:
-    """[batch, heads, length, head_dim] projected to [batch, length, hidden]."""
-    batch, heads, length, width = mixed.shape
-    return linear(weights, mixed.transpose(0, 2, 1, 3).reshape(batch, length, heads * width))
 
 
 def _fed_forward(cfg: T5Config, weights: dict[str, Any], x: jax.Array) -> jax.Array:

@@ -1,21 +1,18 @@
 """Whisper in plain JAX: published sizes, hearing half a minute of sound and writing text with a cache."""
 
 import functools
-import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
+from neuronx.models import answers
 from neuronx.models.family import Family
 from neuronx.models.layers import (
     ACTIVATIONS,
-    Attend,
     Cache,
     Make,
-    attention,
     convolution,
     layer_norm,
     layer_parameters,
@@ -25,7 +22,6 @@ from neuronx.models.layers import (
     prompt_attention,
     split_heads,
     step_attention,
-    through_layers,
 )
 from neuronx.models.sizes import padded
 
@@ -77,6 +73,10 @@ class WhisperConfig:
     def head_dim(self) -> int:
         return self.hidden // self.heads
 
+    @property
+    def style(self) -> answers.Style:
+        return answers.Style(heads=self.all_heads, head_dim=self.head_dim)
+
 
 def _size(name: str, hidden: int, heads: int, layers: int, writers: int, **other: Any) -> WhisperConfig:
     sizes = {"hidden": hidden, "heads": heads, "layers": layers, "writers": writers, "ffn": 4 * hidden}
@@ -100,9 +100,9 @@ SIZES = {
         _size("whisper-medium.en", 1024, 16, 24, 24, **_ENGLISH),
         _size("whisper-large", 1280, 20, 32, 32),
         _size("whisper-large-v3", 1280, 20, 32, 32, **_V3),
+        _size("whisper-large-v3-turbo", 1280, 20, 32, 4, **_V3),
         _size("distil-small.en", 768, 12, 12, 4, **_ENGLISH),
         _size("distil-medium.en", 1024, 16, 24, 2, **_ENGLISH),
-        _size("whisper-large-v3-turbo", 1280, 20, 32, 4, **_V3),
         _size("distil-large-v2", 1280, 20, 32, 2),
         _size("distil-large-v3", 1280, 20, 32, 2, **_V3),
     )
@@ -112,15 +112,18 @@ SIZES = {
 def _parameter_tree(cfg: WhisperConfig, make: Make) -> dict[str, Any]:
     width = cfg.all_heads * cfg.head_dim
 
+    def without_bias(made: dict[str, Any]) -> dict[str, Any]:
+        return {"w": made["k"]["w"]}
+
     def layer() -> dict[str, Any]:
         made = layer_parameters(make, cfg.hidden, cfg.ffn, width)
-        return made | {"k": {"w": made["k"]["w"]}}
+        return made | {"k": without_bias(made)}
 
     def writer() -> dict[str, Any]:
-        source = layer()
-        return layer() | {
-            "source": {name: source[name] for name in "qkvo"},
-            "source_norm": source["attention_norm"],
+        made = answers.writer_parameters(make, cfg.hidden, cfg.ffn, width)
+        return made | {
+            "k": without_bias(made),
+            "source": made["source"] | {"k": without_bias(made["source"])},
         }
 
     def window(features: int) -> dict[str, Any]:
@@ -181,7 +184,7 @@ def prefill(
     layers = zip(cache, params["writer"]["layers"], strict=True)
     filled = [old | source(weights["source"]) for old, weights in layers]
     length = tokens.shape[1]
-    return _write(cfg, params, tokens, jnp.arange(length), prompt_attention(length), filled)
+    return answers.write(cfg.style, params, tokens, jnp.arange(length), prompt_attention(length), filled)
 
 
 def decode(
@@ -193,7 +196,7 @@ def decode(
       As ``prefill``, with the updated cache (to be donated, so that it stays where it is).
     """
     attend = step_attention(cache[0]["k"].shape[2], position)
-    return _write(cfg, params, token[:, None], position[None], attend, cache)
+    return answers.write(cfg.style, params, token[:, None], position[None], attend, cache)
 
 
 def _hear(cfg: WhisperConfig, weights: dict[str, Any], sound: jax.Array) -> jax.Array:
@@ -206,47 +209,4 @@ def _hear(cfg: WhisperConfig, weights: dict[str, Any], sound: jax.Array) -> jax.
     return _norm(weights["final_norm"], x)
 
 
-def _write(
-    cfg: WhisperConfig,
-    params: dict[str, Any],
-    tokens: jax.Array,
-    positions: jax.Array,
-    attend: Attend,
-    cache: Sequence[Cache],
-) -> tuple[jax.Array, jax.Array, list[Cache]]:
-    """One token more, chosen greedily, with its logits and what was kept."""
-    writer = params["writer"]
-
-    def heads(weights: dict[str, Any], name: str, x: jax.Array) -> jax.Array:
-        return split_heads(linear(weights[name], x), cfg.all_heads)
-
-    def query(weights: dict[str, Any], x: jax.Array) -> jax.Array:
-        return heads(weights, "q", x) * (1 / math.sqrt(cfg.head_dim))
-
-    def layer(x: jax.Array, weights: dict[str, Any], old: Cache) -> tuple[jax.Array, Cache]:
-        normal = _norm(weights["attention_norm"], x)
-        keys, values = (heads(weights, name, normal) for name in "kv")
-        mixed, kept = attend(query(weights, normal), keys, values, old)
-        x = x + _joined(weights["o"], mixed)
-        source = weights["source"]
-        q = query(source, _norm(weights["source_norm"], x))
-        mixed = attention(q, old["source_k"], old["source_v"], jnp.ones((1, 1), bool))
-        x = x + _joined(source["o"], mixed)
-        up = ACTIVATIONS["gelu"](linear(weights["up"], _norm(weights["ffn_norm"], x)))
-        return x + linear(weights["down"], up), old | kept
-
-    x = jnp.take(params["tokens"], tokens, axis=0, mode="clip")
-    x = x + jnp.take(writer["positions"], positions, axis=0, mode="clip")
-    x, kept = through_layers(layer, x, writer["layers"], cache)
-    last = _norm(writer["final_norm"], x[:, -1])
-    logits = jnp.einsum("be,ve->bv", last, params["tokens"], preferred_element_type=jnp.float32)
-    return jnp.argmax(logits, axis=-1).astype(jnp.int32), logits, kept
-
-
 _norm = functools.partial(layer_norm, epsilon=NORM_EPSILON)
-
-
-def _joined(weights: dict[str, Any], mixed: jax.Array) -> jax.Array:
-    """[batch, heads, length, head_dim] projected to [batch, length, hidden]."""
-    batch, _, length, _ = mixed.shape
-    return linear(weights, mixed.transpose(0, 2, 1, 3).reshape(batch, length, -1))
