@@ -35,6 +35,8 @@ __all__ = ["Bisection", "Step", "bisect"]
 
 Arrays = list[np.ndarray]
 
+_replicas = functools.lru_cache(maxsize=2)(Replicas)
+
 
 @dataclass(frozen=True, kw_only=True)
 class Step:
@@ -278,8 +280,3 @@ def _of_line(module: ir.Module, line: str) -> Counter[str]:
 
 def _counted(found: Counter[str]) -> tuple[str, ...]:
     return tuple(name if count == 1 else f"{count} x {name}" for name, count in sorted(found.items()))
-
-
-@functools.lru_cache(maxsize=2)
-def _replicas(count: int) -> Replicas:
-    return Replicas(count)

@@ -1,4 +1,4 @@
-"""What users name in text: functions as ``module:function``, argument types as ``f32[8,128]``."""
+"""What users name in text: functions as ``module:function``, types as ``f32[8,128]``, files of StableHLO."""
 
 import importlib
 import operator
@@ -11,11 +11,12 @@ from typing import Any
 
 import jax
 
+from hlo_passes.ir import ir, parse
 from kernels.dtypes import dtype as find_dtype
 from kernels.errors import CompileError
 from neuronx.frontend import user_line
 
-__all__ = ["argument_type", "find_function", "traced"]
+__all__ = ["argument_type", "find_function", "read_module", "traced"]
 
 _TYPE = re.compile(r"(\w+)\[([\w,\s]*)\]")
 
@@ -38,6 +39,20 @@ def find_function(target: str) -> Callable[..., Any]:
         ) from error
     finally:
         sys.path.remove("")
+
+
+def read_module(name: str) -> ir.Module:
+    """The StableHLO of a file, or of standard input where it is called ``-``.
+
+    Raises:
+      CompileError: it cannot be read, or is malformed.
+    """
+    try:
+        return parse(sys.stdin.read() if name == "-" else Path(name).read_text())
+    except ir.MLIRError as error:
+        raise CompileError(f"{name} is malformed: {error}", fix="mend the line named above") from error
+    except (OSError, UnicodeDecodeError) as error:
+        raise CompileError(f"{name} cannot be read: {error}", fix="give a readable text file") from error
 
 
 def argument_type(text: str, **sizes: int) -> jax.ShapeDtypeStruct:

@@ -197,6 +197,7 @@ def test_opt_writes_dumps(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
     [
         (("opt", "-p", "canonicalise", "x.mlir"), "did you mean 'canonicalize'"),
         (("opt", "-p", "canonicalize", "no_such_file.mlir"), "cannot be read"),
+        (("opt", "-p", "canonicalize", sys.executable), "cannot be read: 'utf-8'"),
         (("run", "--tp-degree", "99", "x.mlir"), "99"),
         (("run", "--shard", "random", "x.mlir"), "expected random:SEED"),
         (("run", "--shard", "tp:3", "x.mlir"), "for example --shard random:7"),

@@ -1,13 +1,10 @@
 """``neuronx analyze``: what the real compiler would reject or degrade in a file or a Python function."""
 
 import argparse
-from pathlib import Path
 
-from hlo_passes.ir import ir, parse
-from kernels.errors import CompileError
 from neuronx.analysis import Analysis, analyze, analyze_module
 from neuronx.driver import DEFAULT_INSTANCE, CompileOptions
-from neuronx.named import argument_type, find_function, traced
+from neuronx.named import argument_type, find_function, read_module, traced
 
 __all__ = ["HELP", "NAME", "add_arguments", "main"]
 
@@ -17,7 +14,7 @@ HELP = "say what neuronx-cc would reject or degrade, and what to write instead; 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declares the options of the verb."""
-    parser.add_argument("target", help="a .mlir file, or module:function")
+    parser.add_argument("target", help="a .mlir file, - for standard input, or module:function")
     parser.add_argument(
         "arguments", nargs="*", metavar="TYPE", help="of each argument of the function, as f32[8,128]"
     )
@@ -28,18 +25,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def main(args: argparse.Namespace) -> int:
     """Prints the findings; 1 if one rejects the program, else 0."""
     options = CompileOptions(tp_degree=args.tp_degree, instance=args.instance)
-    found = _of_function(args, options) if ":" in args.target else _of_file(args.target, options)
+    if ":" in args.target:
+        found = _of_function(args, options)
+    else:
+        found = analyze_module(read_module(args.target), options)
     print(found)
     return 1 if found.rejected else 0
-
-
-def _of_file(name: str, options: CompileOptions) -> Analysis:
-    try:
-        return analyze_module(parse(Path(name).read_text()), options)
-    except ir.MLIRError as error:
-        raise CompileError(f"{name} is malformed: {error}", fix="mend the line named above") from error
-    except (OSError, UnicodeDecodeError) as error:
-        raise CompileError(f"{name} cannot be read: {error}", fix="give a readable text file") from error
 
 
 def _of_function(args: argparse.Namespace, options: CompileOptions) -> Analysis:

@@ -21,16 +21,18 @@ _SHARED = ("links", "collectives", "era sdk-2.18", "era ideal")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    known = ", ".join((*ALL_INSTANCES, *COMPARATORS))
-    parser.add_argument("instance", nargs="?", metavar="INSTANCE", help=f"one of {known}; all if left out")
+    known = (*ALL_INSTANCES, *COMPARATORS)
+    parser.add_argument(
+        "instance",
+        nargs="?",
+        choices=known,
+        metavar="INSTANCE",
+        help=f"{', '.join(known)}; all if left out",
+    )
 
 
 def main(args: argparse.Namespace) -> int:
-    """Prints one aligned row a number, then one an element type; 0 on success.
-
-    Raises:
-      CompileError: the instance is unknown.
-    """
+    """Prints one aligned row a number, then one an element type; 0 on success."""
     tables, hidden = TABLES, set()
     if args.instance in COMPARATORS:
         tables, hidden = ("comparators",), {*COMPARATORS} - {args.instance}

@@ -1,9 +1,7 @@
 """``neuronx opt``: any part of the pipeline on a module as text."""
 
 import argparse
-import sys
 from collections.abc import Sequence
-from pathlib import Path
 
 from distributed.program import Program
 from distributed.program_text import program_text
@@ -17,6 +15,7 @@ from kernels.hardware import load_instance
 from neuronx.environment import environment
 from neuronx.explain import explain
 from neuronx.fastest import clock_named
+from neuronx.named import read_module
 
 __all__ = ["HELP", "NAME", "add_arguments", "main"]
 
@@ -42,7 +41,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def main(args: argparse.Namespace) -> int:
     stages = parse_pipeline(args.passes)
-    module = _read(args.file)
+    module = read_module(args.file)
     source = module_bytes(module)
     asked = environment()
     program = run_pipeline(module, stages, debug=Debug(check_levels=asked.debug > 0, dump_dir=asked.dump))
@@ -62,12 +61,3 @@ def _explained(source: bytes, module: ir.Module, program: Program | None, stages
     tried = clock_named(source, stages, DEFAULT_ERA) if is_free else None
     instance = load_instance(stages[-1].options.instance)
     return explain(module, program, lambda: time_program(program, instance, era=DEFAULT_ERA), tried)
-
-
-def _read(name: str) -> ir.Module:
-    try:
-        return parse(sys.stdin.read() if name == "-" else Path(name).read_text())
-    except ir.MLIRError as error:
-        raise CompileError(f"{name} is malformed: {error}", fix="mend the line named above") from error
-    except OSError as error:
-        raise CompileError(f"{name} cannot be read: {error.strerror}", fix="give a readable file") from error

@@ -47,6 +47,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--instance",
         nargs="+",
+        choices=(*hardware.ALL_INSTANCES, *COMPARATORS),
+        metavar="INSTANCE",
         default=list(_DEFAULT_INSTANCES),
         help=f"instance sizes, or machines to compare with at their roofline: {', '.join(COMPARATORS)}",
     )

@@ -70,7 +70,7 @@ def _method(name: str, cause: str) -> Any:
     return method
 
 
-# What needs the elements, and what explain() calls it. Those of other names are called by them.
+# What needs the elements, by method: the cause that explain() gives. The others are causes as they are.
 _LOOKS = {
     "__bool__": "bool",
     "__complex__": "complex",
