@@ -10,7 +10,7 @@ import jax.numpy as jnp
 
 from kernels.errors import CompileError
 from kernels.hardware import load_instance
-from neuronx.models import pixart, unet
+from neuronx.models import pixart, text_perceiver, unet, whisper
 from neuronx.models.names import DECODERS, MODELS, resolve
 
 __all__ = ["Published", "read"]
@@ -49,6 +49,10 @@ _SIZED = re.compile(r"(.*?)(?:(\d{3,4})(?:x\2|ms|px)?)?")
 # How often that runs where a row does not say: the default of diffusers' pipeline, or the model card's.
 _STEPS: Mapping[ModuleType, int] = {unet: 50, pixart: 20}
 _FEW_STEPS: Mapping[str, int] = {"sd-turbo-unet": 1, "sdxl-turbo-unet": 1}
+# Where a row does not say: models that are run at the one length that they have, and the tokens that a text
+# starts with (start, language, task and that there are no times).
+_ONE_LENGTH = frozenset({text_perceiver, whisper})
+_STARTS: Mapping[ModuleType, int] = {whisper: 4}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -110,6 +114,10 @@ def read(record: Mapping[str | None, Any]) -> Published:
     tp = _count(row, "tp") or (cores if is_decoder else 1)
     if tp > cores:
         raise CompileError(f"tp is {tp}, and {instance} has {cores} cores", op="row", fix="give what it has")
+    module = MODELS[name]
+    out_len, one_length = _count(row, "out_len"), None
+    if module in _ONE_LENGTH and not out_len:
+        one_length = module.config(name).positions
     batch, per_s, p50_s = _count(row, "batch") or 1, _number(row, "throughput"), _seconds(row, "p50_ms")
     if per_s and "/min" in row.get("thr_unit", "").lower():
         per_s /= 60
@@ -123,9 +131,9 @@ def read(record: Mapping[str | None, Any]) -> Published:
         instance=instance,
         tp=tp,
         batch=batch,
-        seq_len=_count(row, "seq_len"),
-        in_len=_count(row, "in_len"),
-        out_len=_count(row, "out_len"),
+        seq_len=_count(row, "seq_len") or one_length,
+        in_len=_count(row, "in_len") or _STARTS.get(module),
+        out_len=out_len,
         dtype=_DTYPES[_one_of(row, "model_dtype", _DTYPES, "fp16" if is_decoder else "fp32")],
         options=_casts(row, is_decoder),
         weights=_weights(row),

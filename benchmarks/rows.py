@@ -217,9 +217,8 @@ def _decoder(row: Published) -> Iterator[Measured]:
     length = row.seq_len or (row.in_len or 0) + (row.out_len or 0)
     positions = getattr(MODELS[row.name].config(row.name), "positions", length)
     if not 0 < length <= positions:
-        raise CompileError(
-            f"seq_len is {length}, and {row.name} has {positions} positions", op="row", fix="give seq_len"
-        )
+        said = f"seq_len is {length}" if length else "neither seq_len nor in_len and out_len"
+        raise CompileError(f"{said}, and {row.name} has {positions} positions", op="row", fix="give seq_len")
     has_buckets = bool(row.ttft_s or row.tpot_s)
     common, written = _common(row, length), row.out_len or 1
 

@@ -158,6 +158,15 @@ def test_what_is_near_a_name_only_is_not_taken_for_it(name) -> None:
         resolve(name)
 
 
+def test_models_of_one_length_are_run_at_it_where_a_row_says_none() -> None:
+    row = {"instance": "inf2.xlarge", "ttft_p50_ms": "9", "p50_ms": "9"}
+    for model, length, what in (("whisper-tiny", 448, "ttft"), ("language-perceiver", 2048, "latency")):
+        found = {one.what: one.length for one in measured(row | {"model": model})}
+        assert found[what] == length
+    [told, _] = measured(row | {"model": "whisper-tiny", "out_len": "20"})
+    assert told.length == 24
+
+
 _FIELDS = {
     "model": (
         "resnet50",
