@@ -47,12 +47,12 @@ class Executable:
     """One compiled segment."""
 
     def __init__(self, executable: _jax.LoadedExecutable) -> None:
-        self._executable = executable
+        self.loaded = executable
         self._handlers: list[Any] | None = None
 
     def __call__(self, arguments: Sequence[jax.Array]) -> list[jax.Array]:
         """Runs it to its end. An argument marked ``tf.aliasing_output`` in the text is consumed."""
-        outputs = self._executable.execute_sharded(list(arguments))
+        outputs = self.loaded.execute_sharded(list(arguments))
         if self._handlers is not None:
             return outputs.consume_with_handlers(self._handlers)
         arrays = [shards[0] for shards in outputs.disassemble_into_single_device_arrays()]
@@ -120,6 +120,7 @@ class Executor:
         self._sharding = SingleDeviceSharding(self._device)
         # Each takes memory mappings, of which a process has 65,530: it goes with the last program to run it.
         self._executables: WeakValueDictionary[tuple[str, Joint | None], Executable] = WeakValueDictionary()
+        self._elsewhere: WeakValueDictionary[tuple[str, _jax.Device], Executable] = WeakValueDictionary()
         self._calls: dict[str, Executable] = {}
         self._helpers = ThreadPoolExecutor(max(1, _THREADS - 1))
         lapack._lapack.initialize()  # JAX does so when it lowers linear algebra; without it XLA calls null
@@ -139,14 +140,25 @@ class Executor:
         found = self._executables.get((text, joint))
         if found is None:
             host = Direct(text=text) if self._lower is None else self._lower(text, joint)
-            found = self._executables[text, joint] = Executable(self._compile(host))
+            found = self._executables[text, joint] = Executable(self._compile(host, self._device))
         return found
 
     def load_host(self, host: HostText) -> Executable:
         """The executable of a text for this host, which is compiled on the first call with it."""
         found = self._calls.get(host.text)
         if found is None:
-            found = self._calls[host.text] = Executable(self._compile(host))
+            found = self._calls[host.text] = Executable(self._compile(host, self._device))
+        return found
+
+    def load_on(self, text: str, device: _jax.Device) -> Executable:
+        """The executable of a StableHLO module's ``@main`` on a device of JAX's own.
+
+        Raises CompileError where XLA:CPU refuses the text.
+        """
+        found = self._elsewhere.get((text, device))
+        if found is None:
+            host = Direct(text=text) if self._lower is None else self._lower(text, None)
+            found = self._elsewhere[text, device] = Executable(self._compile(host, device))
         return found
 
     def load_all(self, wanted: Iterable[tuple[str, Joint | None]]) -> list[Executable]:
@@ -229,13 +241,14 @@ class Executor:
             aval, self._sharding, [host], [self._device], True, force_copy=True, enable_x64=True
         )
 
-    def _compile(self, host: HostText) -> _jax.LoadedExecutable:
+    def _compile(self, host: HostText, device: _jax.Device) -> _jax.LoadedExecutable:
         for target in sorted(host.targets):
             _register(target)
         text = host.text
         options = xla_client.CompileOptions()
         options.env_option_overrides = list(OPTIONS)
-        client, devices = self._device.client, xla_client.DeviceList((self._device,))
+        options.device_assignment = xla_client.DeviceAssignment.create(np.array([[device.id]], np.int32))
+        client, devices = device.client, xla_client.DeviceList((device,))
         found = self._kept and self._kept.read(text)
         if found:
             try:

@@ -1,5 +1,6 @@
 """One run of a program: its launches, collectives, loops and branches, over the arrays of all cores."""
 
+import contextlib
 import functools
 import itertools
 from collections import Counter
@@ -18,7 +19,7 @@ from distributed.sum_orders import is_added_up
 from distributed.sums import add_up
 from kernels.errors import CompileError
 
-__all__ = ["Prepared", "RankMissingError", "Walk", "prepare", "repeated"]
+__all__ = ["Prepared", "RankMissingError", "Walk", "naming_foreign_calls", "prepare", "repeated"]
 
 # A core that makes so much leaves a thread idle: XLA's loops over one array do not share it out. A core that
 # reads much and makes little is busy with kernels of the host, which are called for all cores at once.
@@ -70,10 +71,8 @@ def prepare(program: Program, executor: Executor, *, immortal: Set[int]) -> Prep
 
     run = joined(program, is_joint)
     keys = list(dict.fromkeys(_keys(run.main)))
-    try:
+    with naming_foreign_calls(program):
         executables = executor.load_all((program.segments[segment], joint) for segment, joint in keys)
-    except CompileError as error:
-        raise error.at(", ".join(dict.fromkeys(_foreign_calls(program.main)))) from error
     return Prepared(
         main=run.main,
         deaths=deaths(run, immortal=immortal),
@@ -82,8 +81,16 @@ def prepare(program: Program, executor: Executor, *, immortal: Set[int]) -> Prep
     )
 
 
+@contextlib.contextmanager
+def naming_foreign_calls(program: Program) -> Iterator[None]:
+    """Gives a CompileError from inside the lines of custom calls: XLA:CPU may have no code for them."""
+    try:
+        yield
+    except CompileError as error:
+        raise error.at(", ".join(dict.fromkeys(_foreign_calls(program.main)))) from error
+
+
 def _foreign_calls(block: Block) -> Iterator[str]:
-    """The user's lines of custom calls: what XLA:CPU may have no code for."""
     for step in block.steps:
         if isinstance(step, Launch):
             kinds = ((kernel.location, op.kind) for kernel in step.kernels for op in kernel.work.ops)

@@ -10,6 +10,7 @@ from typing import Any
 import jax
 from jax.tree_util import tree_flatten, tree_unflatten
 
+from distributed.jitted import call_through
 from kernels.errors import CompileError
 from neuronx.arrays import Deferred
 from neuronx.driver import CompileOptions, without_collector
@@ -40,6 +41,7 @@ class Function:
         # The trace is kept beside the program because its identity is part of the key.
         self._compiled: dict[tuple[Any, ...], tuple[Staged, Compiled]] = {}
         self._called: dict[Hashable, Compiled] = {}
+        self._call = call_through(fn, self._miss, jitted)
 
     def lower(self, *args: Any, **kwargs: Any) -> Lowered:
         """Traces and lowers for these arguments: arrays, or ``jax.ShapeDtypeStruct``s that take no memory.
@@ -55,13 +57,18 @@ class Function:
 
         Results are jax.Arrays, except that a donated RingArray comes back as one.
         """
+        return self._call(*args, **kwargs)
+
+    def _miss(self, *args: Any, **kwargs: Any) -> tuple[Any, Any | None, bool]:
+        """A call that JAX does not make itself, and how it can from now on."""
         leaves, key = signature(self._jitted, args, kwargs)
         compiled = self._called.get(key)
         if compiled is None:
             compiled = self._compile(*_computed((args, kwargs)))
             if key is not None:
                 self._called[key] = compiled
-        return tree_unflatten(compiled.out_tree, compiled.call_flat(leaves))
+        results = tree_unflatten(compiled.out_tree, compiled.call_flat(leaves))
+        return results, compiled.fast_path(leaves), False
 
     def __get__(self, instance: Any, owner: type | None = None) -> Any:
         """A method of its class, as a function is one: ``instance`` becomes the first argument."""

@@ -11,12 +11,15 @@ import numpy as np
 from jax.tree_util import PyTreeDef, tree_flatten, tree_unflatten
 
 from distributed.executor import Executor
+from distributed.jitted import Jitted, device_of
 from distributed.layout import Layout
 from distributed.placement import PlacedValue
 from distributed.program import Program
 from distributed.runtime import Runtime
 from distributed.timeline import Timeline, time_program
+from distributed.walk import naming_foreign_calls
 from hlo_passes.host_lowering import lower_text
+from hlo_passes.host_whole import whole_text
 from hlo_passes.ir import module_bytes, parse
 from hlo_passes.shard import is_annotated
 from kernels.dtypes import dtype as find_dtype
@@ -104,6 +107,7 @@ class Compiled:
         self._exported = exported
         self._artifacts = artifacts
         self._weights = weights
+        self._jitted: dict[Any, Jitted] = {}
 
     @property
     def in_tree(self) -> PyTreeDef:
@@ -251,6 +255,11 @@ class Compiled:
 
         With ``on_ring`` all results but typed PRNG keys are RingArrays.
         """
+        jitted = None if on_ring else self._jitted_for(leaves)
+        if jitted is not None:
+            for index, leaf in enumerate(leaves):
+                self._check(index, leaf)
+            return self._checked(jitted(leaves))
         placed = self._located(leaves)
         results = self._runtime.run([*placed, *self._constants])
         donated = {output: leaves[index] for index, output in self._exported.donated.items()}
@@ -261,12 +270,46 @@ class Compiled:
             self._result(index, value, on_ring=on_ring or isinstance(donated.get(index), RingArray))
             for index, value in enumerate(results)
         ]
-        if jax.config.jax_debug_nans or jax.config.jax_debug_infs:
-            self._check_results(handed)
-        return handed
+        return self._checked(handed)
 
-    def _check_results(self, results: Sequence[Any]) -> None:
-        """What ``jax.debug_nans`` and ``jax.debug_infs`` ask for."""
+    def fast_path(self, leaves: Sequence[Any]) -> Any | None:
+        """How JAX makes calls with such leaves itself, if it can (``distributed.jitted.call_through``).
+
+        Arrays of NumPy it may still read when the call has returned and their owner changes them.
+        """
+        is_ours = self._exported.donated or any(isinstance(leaf, np.ndarray) for leaf in leaves)
+        jitted = None if is_ours else self._jitted_for(leaves)
+        return jitted and jitted.fast_path(leaves, self.out_tree)
+
+    def _jitted_for(self, leaves: Sequence[Any]) -> Jitted | None:
+        """What computes the whole call where JAX's own arrays lie; None where the ring is to run."""
+        device = device_of(leaves) if self._whole is not None else None
+        # What is given several times is not to be overwritten.
+        if device is None or (self._exported.donated and len({*map(id, leaves)}) < len(leaves)):
+            return None
+        if device not in self._jitted:
+            with naming_foreign_calls(self.program):
+                executable = self._host.executor.load_on(self._whole, device)
+            exported = self._exported
+            self._jitted[device] = Jitted(
+                executable,
+                device,
+                constants=exported.constants,
+                inputs=exported.inputs,
+                outputs=exported.outputs,
+            )
+        return self._jitted[device]
+
+    @functools.cached_property
+    def _whole(self) -> str | None:
+        kinds = *self._exported.inputs, *self._exported.outputs
+        is_plain = not any(jax.dtypes.issubdtype(kind.dtype, jax.dtypes.extended) for kind in kinds)
+        return whole_text(self.program, len(self._exported.constants)) if is_plain else None
+
+    def _checked(self, results: list[Any]) -> list[Any]:
+        """The results, if ``jax.debug_nans`` and ``jax.debug_infs`` do not forbid them."""
+        if not (jax.config.jax_debug_nans or jax.config.jax_debug_infs):
+            return results
         floats = [np.asarray(one) for one in results if jax.numpy.issubdtype(one.dtype, np.inexact)]
         for is_on, name, is_bad in (
             (jax.config.jax_debug_nans, "nan", np.isnan),
@@ -277,6 +320,7 @@ class Compiled:
                     f"invalid value ({name}) in the results of {self._exported.name}; "
                     "inside `with neuronx.debug():` the op that made it is named"
                 )
+        return results
 
     def _result(self, index: int, value: PlacedValue, *, on_ring: bool) -> Any:
         kind = self._exported.outputs[index]

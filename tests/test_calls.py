@@ -148,7 +148,7 @@ def test_keys_stay_keys_when_they_are_put_on_the_ring():
     np.testing.assert_array_equal(compiled(*put), exe(key, x))
 
 
-def test_a_result_of_one_block_is_not_copied(monkeypatch):
+def test_a_result_of_one_block_on_the_ring_is_not_copied(monkeypatch):
     """It lies where the launch wrote it, on the boundary that makes it possible to share the memory."""
     seen = []
     hand_out = neuronx.stages.Runtime.hand_out
@@ -161,7 +161,8 @@ def test_a_result_of_one_block_is_not_copied(monkeypatch):
 
     monkeypatch.setattr(neuronx.stages.Runtime, "hand_out", noting)
     for dtype in ("float32", "bfloat16", "int8"):
-        neuronx.compile(lambda x: (x * 2, x[0]))(jnp.ones((300, 7), dtype))
+        exe = neuronx.compile(lambda x: (x * 2, x[0])).lower(jnp.ones((300, 7), dtype)).compile()
+        exe(*exe.device_put(jnp.ones((300, 7), dtype)))
     assert len(seen) == 6 and all(block == result for block, result in seen)
 
 
@@ -215,3 +216,48 @@ def test_what_the_user_holds_never_changes(cores):
         held = [(x, np.array(x) if value is None else value) for x, value in held][-12:]
         for array, value in held:
             np.testing.assert_array_equal(array, value)
+
+
+def test_jax_makes_calls_of_types_met_before(monkeypatch):
+    met = []
+    monkeypatch.setattr(neuronx.function, "signature", lambda *call: met.append(call) or signature(*call))
+    rng = np.random.default_rng()
+    table, here = jnp.asarray(rng.random((300, 300)), jnp.float32), jax.devices()[0]
+
+    def fn(unused, x, scale, more):
+        return {"all": (more["y"] - x @ table) * scale, "same": x, "first": more["y"][0]}
+
+    ours, jit = neuronx.compile(fn), jax.jit(fn)
+    for place in (jnp.asarray, lambda x: jax.device_put(x, here)):
+        before = len(met)
+        for _ in range(3):
+            x, y = map(jnp.asarray, rng.random((2, 2, 300), np.float32))
+            x, scale = place(x), rng.random()
+            got, want = (call(jnp.ones(2), x, scale, {"y": y}) for call in (ours, jit))
+            assert jax.tree.map(lambda a: (a.aval, a.sharding, a.committed), got) == jax.tree.map(
+                lambda a: (a.aval, a.sharding, a.committed), want
+            )
+            jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4), got, want)
+        assert len(met) == before + 1
+
+
+def test_a_donated_array_is_written_where_it_lies():
+    ours = neuronx.compile(lambda row, x: (row.sum(), x.at[1].set(row)), donate_argnums=1)
+    x, row = jnp.ones((8, 4)) + 1, jnp.arange(4.0)
+    for _ in range(3):
+        before, address = x, x.unsafe_buffer_pointer()
+        _, x = ours(row, x)
+        assert before.is_deleted() and x.unsafe_buffer_pointer() == address
+    np.testing.assert_array_equal(x, [row if place == 1 else np.full(4, 2.0) for place in range(8)])
+
+
+def test_an_owner_may_change_what_was_passed_when_the_call_has_returned():
+    ours = neuronx.compile(lambda x: jax.lax.fori_loop(0, 20, lambda _, v: jnp.sin(v), x))
+    x, want = np.ones(1 << 16, np.float32), None
+    for _ in range(9):
+        x[:] = 1
+        got = ours(x)
+        x[:] = 0
+        want = np.array(got) if want is None else want
+        np.testing.assert_array_equal(got, want)
+    assert (want > 0).all()
