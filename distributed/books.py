@@ -33,21 +33,15 @@ class Books:
 
     def add_iterations(self, body: "Books", start_s: float, seconds: float, times: int, *, run: int) -> None:
         """Counts ``body``, which ends with a ``run``, ``times`` more: one event per engine spans them all."""
-        for engine, busy_s in body.busy_s.items():
-            core = body.cores[engine]
-            self.events.append(
-                Event(
-                    name=f"{times} more iterations",
-                    engine=engine,
-                    core=core,
-                    start_s=start_s,
-                    end_s=start_s + seconds * times,
-                    busy_s=busy_s * times,
-                    iterations=times,
-                    waited_for="loop",
-                    run=run,
-                )
+        name = "1 more iteration" if times == 1 else f"{times} more iterations"
+        self.events += [
+            Event(
+                name=name, engine=engine, core=body.cores[engine], start_s=start_s,
+                end_s=start_s + seconds * times, busy_s=busy_s * times, iterations=times, waited_for="loop",
+                run=run,
             )
+            for engine, busy_s in body.busy_s.items()
+        ]  # fmt: skip
         inside = {run.number for run in body.runs}
         self.runs = [
             replace(run, iterations=run.iterations * (times + 1)) if run.number in inside else run

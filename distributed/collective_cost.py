@@ -10,7 +10,7 @@ from distributed.program import Collective
 from distributed.topology import Link, Topology
 from kernels.hardware import AlgorithmSpec, LinkSpec
 
-__all__ = ["CollectiveCost", "choose_algorithm", "collective_cost"]
+__all__ = ["CollectiveCost", "cheapest", "collective_cost"]
 
 Groups = tuple[tuple[int, ...], ...]
 
@@ -52,15 +52,11 @@ def collective_cost(
     return _cost(collective.kind, collective.algorithm, collective.groups, size_bytes, topology, links)
 
 
-def choose_algorithm(
-    kind: str,
-    groups: Groups,
-    size_bytes: int,
-    topology: Topology,
-    links: LinkSpec,
+def cheapest(
+    kind: str, groups: Groups, size_bytes: int, topology: Topology, links: LinkSpec,
     available: AlgorithmSpec,
-) -> str:
-    """The cheapest algorithm that the kind has, the groups allow and ``available`` lists for them.
+) -> CollectiveCost:  # fmt: skip
+    """By the cheapest algorithm that the kind has, the groups allow and ``available`` lists for them.
 
     Equal prices go to the first in the order of ``ALGORITHMS``; a permute, which has no choice, is a ring.
 
@@ -68,7 +64,7 @@ def choose_algorithm(
       ValueError: ``available`` leaves nothing for such groups.
     """
     if kind == "collective_permute":
-        return "ring"
+        return _cost(kind, "ring", groups, size_bytes, topology, links)
     whole = all(len({topology.chip_of(rank) for rank in group}) == 1 for group in groups)
     scope = "chip" if whole else "instance"
     names = [
@@ -78,7 +74,8 @@ def choose_algorithm(
     ]
     if not names:
         raise ValueError(f"no algorithm of {kind} is available for groups {groups}")
-    return min(names, key=lambda name: _cost(kind, name, groups, size_bytes, topology, links).seconds)
+    costs = (_cost(kind, name, groups, size_bytes, topology, links) for name in names)
+    return min(costs, key=lambda found: found.seconds)
 
 
 @functools.lru_cache(maxsize=1024)

@@ -172,7 +172,8 @@ def check_fits(
     table = textwrap.indent("\n".join(tables), "    ")
     raise OutOfDeviceMemoryError(
         f"needs {used.total_bytes / _GIB:.2f} GiB of the {used.capacity_bytes / _GIB:.2f} GiB of HBM "
-        f"on each of {program.num_cores} cores of {spec.name}\n{table}",
+        f"on {'the core' if program.num_cores == 1 else f'each of {program.num_cores} cores'} of "
+        f"{spec.name}\n{table}",
         op=f"program {program.name}",
         fix=_advice(used, program.num_cores, spec),
     )

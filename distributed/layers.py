@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from distributed.events import Run, Timeline
 
-__all__ = ["LayerRow", "layer_rows"]
+__all__ = ["LayerRow", "distances", "layer_rows"]
 
 # Layers have at least so many runs, and a group of them so large a share of all; how many distances between
 # equal runs are tried.
@@ -58,7 +58,7 @@ def _repeats(works: Sequence[int]) -> list[tuple[int, int, int]]:
         first, end = parts.pop()
         part = works[first:end]
         start, period, count = max(
-            (_longest(part, period) for period in _distances(part)),
+            (_longest(part, period) for period in distances(part)),
             key=lambda repeat: (repeat[1] * repeat[2], repeat[2]),
             default=(0, 0, 0),
         )
@@ -70,8 +70,8 @@ def _repeats(works: Sequence[int]) -> list[tuple[int, int, int]]:
     return sorted(found)
 
 
-def _distances(works: Sequence[int]) -> list[int]:
-    """How far equal runs lie apart, the most frequent distances."""
+def distances(works: Sequence[int]) -> list[int]:
+    """How far equal ones of a row lie apart: the most frequent distances to the one before."""
     last: dict[int, int] = {}
     counted: Counter[int] = Counter()
     for at, work in enumerate(works):

@@ -4,6 +4,7 @@ from collections.abc import Callable, Sequence
 
 from hlo_passes.inline import inline_calls
 from hlo_passes.ir import ir, main, run_mlir_passes, stablehlo, walk
+from hlo_passes.ops import inner_ops, kind
 from hlo_passes.reject import DYNAMIC_OPS, reject_annotations, reject_unsupported
 from hlo_passes.slices import slice_before_broadcast
 from hlo_passes.spec import NoOptions as Options
@@ -111,16 +112,8 @@ def _is_quantized(type_: ir.Type) -> bool:
 
 def _has(module: ir.Module, holds: Callable[[ir.Type], bool], kinds: Sequence[str] = ()) -> bool:
     """Whether the module has a value whose type ``holds``, or an op of one of ``kinds``."""
-    seen: dict[ir.Type, bool] = {}
-    found = False
-
-    def see(op: ir.Operation) -> None:
-        nonlocal found
-        found = found or op.name.removeprefix("stablehlo.") in kinds
-        values = [*op.results, *(a for region in op.regions for b in region.blocks for a in b.arguments)]
-        for value in values:
-            if value.type not in seen:
-                seen[value.type] = holds(value.type)
-
-    walk(module.operation, see)
-    return found or any(seen.values())
+    ops = list(inner_ops(module.operation))
+    blocks = (block for op in ops for region in op.regions for block in region.blocks)
+    types = {value.type for op in ops for value in op.results}
+    types |= {argument.type for block in blocks for argument in block.arguments}
+    return any(kind(op) in kinds for op in ops) or any(map(holds, types))

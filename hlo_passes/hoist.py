@@ -43,7 +43,9 @@ def run(module: ir.Module, options: Options) -> None:
 
 def _times(loop: ir.Operation) -> str:
     trips = trip_count(loop)
-    return "an unknown number of iterations" if trips is None else f"{trips} iterations"
+    if trips is None:
+        return "an unknown number of iterations"
+    return "1 iteration" if trips == 1 else f"{trips} iterations"
 
 
 def _lift_invariants(loop: ir.Operation) -> list[str]:

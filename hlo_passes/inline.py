@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 
 from hlo_passes.ir import func, functions, ir, sdy, source_line, walk
-from hlo_passes.ops import operations, terminator
+from hlo_passes.ops import inner_ops, operations, terminator
 from kernels.errors import CompileError
 
 __all__ = ["inline_calls"]
@@ -32,9 +32,7 @@ def inline_calls(module: ir.Module, entry: func.FuncOp) -> None:
 
 
 def _calls(function: func.FuncOp) -> Iterator[func.CallOp]:
-    found: list[ir.Operation] = []
-    walk(function.operation, lambda op: found.append(op) if op.name == "func.call" else None)
-    return (op.opview for op in found)
+    return (op.opview for op in inner_ops(function.operation) if op.name == "func.call")
 
 
 def _callees_first(entry: func.FuncOp, known: dict[str, func.FuncOp]) -> list[func.FuncOp]:

@@ -18,15 +18,15 @@ class LevelError(AssertionError):
 class Level:
     """The rules of one level.
 
-    ``op_dialects`` and ``attribute_prefixes`` are all that may occur; ``no_ops`` may not, whatever their
-    dialect. ``rules`` look at the whole module and yield one sentence for each breach.
+    ``op_dialects`` are all that may occur; ``no_ops`` may not, whatever their dialect, nor attributes of
+    ``no_attribute_prefixes``. ``rules`` look at the whole module and yield one sentence for each breach.
     """
 
     name: str
-    op_dialects: tuple[str, ...]
     no_ops: tuple[str, ...]
-    no_attribute_prefixes: tuple[str, ...]
     rules: tuple[Callable[[ir.Module], Iterator[str]], ...]
+    op_dialects: tuple[str, ...] = ("func", "stablehlo")
+    no_attribute_prefixes: tuple[str, ...] = ("sdy.",)
 
 
 def violations(module: ir.Module, level: str) -> list[str]:
@@ -128,36 +128,15 @@ def _has_places(module: ir.Module) -> Iterator[str]:
 _NEVER = (*HOST_OPS, *DYNAMIC_OPS, "tuple", "get_tuple_element", "call")
 _LOCAL_RULES = (_cross_replica_collectives, _says_its_layout)
 
-LEVELS = {
-    level.name: level
-    for level in (
-        Level(
-            name="global",
-            op_dialects=("func", "stablehlo", "sdy"),
-            no_ops=(*_NEVER, "composite"),
-            no_attribute_prefixes=("neuron.",),
-            rules=(_has_one_main,),
-        ),
-        Level(
-            name="local",
-            op_dialects=("func", "stablehlo"),
-            no_ops=(*_NEVER, "composite", "partition_id"),
-            no_attribute_prefixes=("sdy.",),
-            rules=(_has_one_main, *_LOCAL_RULES),
-        ),
-        Level(
-            name="fused",
-            op_dialects=("func", "stablehlo"),
-            no_ops=(*_NEVER, "partition_id"),
-            no_attribute_prefixes=("sdy.",),
-            rules=(*_LOCAL_RULES, _is_fused),
-        ),
-        Level(
-            name="planned",
-            op_dialects=("func", "stablehlo"),
-            no_ops=(*_NEVER, "partition_id"),
-            no_attribute_prefixes=("sdy.",),
-            rules=(*_LOCAL_RULES, _is_fused, _has_places),
-        ),
-    )
-}
+_ROWS = (
+    Level(
+        name="global", op_dialects=("func", "stablehlo", "sdy"), no_ops=(*_NEVER, "composite"),
+        no_attribute_prefixes=("neuron.",), rules=(_has_one_main,),
+    ),
+    Level(
+        name="local", no_ops=(*_NEVER, "composite", "partition_id"), rules=(_has_one_main, *_LOCAL_RULES)
+    ),
+    Level(name="fused", no_ops=(*_NEVER, "partition_id"), rules=(*_LOCAL_RULES, _is_fused)),
+    Level(name="planned", no_ops=(*_NEVER, "partition_id"), rules=(*_LOCAL_RULES, _is_fused, _has_places)),
+)  # fmt: skip
+LEVELS = {level.name: level for level in _ROWS}

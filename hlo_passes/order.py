@@ -3,10 +3,9 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from distributed.collective_cost import choose_algorithm, collective_cost
+from distributed.collective_cost import cheapest
 from distributed.device_memory import device_memory
 from distributed.list_schedule import Task, list_schedule, makespan_s
-from distributed.program import Collective
 from distributed.timeline import time_program
 from distributed.topology import topology
 from hlo_passes import plan_memory, schedule
@@ -115,9 +114,7 @@ class _Prices:
         return cost(self.table.work(op, in_place), self._core).latency_s
 
     def _collective_s(self, name: str, groups: tuple[tuple[int, ...], ...], size: int) -> float:
-        algorithm = choose_algorithm(name, groups, size, self._ring, self._links, self._available)
-        step = Collective(kind=name, operands=(0,), results=(1,), groups=groups, algorithm=algorithm)
-        return collective_cost(step, size, self._ring, self._links).seconds
+        return cheapest(name, groups, size, self._ring, self._links, self._available).seconds
 
 
 def _runs(listed: Sequence[ir.Operation]) -> list[list[ir.Operation]]:

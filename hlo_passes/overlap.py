@@ -3,8 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from distributed.collective_cost import choose_algorithm, collective_cost
-from distributed.program import Collective
+from distributed.collective_cost import cheapest
 from distributed.topology import Topology, topology
 from hlo_passes.collective_ops import blocks, erase_dead, lines, reducer, size_bytes, sole_user
 from hlo_passes.ir import ir, main
@@ -75,9 +74,7 @@ class _Machine:
         return self.kernel_s(KernelWork(name="data_movement", ops=(op,), reads=(part,), writes=(part,)))
 
     def collective_s(self, name: str, groups: tuple[tuple[int, ...], ...], size: int) -> float:
-        algorithm = choose_algorithm(name, groups, size, self.ring, self._links, self._available)
-        step = Collective(kind=name, operands=(0,), results=(1,), groups=groups, algorithm=algorithm)
-        return collective_cost(step, size, self.ring, self._links).seconds
+        return cheapest(name, groups, size, self.ring, self._links, self._available).seconds
 
     def links_ring(self, groups: tuple[tuple[int, ...], ...]) -> bool:
         """Whether each rank and the next of its group are joined by one link."""

@@ -4,17 +4,14 @@ import hashlib
 import itertools
 import operator
 import re
-from collections import Counter
 from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
+from distributed.layers import distances
 from hlo_passes.ir import func, ir
 from hlo_passes.ops import captures
 
 __all__ = ["Run", "find_run"]
-
-# How many distances between equal ops are tried, the most frequent first.
-_TRIED = 12
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,7 +50,7 @@ def find_run(
     numbers: dict[Hashable, int] = {}
     ids = [numbers.setdefault(keys.of(op), len(numbers)) for op in ops]
     table = _Operands(ops, following)
-    runs = [run for period in _distances(ids) if (run := _longest(ids, period, table)) is not None]
+    runs = [run for period in distances(ids) if (run := _longest(ids, period, table)) is not None]
     return max(runs, key=lambda run: (run.period * run.count, run.count), default=None)
 
 
@@ -171,17 +168,6 @@ class _Operands:
         """Arguments by their numbers."""
         outer = list(self._outer)
         return {outer[first]: outer[second] for first, second in following.items()}
-
-
-def _distances(ids: Sequence[int]) -> list[int]:
-    """Periods that may be: the commonest distances between neighbours among equal ops."""
-    last: dict[int, int] = {}
-    votes: Counter[int] = Counter()
-    for at, number in enumerate(ids):
-        if number in last:
-            votes[at - last[number]] += 1
-        last[number] = at
-    return [distance for distance, _ in votes.most_common(_TRIED)]
 
 
 def _longest(ids: Sequence[int], period: int, table: _Operands) -> Run | None:

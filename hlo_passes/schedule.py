@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from distributed.collective_cost import choose_algorithm
+from distributed.collective_cost import cheapest
 from distributed.program import Block, Branch, Buffer, Collective, Kernel, Launch, Loop, Program, Step
 from distributed.topology import Topology, topology
 from hlo_passes.ir import func, ir, main, source_line
@@ -196,12 +196,13 @@ class _Writer:
         name = kind(op)
         groups = pairs(op) if name == "collective_permute" else replica_groups(op)
         size_bytes = sum(tensor(value.type).size_bytes for value in op.operands)
+        price = cheapest(name, groups, size_bytes, self.ring, load_links(), load_algorithms())
         return Collective(
             kind=name,
             operands=self.numbers(op.operands),
             results=self.numbers(op.results),
             groups=groups,
-            algorithm=choose_algorithm(name, groups, size_bytes, self.ring, load_links(), load_algorithms()),
+            algorithm=price.algorithm,
             reducer=_reducer(op) if len(op.regions) else None,
             location=source_line(op),
             **{key: op.attributes[attribute].value for key, attribute in _DIMS.get(name, {}).items()},

@@ -8,7 +8,7 @@ from hlo_passes.activations import activations
 from hlo_passes.fused_instructions import fused_instructions
 from hlo_passes.in_place import Update, updates
 from hlo_passes.ir import func, functions, ir, source_line, stablehlo
-from hlo_passes.ops import CONTROL, is_tf32, kind, tensor
+from hlo_passes.ops import CONTROL, inner_ops, is_tf32, kind, tensor
 from hlo_passes.trip_count import trip_count
 from kernels.work import KernelWork, OpWork, Tensor
 
@@ -75,15 +75,8 @@ def _kernel_work(kernel: str, function: func.FuncOp, in_place: list[Update]) -> 
 
 
 def _uncounted_loops(function: func.FuncOp) -> int:
-    found = []
-
-    def visit(op: ir.Operation) -> ir.WalkResult:
-        if kind(op) == "while" and trip_count(op.operation) is None:
-            found.append(op)
-        return ir.WalkResult.ADVANCE
-
-    function.operation.walk(visit)
-    return len(found)
+    ops = inner_ops(function.operation)
+    return sum(kind(op) == "while" and trip_count(op) is None for op in ops)
 
 
 def _read(argument: ir.Value, overwritten: bool) -> tuple[Tensor, ...]:

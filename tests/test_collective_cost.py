@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from distributed.collective_cost import choose_algorithm, collective_cost
+from distributed.collective_cost import cheapest, collective_cost
 from distributed.collective_steps import ALGORITHMS, is_legal
 from distributed.program import Collective
 from distributed.topology import topology
@@ -186,7 +186,7 @@ def test_a_mesh_takes_one_step_over_the_longest_path():
 
 
 def choose(kind, ranks, size_bytes, available=EVERYWHERE, ring=RING):
-    return choose_algorithm(kind, (tuple(range(ranks)),), size_bytes, ring, LINKS, available)
+    return cheapest(kind, (tuple(range(ranks)),), size_bytes, ring, LINKS, available).algorithm
 
 
 @pytest.mark.parametrize(

@@ -229,6 +229,12 @@ def test_loops_are_listed_once_and_counted_in_full():
     assert_times_sum(many)
 
 
+def test_further_iterations_are_counted_in_words():
+    for trips, name in ((2, "1 more iteration"), (3, "2 more iterations")):
+        events = time_program(looped(trips), RING).events
+        assert {event.name for event in events if event.waited_for == "loop"} == {name}
+
+
 def test_loops_in_loops_multiply():
     one, many = time_program(looped(1, inner=1), RING), time_program(looped(7, inner=11), RING)
     base = time_program(looped(1, inner=0), RING)

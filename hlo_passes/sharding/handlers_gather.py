@@ -10,19 +10,15 @@ from hlo_passes.sharding.indexing import (
     spread_components,
     wide,
 )
-from hlo_passes.sharding.partition import Handlers, Partitioner
+from hlo_passes.sharding.partition import Handlers, Partitioner, by_factors
 from hlo_passes.sharding.rules import OpRule
 from hlo_passes.sharding.spec import shape_of
 
 __all__ = ["HANDLERS"]
 
 
-def _gather(part: Partitioner, op: ir.Operation) -> None:
+def _gather(part: Partitioner, op: ir.Operation, rule: OpRule) -> None:
     """Each core looks up the rows it holds, zero elsewhere, and all add up: one all-reduce."""
-    rule = part.targets.rules[op]
-    if rule is None or 0 in (*shape_of(op.operands[0]), *shape_of(op.operands[1])):
-        part.generic(op)
-        return
     choice = part.choose(op, rule)
     cut = _cut_dims(op, rule, choice)
     if not cut:
@@ -95,4 +91,4 @@ def _keep_rows(part: Partitioner, rows: ir.Value, inside: ir.Value, numbers: Ind
     return emit.select(mask, rows, emit.broadcast(emit.no_term(rows.type.element_type), shape))
 
 
-HANDLERS: Handlers = {"stablehlo.gather": _gather}
+HANDLERS: Handlers = {"stablehlo.gather": by_factors(_gather)}

@@ -6,9 +6,10 @@ from hlo_passes.ir import ir
 from hlo_passes.ops import direction, kind, operations
 from hlo_passes.sharding.choice import Choice
 from hlo_passes.sharding.handlers_window import rows_of
-from hlo_passes.sharding.partition import Handlers, Partitioner
+from hlo_passes.sharding.partition import Handlers, Partitioner, by_factors
 from hlo_passes.sharding.reductions import extremes, simple_reducer, splat
 from hlo_passes.sharding.rows import Need, fill_outside, own_rows, result_need
+from hlo_passes.sharding.rules import OpRule
 from hlo_passes.sharding.spec import shape_of
 from hlo_passes.sharding.windows import Window, clear_padding, reduce_window_windows
 
@@ -29,12 +30,11 @@ class _Pool:
     rows: Need
 
 
-def _select_and_scatter(part: Partitioner, op: ir.Operation) -> None:
+def _select_and_scatter(part: Partitioner, op: ir.Operation, rule: OpRule) -> None:
     """Cores fetch all windows that touch their rows, add up what falls on them and drop the rest."""
-    rule = part.targets.rules[op]
     worst = _worst_value(part, op)
     usable = worst is not None and simple_reducer(op.regions[1]) == "add"
-    if rule is None or not usable or splat(op.operands[2]) != 0 or 0 in shape_of(op.operands[1]):
+    if not usable or splat(op.operands[2]) != 0:
         part.generic(op)
         return
     choice = part.choose(op, rule)
@@ -123,4 +123,4 @@ def _worst_value(part: Partitioner, op: ir.Operation) -> ir.Value | None:
     return emit.constant(ir.Attribute.parse(f"dense<{low if sign < 0 else high}> : tensor<{element}>"))
 
 
-HANDLERS: Handlers = {"stablehlo.select_and_scatter": _select_and_scatter}
+HANDLERS: Handlers = {"stablehlo.select_and_scatter": by_factors(_select_and_scatter)}

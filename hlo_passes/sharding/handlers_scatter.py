@@ -5,7 +5,7 @@ import math
 from hlo_passes.ir import ir
 from hlo_passes.sharding.choice import Choice
 from hlo_passes.sharding.indexing import IndexNumbers, local_indices, scatter_numbers, wide
-from hlo_passes.sharding.partition import Handlers, Partitioner
+from hlo_passes.sharding.partition import Handlers, Partitioner, by_factors
 from hlo_passes.sharding.reductions import simple_reducer
 from hlo_passes.sharding.rules import OpRule
 from hlo_passes.sharding.spec import shape_of
@@ -16,15 +16,11 @@ __all__ = ["HANDLERS"]
 _NEUTRAL = {"add": 0, "multiply": 1, "xor": 0}
 
 
-def _scatter(part: Partitioner, op: ir.Operation) -> None:
+def _scatter(part: Partitioner, op: ir.Operation, rule: OpRule) -> None:
     """Indices count from the core's own block, where those of others fall outside and are dropped.
 
     Sharded updates leave partial results, which are reduced with the scatter's own reducer.
     """
-    rule = part.targets.rules[op]
-    if rule is None or any(0 in shape_of(v) for v in op.operands):
-        part.generic(op)
-        return
     choice, numbers = part.choose(op, rule), scatter_numbers(op)
     count = len(op.results)
     begins = _begins(part, op, rule, choice, numbers)
@@ -99,4 +95,4 @@ def _on_first(part: Partitioner, op: ir.Operation, local: ir.Value, axes: tuple[
     return emit.select(emit.broadcast(first, shape), local, emit.broadcast(neutral, shape))
 
 
-HANDLERS: Handlers = {"stablehlo.scatter": _scatter}
+HANDLERS: Handlers = {"stablehlo.scatter": by_factors(_scatter)}

@@ -5,19 +5,17 @@ import functools
 from hlo_passes.collective_ops import size_bytes
 from hlo_passes.ir import ir
 from hlo_passes.sharding.emit import Emitter
-from hlo_passes.sharding.partition import Handlers, Partitioner
+from hlo_passes.sharding.partition import Handlers, Partitioner, by_factors
 from hlo_passes.sharding.rows import owned_rows
+from hlo_passes.sharding.rules import OpRule
 from hlo_passes.sharding.spec import shape_of
 
 __all__ = ["HANDLERS"]
 
 
-def _slice(part: Partitioner, op: ir.Operation) -> None:
+def _slice(part: Partitioner, op: ir.Operation, rule: OpRule) -> None:
     """Every core takes the rows it holds, zeros for the others, and all add up."""
-    rule, (value, *starts) = part.targets.rules[op], op.operands
-    if rule is None or 0 in shape_of(op.results[0]):
-        part.generic(op)
-        return
+    value, *starts = op.operands
     choice, have = part.choose(op, rule), part.env[value][1]
     whole, taken = shape_of(value), shape_of(op.results[0])
     cut, gathered = {}, []
@@ -62,12 +60,8 @@ def _clamped(emit: Emitter, start: ir.Value, last: int) -> ir.Value:
     return emit.convert(start, ir.IntegerType.get_signless(32))
 
 
-def _update(part: Partitioner, op: ir.Operation) -> None:
+def _update(part: Partitioner, op: ir.Operation, rule: OpRule) -> None:
     """Rows of a sharded dim are written only by the cores that hold them, in place."""
-    rule = part.targets.rules[op]
-    if rule is None or 0 in shape_of(op.operands[1]):
-        part.generic(op)
-        return
     choice, (target, update, *starts) = part.choose(op, rule), op.operands
     have, new = shape_of(target), shape_of(update)
     sharding = choice.sharding(have, rule.operands[0], rule)
@@ -120,6 +114,6 @@ def _fit(
 
 
 HANDLERS: Handlers = {
-    "stablehlo.dynamic_slice": _slice,
-    "stablehlo.dynamic_update_slice": _update,
+    "stablehlo.dynamic_slice": by_factors(_slice),
+    "stablehlo.dynamic_update_slice": by_factors(_update),
 }

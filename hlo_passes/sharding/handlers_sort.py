@@ -6,20 +6,20 @@ from hlo_passes.collective_ops import size_bytes
 from hlo_passes.ir import ir
 from hlo_passes.ops import operations
 from hlo_passes.sharding.emit import Emitter
-from hlo_passes.sharding.partition import Handlers, Partitioner
+from hlo_passes.sharding.partition import Handlers, Partitioner, by_factors
+from hlo_passes.sharding.rules import OpRule
 from hlo_passes.sharding.spec import shape_of
 
 __all__ = ["HANDLERS"]
 
 
-def _sort(part: Partitioner, op: ir.Operation) -> None:
+def _sort(part: Partitioner, op: ir.Operation, rule: OpRule) -> None:
     """Top-k: each core sorts its block, the first rows of all blocks are gathered and sorted once more."""
-    rule = part.targets.rules[op]
     dim, size = _dim(op), shape_of(op.operands[0])
     have = max((part.env[v][1] for v in op.operands), key=lambda s: (len(s.axes[dim]), -s.local[dim]))
     axes, local = have.axes[dim], have.local[dim]
     cuts, shards = _first_rows(op, dim), part.targets.mesh.size(axes)
-    if rule is None or not axes or 0 in size:
+    if not axes:
         part.generic(op)
         return
     choice = part.choose(op, rule, may_move=False)
@@ -111,4 +111,4 @@ def _flagged_sort(part: Partitioner, op: ir.Operation, values: list[ir.Value]) -
     return list(new.results)
 
 
-HANDLERS: Handlers = {"stablehlo.sort": _sort}
+HANDLERS: Handlers = {"stablehlo.sort": by_factors(_sort)}

@@ -11,8 +11,9 @@ from hlo_passes.ir import ir
 from hlo_passes.sharding.choice import Choice
 from hlo_passes.sharding.cumulative import is_cumulative, scan_blocks
 from hlo_passes.sharding.exchange import fetch, moved_rows
-from hlo_passes.sharding.partition import Handlers, Partitioner
+from hlo_passes.sharding.partition import Handlers, Partitioner, by_factors
 from hlo_passes.sharding.rows import Need, fill_outside, own_rows, owned_rows, result_need
+from hlo_passes.sharding.rules import OpRule
 from hlo_passes.sharding.spec import Sharding, shape_of
 from hlo_passes.sharding.windows import WINDOWS, Window, convolution_dims
 
@@ -36,12 +37,9 @@ class _Cut:
     kernel_dim: int | None = None
 
 
-def _windowed(part: Partitioner, op: ir.Operation) -> None:
+def _windowed(part: Partitioner, op: ir.Operation, rule: OpRule) -> None:
     """Each core fetches the rows that its block of the result reads, and does the op on them."""
-    rule, row = part.targets.rules[op], WINDOWS[op.name]
-    if rule is None or 0 in (*shape_of(op.results[0]), *shape_of(op.operands[0])):
-        part.generic(op)
-        return
+    row = WINDOWS[op.name]
     choice = part.choose(op, rule)
     cuts = _cuts(part, op, choice)
     if not cuts:
@@ -51,7 +49,6 @@ def _windowed(part: Partitioner, op: ir.Operation) -> None:
         scan_blocks(part, op, choice, cuts[0].window, cuts[0].axes)
         return
     count, first_fill = row.data(op), row.fill(op)
-
     parts = {c.kernel_dim: c for c in cuts if c.kernel_dim is not None}
 
     def operand(number: int, value: ir.Value, sharding: Sharding) -> ir.Value:
@@ -245,4 +242,4 @@ def rows_of(
     return fetch(part.emit, local, dim, axes, size, need)
 
 
-HANDLERS: Handlers = dict.fromkeys(WINDOWS, _windowed)
+HANDLERS: Handlers = dict.fromkeys(WINDOWS, by_factors(_windowed))

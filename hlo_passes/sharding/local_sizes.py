@@ -3,6 +3,7 @@
 from collections.abc import Callable
 
 from hlo_passes.ir import ir
+from hlo_passes.sharding.windows import convolution_roles
 
 __all__ = ["LOCAL_SIZES"]
 
@@ -20,8 +21,7 @@ def _all_taken(name: str) -> Callable[[ir.Operation, ir.Operation], None]:
 
 def _group_counts(old: ir.Operation, new: ir.Operation) -> None:
     """A convolution in groups of channels has as many fewer groups as it makes fewer channels."""
-    layout = str(old.attributes["dimension_numbers"]).split("x[")[1].split("]")[0]
-    out = layout.split(", ").index("o")
+    out = convolution_roles(old)[1].index("o")
     for name in ("feature_group_count", "batch_group_count"):
         groups = ir.IntegerAttr(old.attributes[name]).value
         if groups > 1:

@@ -16,7 +16,7 @@ from hlo_passes.sharding.rules import OpRule
 from hlo_passes.sharding.spec import Sharding, layout_attributes, local_type, mesh_attribute, shape_of
 from hlo_passes.signature import write_signature
 
-__all__ = ["Handlers", "Partitioner"]
+__all__ = ["Handlers", "Partitioner", "by_factors"]
 
 _KEPT_ARGUMENT_ATTRIBUTES = ("tf.aliasing_output", "jax.buffer_donor")
 
@@ -246,4 +246,18 @@ class Partitioner:
         return attributes
 
 
-Handlers = Mapping[str, Callable[[Partitioner, ir.Operation], None]]
+def by_factors(handle: Callable[[Partitioner, ir.Operation, OpRule], None]) -> "Handler":
+    """A handler of ops with a rule and without empty tensors; the others are ``generic``."""
+
+    def handler(part: Partitioner, op: ir.Operation) -> None:
+        rule = part.targets.rules[op]
+        if rule is None or any(0 in shape_of(value) for value in (*op.operands, *op.results)):
+            part.generic(op)
+        else:
+            handle(part, op, rule)
+
+    return handler
+
+
+Handler = Callable[[Partitioner, ir.Operation], None]
+Handlers = Mapping[str, Handler]

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from hlo_passes.ir import func, ir, main, run_mlir_passes, sdy
 from hlo_passes.sharding.classes import Class, DimClasses
 from hlo_passes.sharding.spec import CONSTRAINTS, annotations, shape_of
+from hlo_passes.signature import read_attributes, write_signature
 
 __all__ = ["propagate", "with_whole_axes"]
 
@@ -20,21 +21,19 @@ def propagate(module: ir.Module) -> None:
     Shardy leaves arguments and results with as much of their sharding as divides them evenly; what the user
     asked of them stands.
     """
-    asked = {name: _given(main(module), name) for name in ("arg_attrs", "res_attrs")}
+    asked = {
+        name: [row.get(_SHARDING) for row in rows] for name, rows in read_attributes(main(module)).items()
+    }
     # Shardy gives each reader of a constant its own: those that came out alike are one again.
     run_mlir_passes(module, "sdy-propagation-pipeline,cse")
-    function = main(module)
-    for name, shardings in asked.items():
-        if any(shardings):
-            entries = [{item.name: item.attr for item in entry} for entry in function.attributes[name]]
-            for entry, sharding in zip(entries, shardings, strict=True):
-                entry |= {_SHARDING: _restored(sharding, entry[_SHARDING])} if sharding else {}
-            function.attributes[name] = ir.ArrayAttr.get([ir.DictAttr.get(entry) for entry in entries])
-
-
-def _given(function: func.FuncOp, name: str) -> list[ir.Attribute | None]:
-    entries = function.attributes[name] if name in function.attributes else ()  # noqa: SIM401 (not a dict)
-    return [entry[_SHARDING] if _SHARDING in entry else None for entry in entries]  # noqa: SIM401
+    left = read_attributes(main(module))
+    write_signature(main(module), {
+        name: [
+            row | {_SHARDING: _restored(sharding, row[_SHARDING])} if sharding else row
+            for row, sharding in zip(left[name], shardings, strict=True)
+        ]
+        for name, shardings in asked.items()
+    })  # fmt: skip
 
 
 def _restored(asked: ir.Attribute, left: ir.Attribute) -> ir.Attribute:

@@ -1,13 +1,12 @@
 """Factor rules: how the dims of an op's operands and results correspond (Shardy's table as records)."""
 
 import functools
-import re
 from dataclasses import dataclass
 
 from hlo_passes.ir import ir, run_mlir_passes, sdy
 from hlo_passes.sharding.indexing import scatter_numbers
 from hlo_passes.sharding.reductions import simple_reducer
-from hlo_passes.sharding.windows import WINDOWS
+from hlo_passes.sharding.windows import WINDOWS, convolution_roles
 
 __all__ = ["RULE", "OpRule", "attach_rules", "headed_dim", "rule_of"]
 
@@ -27,6 +26,9 @@ _WHOLE = {
     "stablehlo.get_dimension_size": "it asks for the global size",
     "stablehlo.set_dimension_size": "it sets the global size",
 }
+
+
+_CROSSING = "its elements cross shards"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,7 +84,7 @@ def _read_rule(attribute: ir.Attribute) -> OpRule:
     blocked = frozenset(needs | minor)
     return OpRule(
         sizes=sizes, operands=operands, results=results, blocked=blocked,
-        reductions=reductions - blocked, why_blocked="its elements cross shards",
+        reductions=reductions - blocked, why_blocked=_CROSSING,
     )  # fmt: skip
 
 
@@ -102,14 +104,9 @@ def _op_blocked(op: ir.Operation, rule: OpRule) -> tuple[frozenset[int], str]:
     """Factors this op must keep whole beyond what the rule says, and why."""
     if op.name in _WHOLE:
         return frozenset(range(len(rule.sizes))), _WHOLE[op.name]
-    if op.name == "stablehlo.scatter":
-        return _scatter_blocked(op, rule), "updates may fall on any shard"
-    if op.name == "stablehlo.gather":
-        return _gather_blocked(op, rule), "indices may point to any shard"
-    if op.name == "stablehlo.convolution":
-        return _conv_blocked(op, rule), "its windows or channel groups would be cut"
-    if op.name == "stablehlo.pad":
-        return _pad_blocked(op, rule), rule.why_blocked
+    if op.name in _BLOCKED:
+        find, why = _BLOCKED[op.name]
+        return find(op, rule), why
     if op.name not in _REDUCES and rule.reductions:
         return rule.reductions | _one_sided(op, rule), "its partial results cannot be added"
     return _one_sided(op, rule), rule.why_blocked
@@ -166,9 +163,7 @@ def _gather_blocked(op: ir.Operation, rule: OpRule) -> frozenset[int]:
 
 def _conv_blocked(op: ir.Operation, rule: OpRule) -> frozenset[int]:
     """Batch, features and whole groups may be sharded; spatial dims are left to the windows' handler."""
-    # #stablehlo.conv<[b, f, 0, 1]x[o, i, 0, 1]->[b, f, 0, 1]>: the numbers are the spatial dims.
-    layouts = re.findall(r"\[([^]]*)\]", str(op.attributes["dimension_numbers"]))
-    roles = [layout.split(", ") for layout in layouts]
+    roles = convolution_roles(op)
     blocked = {
         factor
         for row, tensor in zip(roles, rule.tensors, strict=True)
@@ -183,3 +178,12 @@ def _conv_blocked(op: ir.Operation, rule: OpRule) -> frozenset[int]:
         is_group = made[:1] == split[:1] and made and rule.sizes[made[0]] == max(groups)
         blocked |= set() if is_group else {*made, *split}
     return frozenset(blocked)
+
+
+# Ops of which attributes say what must be whole, and why.
+_BLOCKED = {
+    "stablehlo.scatter": (_scatter_blocked, "updates may fall on any shard"),
+    "stablehlo.gather": (_gather_blocked, "indices may point to any shard"),
+    "stablehlo.convolution": (_conv_blocked, "its windows or channel groups would be cut"),
+    "stablehlo.pad": (_pad_blocked, _CROSSING),
+}

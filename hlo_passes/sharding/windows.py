@@ -6,7 +6,10 @@ from dataclasses import dataclass
 
 from hlo_passes.ir import ir
 
-__all__ = ["WINDOWS", "Window", "WindowOp", "clear_padding", "convolution_dims", "reduce_window_windows"]
+__all__ = [
+    "WINDOWS", "Window", "WindowOp", "clear_padding", "convolution_dims", "convolution_roles",
+    "reduce_window_windows",
+]  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -136,11 +139,16 @@ def _reduce_window_localize(op: ir.Operation, window: Window, count: int) -> Non
     _set(op, "base_dilations", window.result_dim, 1, 1)
 
 
+def convolution_roles(op: ir.Operation) -> list[list[str]]:
+    """What each dim of input, kernel and result is: b, f, i, o, or the number of a spatial one."""
+    # #stablehlo.conv<[b, f, 0, 1]x[o, i, 0, 1]->[b, f, 0, 1]>
+    layouts = re.findall(r"\[([^]]*)\]", str(op.attributes["dimension_numbers"]))
+    return [layout.split(", ") for layout in layouts]
+
+
 def convolution_dims(op: ir.Operation) -> list[list[int]]:
     """Spatial dims of input, kernel and result, in the order of the window's attributes."""
-    # #stablehlo.conv<[b, f, 0, 1]x[o, i, 0, 1]->[b, f, 0, 1]>: the numbers are the spatial dims.
-    layouts = re.findall(r"\[([^]]*)\]", str(op.attributes["dimension_numbers"]))
-    roles = [layout.split(", ") for layout in layouts]
+    roles = convolution_roles(op)
     return [[row.index(str(i)) for i in range(sum(r.isdigit() for r in row))] for row in roles]
 
 
