@@ -168,8 +168,10 @@ def _whole(row: Published) -> Iterator[Measured]:
         )
     cfg = MODELS[row.name].config(row.name)
     positions = getattr(cfg, "positions", 0)
-    if positions and not row.seq_len and not hasattr(cfg, "image"):
-        raise CompileError(f"{row.published} reads tokens, but there is no seq_len", op="row", fix="give it")
+    if not row.seq_len and not hasattr(cfg, "image"):
+        raise CompileError(
+            f"no seq_len: tokens or samples that {row.published} reads", op="row", fix="give it"
+        )
     length = min(row.seq_len or positions, positions) if hasattr(cfg, "image") else row.seq_len
     runs = (_run(row, row.name, length, row.steps or 1),)
     copies = load_instance(row.instance).cores // row.tp

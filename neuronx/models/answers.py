@@ -14,6 +14,7 @@ from neuronx.models.layers import (
     Cache,
     Make,
     attention,
+    encoder_attention,
     layer_norm,
     layer_parameters,
     linear,
@@ -27,6 +28,7 @@ __all__ = [
     "embedded",
     "fed_forward",
     "joined",
+    "read",
     "sources",
     "write",
     "writer_parameters",
@@ -103,6 +105,17 @@ def embedded(
     rows = positions + style.offset if style.offset else positions
     x = x + jnp.take(stack["positions"], rows, axis=0, mode="clip")
     return layer_norm(stack["norm"], x, _EPSILON) if "norm" in stack else x
+
+
+def read(style: Style, layers: Sequence[dict[str, Any]], x: jax.Array) -> jax.Array:
+    """``x`` [batch, length, hidden] through encoder layers, in which all positions see each other."""
+
+    def layer(x: jax.Array, weights: dict[str, Any]) -> tuple[jax.Array, None]:
+        norm = weights["attention_norm"]
+        mixed = encoder_attention(weights, style.before(norm, x), style.heads, jnp.ones((1, 1), bool))
+        return fed_forward(style, weights, style.after(norm, x + mixed)), None
+
+    return through_layers(layer, x, layers)[0]
 
 
 def write(

@@ -12,13 +12,11 @@ from neuronx.models import answers
 from neuronx.models.family import Family
 from neuronx.models.layers import (
     Make,
-    encoder_attention,
     layer_norm,
     layer_parameters,
     norm_parameters,
     prompt_attention,
     step_attention,
-    through_layers,
 )
 from neuronx.models.sizes import padded
 
@@ -179,12 +177,6 @@ def decode(
 def _read(cfg: BartConfig, params: dict[str, Any], tokens: jax.Array) -> jax.Array:
     """Hidden states [batch, length, hidden] of a source."""
     reader, style = params["reader"], cfg.style
-
-    def layer(x: jax.Array, weights: dict[str, Any]) -> tuple[jax.Array, None]:
-        norm = weights["attention_norm"]
-        mixed = encoder_attention(weights, style.before(norm, x), style.heads, jnp.ones((1, 1), bool))
-        return answers.fed_forward(style, weights, style.after(norm, x + mixed)), None
-
     x = answers.embedded(style, params, reader, tokens, jnp.arange(tokens.shape[1]))
-    x, _ = through_layers(layer, x, reader["layers"])
+    x = answers.read(style, reader["layers"], x)
     return layer_norm(reader["final_norm"], x, _EPSILON) if cfg.norm_first else x

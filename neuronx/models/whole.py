@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from neuronx.models import (
     bert,
     clip,
+    conformer,
     convnext,
     mobilenet,
     perceiver,
@@ -22,6 +23,7 @@ from neuronx.models import (
     vae,
     vgg,
     vit,
+    wav2vec2,
 )
 
 __all__ = ["WHOLE"]
@@ -35,6 +37,11 @@ def _sentences(cfg: Any, batch: int, length: int, dtype: Any) -> list[jax.ShapeD
 def _texts(cfg: Any, batch: int, length: int, dtype: Any) -> list[jax.ShapeDtypeStruct]:
     """Tokens and mask."""
     return _sentences(cfg, batch, length, dtype)[:2]
+
+
+def _sounds(cfg: Any, batch: int, length: int, dtype: Any) -> list[jax.ShapeDtypeStruct]:
+    """Samples."""
+    return [jax.ShapeDtypeStruct((batch, length), dtype)]
 
 
 def _images(cfg: Any, batch: int, length: int, dtype: Any) -> list[jax.ShapeDtypeStruct]:
@@ -77,6 +84,8 @@ def _step_and_sentence(cfg: Any, batch: int, dtype: Any) -> list[jax.ShapeDtypeS
 WHOLE: Mapping[ModuleType, tuple[Callable[..., Any], Callable[..., list[jax.ShapeDtypeStruct]]]] = {
     bert: (bert.encode, _sentences),
     text_perceiver: (text_perceiver.fill, _texts),
+    wav2vec2: (wav2vec2.hear, _sounds),
+    conformer: (conformer.hear, _sounds),
     resnet: (resnet.classify, _images),
     convnext: (convnext.classify, _images),
     mobilenet: (mobilenet.classify, _images),
