@@ -24,6 +24,7 @@ HELP = "compare instances, cores, batches and types for a model: what fits, how 
 _GIB = 2**30
 _ROOFLINE = "(roofline)"
 _WIDTH = 100
+_LIMITS = "Windows of attention (Mistral 7B v0.1, StarCoder2, Phi-3) and LongRoPE are not modelled."
 _WORDS = frozenset({"instance", "type", "fits", "best"})
 # Two instances of one chip differ in the host only: the cheaper one stands for both.
 _DEFAULT_INSTANCES = tuple(name for name in hardware.INSTANCES if name != "inf2.8xlarge")
@@ -33,7 +34,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declares the options of the verb."""
     # argparse would break names at their dashes.
     names = textwrap.fill(", ".join(MODELS), _WIDTH, break_on_hyphens=False)
-    parser.formatter_class, parser.epilog = argparse.RawDescriptionHelpFormatter, f"models:\n{names}"
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    parser.epilog = f"models:\n{names}\n\n{_LIMITS}"
     parser.add_argument(
         "--model", required=True, help="one of those below, or module:function of yours, importable from here"
     )
