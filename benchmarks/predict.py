@@ -27,7 +27,9 @@ _FIGURES = ("latency", "tpot", "p99", "ttft", "throughput")
 
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("file", type=Path, help="CSV of published rows")
+    parser.add_argument(
+        "file", type=Path, help="CSV with the columns of benchmarks/data/published_calibration.csv"
+    )
     parser.add_argument("--era", choices=ERAS, default=DEFAULT_ERA, help="whose constants predict")
     asked = parser.parse_args(arguments)
     try:

@@ -81,6 +81,32 @@ _THEIR_TINY = {
 }
 
 
+def _check_encoder(cfg, params, theirs) -> None:
+    rng = np.random.default_rng()
+    tokens, types = rng.integers(0, 100, (3, 20)), rng.integers(0, 2, (3, 20))
+    mask = (np.arange(20) < rng.integers(5, 21, (3, 1))).astype(np.int32)
+    expected = theirs(tokens, attention_mask=mask, token_type_ids=types)
+    hidden, pooled = _jit(functools.partial(bert.encode, cfg))(
+        params, jnp.asarray(tokens), jnp.asarray(mask), jnp.asarray(types)
+    )
+    np.testing.assert_allclose(hidden, expected.last_hidden_state, atol=_TOLERANCE)
+    np.testing.assert_allclose(pooled, expected.pooler_output, atol=_TOLERANCE)
+
+
+def _check_decoder(models, cfg, params, tokens, expected, **tolerance: float) -> None:
+    """The last two tokens come one by one: the cache must give what the whole sequence gives."""
+    rows, length = tokens.shape
+    cache = zeros(models.cache_shapes(cfg, rows, length + 4, jnp.float32))
+    read = _jit(functools.partial(models.prefill, cfg))
+    token, logits, cache = read(params, cache, jnp.asarray(tokens[:, :-2]))
+    np.testing.assert_allclose(logits, expected[:, length - 3], **tolerance)
+    assert (token == jnp.argmax(logits, axis=-1)).all()
+    step = _jit(functools.partial(models.decode, cfg))
+    for position in (length - 2, length - 1):
+        _, logits, cache = step(params, cache, jnp.asarray(tokens[:, position]), jnp.int32(position))
+        np.testing.assert_allclose(logits, expected[:, position], **tolerance)
+
+
 def _bert_parameters(given):
     """The parameters of transformers' BERT and RoBERTa, which has the same names."""
     embeddings = given["embeddings"]
@@ -115,16 +141,7 @@ def test_bert_is_transformers_bert() -> None:
         "BertModel",
         transformers.BertConfig(**_THEIR_TINY, max_position_embeddings=32),
     )
-    params = _bert_parameters(whole)
-    rng = np.random.default_rng()
-    tokens, types = rng.integers(0, 100, (3, 20)), rng.integers(0, 2, (3, 20))
-    mask = (np.arange(20) < rng.integers(5, 21, (3, 1))).astype(np.int32)
-    expected = theirs(tokens, attention_mask=mask, token_type_ids=types)
-    hidden, pooled = _jit(functools.partial(bert.encode, cfg))(
-        params, jnp.asarray(tokens), jnp.asarray(mask), jnp.asarray(types)
-    )
-    np.testing.assert_allclose(hidden, expected.last_hidden_state, atol=_TOLERANCE)
-    np.testing.assert_allclose(pooled, expected.pooler_output, atol=_TOLERANCE)
+    _check_encoder(cfg, _bert_parameters(whole), theirs)
 
 
 @pytest.mark.slow
@@ -154,15 +171,7 @@ def test_albert_is_transformers_albert() -> None:
         "layers": [layer],
         "pooler": _linear(whole["pooler"]),
     }
-    rng = np.random.default_rng()
-    tokens, types = rng.integers(0, 100, (3, 20)), rng.integers(0, 2, (3, 20))
-    mask = (np.arange(20) < rng.integers(5, 21, (3, 1))).astype(np.int32)
-    expected = theirs(tokens, attention_mask=mask, token_type_ids=types)
-    hidden, pooled = _jit(functools.partial(bert.encode, cfg))(
-        params, jnp.asarray(tokens), jnp.asarray(mask), jnp.asarray(types)
-    )
-    np.testing.assert_allclose(hidden, expected.last_hidden_state, atol=_TOLERANCE)
-    np.testing.assert_allclose(pooled, expected.pooler_output, atol=_TOLERANCE)
+    _check_encoder(cfg, params, theirs)
 
 
 @pytest.mark.slow
@@ -311,17 +320,7 @@ def test_llama_is_transformers_llama(kv_heads: int, is_tied: bool, own: dict[str
     elif not is_tied:
         params["head"] = _linear(whole["lm_head"])
     tokens = np.random.default_rng().integers(0, 100, (2, 12))
-    expected = theirs(tokens).logits
-    # The last two tokens one by one: the cache must give what the whole sequence gives.
-    token, logits, cache = _jit(functools.partial(llama.prefill, cfg))(
-        params, zeros(llama.cache_shapes(cfg, 2, 16, jnp.float32)), jnp.asarray(tokens[:, :10])
-    )
-    np.testing.assert_allclose(logits, expected[:, 9], atol=_TOLERANCE)
-    assert (token == jnp.argmax(logits, axis=-1)).all()
-    step = _jit(functools.partial(llama.decode, cfg))
-    for position in (10, 11):
-        _, logits, cache = step(params, cache, jnp.asarray(tokens[:, position]), jnp.int32(position))
-        np.testing.assert_allclose(logits, expected[:, position], atol=_TOLERANCE)
+    _check_decoder(llama, cfg, params, tokens, theirs(tokens).logits, atol=_TOLERANCE)
 
 
 def test_a_token_takes_its_experts_by_their_shares() -> None:
@@ -450,14 +449,7 @@ def test_other_decoders_are_their_definitions(name: str, own: dict[str, int], rn
     tokens = rng.integers(0, 50, 9)
     expected = _plain_decoder(cfg, wide, tokens)
     tolerance = {"rtol": 1e-3, "atol": 1e-4 * np.abs(expected).max()}
-    _, logits, cache = _jit(functools.partial(decoder.prefill, cfg))(
-        params, zeros(decoder.cache_shapes(cfg, 1, 12, jnp.float32)), jnp.asarray(tokens[None, :8])
-    )
-    np.testing.assert_allclose(logits[0], expected[7], **tolerance)
-    _, logits, _ = _jit(functools.partial(decoder.decode, cfg))(
-        params, cache, jnp.asarray(tokens[8:]), jnp.int32(8)
-    )
-    np.testing.assert_allclose(logits[0], expected[8], **tolerance)
+    _check_decoder(decoder, cfg, params, tokens[None], expected[None], **tolerance)
 
 
 @pytest.mark.slow
@@ -490,15 +482,7 @@ def test_gpt2_is_transformers_gpt2() -> None:
         "final_norm": _norm(given["ln_f"]),
     }
     tokens = np.random.default_rng().integers(0, 100, (2, 12))
-    expected = theirs(tokens).logits
-    _, logits, cache = _jit(functools.partial(gpt.prefill, cfg))(
-        params, zeros(gpt.cache_shapes(cfg, 2, 16, jnp.float32)), jnp.asarray(tokens[:, :11])
-    )
-    np.testing.assert_allclose(logits, expected[:, 10], atol=_TOLERANCE)
-    _, logits, _ = _jit(functools.partial(gpt.decode, cfg))(
-        params, cache, jnp.asarray(tokens[:, 11]), jnp.int32(11)
-    )
-    np.testing.assert_allclose(logits, expected[:, 11], atol=_TOLERANCE)
+    _check_decoder(gpt, cfg, params, tokens, theirs(tokens).logits, atol=_TOLERANCE)
 
 
 @pytest.mark.slow
@@ -539,15 +523,7 @@ def test_bloom_is_transformers_bloom() -> None:
         "final_norm": _norm(given["ln_f"]),
     }
     tokens = np.random.default_rng().integers(0, 100, (2, 12))
-    expected = theirs(tokens).logits
-    _, logits, cache = _jit(functools.partial(gpt.prefill, cfg))(
-        params, zeros(gpt.cache_shapes(cfg, 2, 16, jnp.float32)), jnp.asarray(tokens[:, :11])
-    )
-    np.testing.assert_allclose(logits, expected[:, 10], atol=_TOLERANCE)
-    _, logits, _ = _jit(functools.partial(gpt.decode, cfg))(
-        params, cache, jnp.asarray(tokens[:, 11]), jnp.int32(11)
-    )
-    np.testing.assert_allclose(logits, expected[:, 11], atol=_TOLERANCE)
+    _check_decoder(gpt, cfg, params, tokens, theirs(tokens).logits, atol=_TOLERANCE)
 
 
 def _gptj_parameters(given, cfg):
@@ -591,15 +567,7 @@ def test_gptj_is_transformers_gptj(is_gptj: bool) -> None:
     )
     params = _gptj_parameters(whole, cfg)
     tokens = np.random.default_rng().integers(0, 100, (2, 12))
-    expected = theirs(tokens).logits
-    _, logits, cache = _jit(functools.partial(gpt.prefill, cfg))(
-        params, zeros(gpt.cache_shapes(cfg, 2, 16, jnp.float32)), jnp.asarray(tokens[:, :11])
-    )
-    np.testing.assert_allclose(logits, expected[:, 10], atol=_TOLERANCE)
-    _, logits, _ = _jit(functools.partial(gpt.decode, cfg))(
-        params, cache, jnp.asarray(tokens[:, 11]), jnp.int32(11)
-    )
-    np.testing.assert_allclose(logits, expected[:, 11], atol=_TOLERANCE)
+    _check_decoder(gpt, cfg, params, tokens, theirs(tokens).logits, atol=_TOLERANCE)
 
 
 def _widened(params, to):
