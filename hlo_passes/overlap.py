@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from distributed.collective_cost import cheapest
 from distributed.topology import Topology, topology
 from hlo_passes.collective_ops import blocks, erase_dead, lines, reducer, size_bytes, sole_user
-from hlo_passes.ir import ir, main
+from hlo_passes.ir import ir, main, run_mlir_passes
 from hlo_passes.notes import add_notes
 from hlo_passes.ops import kind, operations, replica_groups, tensor
 from hlo_passes.product_ring import Cut, Ring, cuts, partial_work, whole_work
@@ -45,9 +45,11 @@ def run(module: ir.Module, options: Options) -> None:
                 plan = _plan(op, machine)
                 if plan is not None:
                     notes.append(plan.note())
-                    plan.rewrite(module)
+                    plan.rewrite()
         if notes:
             erase_dead(entry)
+            # Layers that count their positions each for itself would not be equal.
+            run_mlir_passes(module, "cse")
     add_notes(module, notes)
 
 
@@ -102,11 +104,11 @@ class _Plan:
             f"{lines(self.products)}"
         )
 
-    def rewrite(self, module: ir.Module) -> None:
+    def rewrite(self) -> None:
         if kind(self.collective) == "all_gather":
-            _rewrite_gather(self, Ring(module, self.groups, self.products[0]))
+            _rewrite_gather(self, Ring(self.groups, self.products[0]))
         else:
-            _rewrite_reduction(self, Ring(module, self.groups, self.collective))
+            _rewrite_reduction(self, Ring(self.groups, self.collective))
 
 
 def _plan(op: ir.Operation, machine: _Machine) -> _Plan | None:

@@ -1,12 +1,13 @@
 """A product cut along one dim into one part per core of a ring: its shape, its work, its ops."""
 
+import functools
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
 
 from hlo_passes.collective_ops import groups_attribute, zeros
-from hlo_passes.ir import ir, main, stablehlo
+from hlo_passes.ir import ir, stablehlo
 from hlo_passes.ops import kind, tensor
 from hlo_passes.work import op_work
 from kernels.work import KernelWork, OpWork, Tensor
@@ -89,11 +90,12 @@ class Ring:
     ``groups`` list ranks in ring order; every rank is in one of them, all are of one size.
     """
 
-    def __init__(self, module: ir.Module, groups: tuple[tuple[int, ...], ...], before: ir.Operation) -> None:
+    def __init__(self, groups: tuple[tuple[int, ...], ...], before: ir.Operation) -> None:
         self.groups, self.count = groups, len(groups[0])
         self.location = before.location
         self.point = ir.InsertionPoint(before)
-        self._entry = main(module).entry_block
+        # What all layers count alike stands before them all: in the first, that one would be like no other.
+        self._scalar = functools.partial(self._op, ir.InsertionPoint.at_block_begin(before.block))
         self._position = self._emit_position()
         self.pairs = tuple(
             (rank, group[(at + 1) % len(group)]) for group in groups for at, rank in enumerate(group)
@@ -102,45 +104,52 @@ class Ring:
     def op(
         self, name: str, operands: Sequence[ir.Value], type_: ir.Type, **attributes: ir.Attribute
     ) -> ir.Value:
+        return self._op(self.point, name, operands, type_, **attributes)
+
+    def _op(
+        self, point: ir.InsertionPoint, name: str, operands: Sequence[ir.Value], type_: ir.Type,
+        **attributes: ir.Attribute,
+    ) -> ir.Value:  # fmt: skip
         return ir.Operation.create(
             f"stablehlo.{name}",
             results=[type_],
             operands=list(operands),
             attributes=attributes,
             loc=self.location,
-            ip=self.point,
+            ip=point,
         ).results[0]
 
     def _emit_position(self) -> ir.Value:
         """This core's position in its group, as tensor<i32>."""
         positions = {rank: at for group in self.groups for at, rank in enumerate(group)}
         table = np.array([positions[rank] for rank in range(len(positions))], np.int32)
-        rank = self.op("replica_id", [], ir.RankedTensorType.get([], ir.IntegerType.get_unsigned(32)))
-        rank = self.op("convert", [rank], self._i32())
+        rank = self._scalar("replica_id", [], ir.RankedTensorType.get([], ir.IntegerType.get_unsigned(32)))
+        rank = self._scalar("convert", [rank], self._i32())
         if (table == np.arange(len(table))).all():
             return rank
         one = ir.RankedTensorType.get([1], self._i32().element_type)
-        held = self.constant(ir.DenseElementsAttr.get(table))
-        picked = self.op("dynamic_slice", [held, rank], one, slice_sizes=ir.DenseI64ArrayAttr.get([1]))
-        return self.op("reshape", [picked], self._i32())
+        held = self._constant(table)
+        picked = self._scalar("dynamic_slice", [held, rank], one, slice_sizes=ir.DenseI64ArrayAttr.get([1]))
+        return self._scalar("reshape", [picked], self._i32())
 
     def _i32(self) -> ir.RankedTensorType:
         return ir.RankedTensorType.get([], ir.IntegerType.get_signless(32))
 
-    def constant(self, value: ir.Attribute) -> ir.Value:
-        return self.op("constant", [], value.type, value=value)
+    def _constant(self, value: np.ndarray) -> ir.Value:
+        held = ir.DenseElementsAttr.get(value)
+        return self._scalar("constant", [], held.type, value=held)
 
     def number(self, value: int) -> ir.Value:
-        return self.constant(ir.DenseElementsAttr.get(np.array(value, np.int32)))
+        return self._constant(np.array(value, np.int32))
 
     def zeros(self, type_: ir.Type) -> ir.Value:
-        return self.constant(zeros(type_))
+        return self.op("constant", [], type_, value=zeros(type_))
 
     def start(self, ahead: int, rows: int) -> ir.Value:
         """The first row of the block that is ``ahead`` positions from this core's, blocks being ``rows``."""
-        moved = self.op("add", [self._position, self.number(ahead % self.count)], self._i32())
-        around = self.op("remainder", [moved, self.number(self.count)], self._i32())
-        return self.op("multiply", [around, self.number(rows)], self._i32())
+        moved = self._scalar("add", [self._position, self.number(ahead % self.count)], self._i32())
+        around = self._scalar("remainder", [moved, self.number(self.count)], self._i32())
+        return self._scalar("multiply", [around, self.number(rows)], self._i32())
 
     def take(self, value: ir.Value, dim: int, ahead: int) -> ir.Value:
         """That block of ``value`` along ``dim``; of a converted value, the block converted."""

@@ -47,10 +47,11 @@ def _decoder(model, name, donate):
     return functools.partial(model.decode, cfg), arguments, {"donate_argnums": 1} if donate else {}
 
 
-def _prefill(model, name):
+def _prefill(model, name, batch=1, length=32):
     cfg = dataclasses.replace(model.config(name), layers=LAYERS)
-    params, cache = model.parameter_shapes(cfg, jnp.bfloat16), model.cache_shapes(cfg, 1, 64, jnp.bfloat16)
-    return functools.partial(model.prefill, cfg), (params, cache, shape(1, 32, dtype=jnp.int32)), {}
+    params = model.parameter_shapes(cfg, jnp.bfloat16)
+    cache = model.cache_shapes(cfg, batch, 2 * length, jnp.bfloat16)
+    return functools.partial(model.prefill, cfg), (params, cache, shape(batch, length, dtype=jnp.int32)), {}
 
 
 def _encoder():
@@ -76,9 +77,9 @@ def _annotated_mlp():
     return _mlp(lambda *spec: NamedSharding(mesh, P(*spec)))
 
 
-def _annotated_prefill():
+def _annotated_prefill(model=opt, name="opt-125m", **sizes):
     """Its mask is a constant, of which Shardy gives each layer its own."""
-    fn, arguments, _ = _prefill(opt, "opt-125m")
+    fn, arguments, _ = _prefill(model, name, **sizes)
     heads = P(None, "tp")
     given = {"in_shardings": (tensor_parallel(arguments[0]), heads, P())}
     return fn, arguments, given | {"out_shardings": (P(), P(), heads), "donate_argnums": 1}
@@ -151,6 +152,7 @@ def check(module, tp):
     assert artifacts.program == whole
     times = [time_program(program, INSTANCE).total_s for program in (artifacts.program, whole)]
     assert times[0] == times[1]
+    return artifacts
 
 
 @pytest.mark.slow
@@ -164,6 +166,13 @@ def test_program_is_that_of_all_layers(name, tp):
 def test_program_is_that_of_all_layers_quick(name, tp):
     fn, arguments, options = MODELS[name]()
     check(lowered(fn, arguments, tp, **options).exported.module, tp)
+
+
+def test_layers_that_send_parts_of_products_round_the_ring_are_folded():
+    """Each reads where its blocks begin, of which there is one set."""
+    fn, arguments, options = _annotated_prefill(llama, "llama-2-7b", batch=8, length=128)
+    artifacts = check(lowered(fn, arguments, 2, **options).exported.module, 2)
+    assert program_text(artifacts.program).count("collective_permute") == LAYERS
 
 
 def _plain(module):
