@@ -19,7 +19,15 @@ from kernels.eras import Era, links_of
 from kernels.errors import CompileError
 from kernels.hardware import load_instance
 from neuronx.comparing import Work, model_work
-from neuronx.models.catalog import Workload, compile_prompt, compile_step, host_bytes, workload
+from neuronx.models.catalog import (
+    Workload,
+    compile_prompt,
+    compile_step,
+    host_bytes,
+    power_of_two,
+    prompt_bucket,
+    workload,
+)
 from neuronx.models.names import MODELS
 
 __all__ = [
@@ -34,8 +42,8 @@ __all__ = [
 ]
 
 _MATMULT = (("auto_cast", "matmult"), ("auto_cast_type", "bf16"))
-# transformers-neuronx has a program for each power of two from these on: src/transformers_neuronx/bucket.py.
-_TOKEN_BUCKET, _PROMPT_BUCKET = 128, 64
+# transformers-neuronx has a program for each power of two from this on: src/transformers_neuronx/bucket.py.
+_TOKEN_BUCKET = 128
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -225,7 +233,7 @@ def _decoder(row: Published) -> Iterator[Measured]:
     common, written = _common(row, length), row.out_len or 1
 
     def cache(tokens: int) -> int:
-        return _bucket(tokens, _TOKEN_BUCKET, length) if has_buckets else length
+        return power_of_two(tokens, _TOKEN_BUCKET, length) if has_buckets else length
 
     start = row.in_len or length - written
     middle = (_step(row, cache(start + written // 2)),)
@@ -236,7 +244,7 @@ def _decoder(row: Published) -> Iterator[Measured]:
         yield _p99(row, common | {"runs": middle})
     prompt = ()
     if row.in_len:
-        size = _bucket(row.in_len, _PROMPT_BUCKET, length) if has_buckets else row.in_len
+        size = prompt_bucket(row.name, row.in_len, length) if has_buckets else row.in_len
         prompt = (_prompt(row, size, length),)
     if row.ttft_s:
         if not prompt:
@@ -254,10 +262,6 @@ def _decoder(row: Published) -> Iterator[Measured]:
 
 def _p99(row: Published, common: Mapping[str, Any]) -> Measured:
     return Measured(what="p99", seconds=row.p99_s, factor=statistics.median(tail_factors()), **common)
-
-
-def _bucket(size: int, least: int, most: int) -> int:
-    return min(most, max(least, 1 << (size - 1).bit_length()))
 
 
 def _step(row: Published, length: int, times: int = 1) -> Run:

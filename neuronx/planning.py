@@ -35,6 +35,7 @@ class Request:
 
     ``model`` is a name of the catalog, or ``module:function`` of the user's with the types of its
     ``arguments``, as in ``f32[batch,128]``; the lengths mean nothing then, and its own types are used.
+    A decoder's prompt is padded as ``neuronx.models.catalog.prompt_bucket`` says.
     """
 
     model: str

@@ -10,7 +10,7 @@ from kernels.errors import CompileError
 from kernels.hardware import load_instance
 from neuronx.cli import main as cli
 from neuronx.comparing import model_work
-from neuronx.models.catalog import compile_prompt, weight_bytes
+from neuronx.models.catalog import compile_prompt, prompt_bucket, weight_bytes
 from neuronx.models.generation import DTYPES
 from neuronx.models.names import MODELS
 from neuronx.planning import Request, best, deployments
@@ -114,6 +114,15 @@ def test_tables_that_are_looked_up_are_held_and_not_read():
     # 23.8 million of its 109.5 million parameters are tables.
     assert work.held_bytes == pytest.approx(2 * 109.5e6, rel=0.01)
     assert work.read_bytes == pytest.approx(2 * 85.6e6, rel=0.01)
+
+
+def test_prompts_are_padded_to_powers_of_two():
+    assert [prompt_bucket("opt-125m", size, 384) for size in (1, 64, 65, 200, 300)] == [64, 64, 128, 256, 384]
+    assert prompt_bucket("whisper-base", 4, 384) == 4
+    alone = {"instances": ["inf2.xlarge"], "degrees": [1], "batches": [1], "dtypes": ["bf16"]}
+    requests = (Request(model="opt-125m", prompt_len=size, new_tokens=256 - size) for size in (100, 128))
+    [padded], [whole] = (list(deployments(request, **alone)) for request in requests)
+    assert padded.ttft_s == whole.ttft_s
 
 
 def test_a_prompt_writes_the_rows_of_its_tokens_and_leaves_the_rest_of_the_cache():

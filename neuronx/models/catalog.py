@@ -29,7 +29,9 @@ __all__ = [
     "function_workload",
     "host_bytes",
     "looked_up_bytes",
+    "power_of_two",
     "programs",
+    "prompt_bucket",
     "weight_bytes",
     "workload",
 ]
@@ -86,6 +88,8 @@ def workload(
 ) -> Workload:
     """Compiles a model for one kind of request; ``options`` are those of ``neuronx.compile``.
 
+    A prompt is padded to ``prompt_bucket``; the cache has all positions of the request from the start.
+
     Raises:
       CompileError: an unknown model, or more positions than it has.
       OutOfDeviceMemoryError: it does not fit.
@@ -94,6 +98,7 @@ def workload(
     length = _length(name, prompt_len, new_tokens)
     if module not in DECODERS:
         return _whole(*_only(module, cfg, batch, prompt_len, dtype), module, cfg, dtype, options)
+    prompt_len = prompt_bucket(name, prompt_len, length)
     # The step first: it says sooner whether weights and cache fit.
     step = compile_step(name, batch=batch, length=length, dtype=dtype, **options)
     first = compile_prompt(name, batch=batch, prompt_len=prompt_len, length=length, dtype=dtype, **options)
@@ -153,6 +158,19 @@ def _length(name: str, prompt_len: int, new_tokens: int) -> int:
             fix="shorten the prompt or write fewer tokens",
         )
     return length
+
+
+def prompt_bucket(name: str, tokens: int, positions: int) -> int:
+    """Tokens that a prompt is padded to: there are programs for powers of two from 64 on, and ``positions``.
+
+    So it is in transformers-neuronx where nothing else is asked for (src/transformers_neuronx/bucket.py).
+    """
+    return tokens if _config(name)[0] in _LOOKS_UP else power_of_two(tokens, 64, positions)
+
+
+def power_of_two(size: int, least: int, most: int) -> int:
+    """The smallest from ``least`` on that holds ``size``, or ``most``."""
+    return min(most, max(least, 1 << (size - 1).bit_length()))
 
 
 def host_bytes(
