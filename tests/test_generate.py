@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 import neuronx
+from neuronx.cli import generate
 from neuronx.cli.main import main, parse_arguments
 from neuronx.models import opt
 from neuronx.models.generation import Generator, logit_errors, tolerance
@@ -74,6 +75,23 @@ def test_a_wrong_logit_is_found():
 
 def shell(*arguments):
     return main(parse_arguments(["neuronx", "generate", *arguments]))
+
+
+@pytest.mark.parametrize(
+    ("options", "types"),
+    [
+        ("--dtype f16", ["f16"]),
+        ("--dtype f16 --auto-cast matmult", ["f16"]),
+        ("--dtype f16 --auto-cast all", ["f16", "bf16"]),
+        ("--dtype f32 --auto-cast matmult --auto-cast-type tf32", ["f32", "tf32"]),
+    ],
+)
+def test_verify_allows_for_each_type_on_the_way(options, types, capsys, monkeypatch):
+    asked = []
+    monkeypatch.setattr(generate, "_verify", lambda *given: asked.extend(given[-1]) or 0)
+    monkeypatch.setattr(opt, "config", lambda name: TINY)
+    assert shell("--verify", "--prompt-len", "2", "--new-tokens", "1", *options.split()) == 0
+    assert asked == types
 
 
 def test_numerics_off_times_a_large_model_without_weights(capsys):

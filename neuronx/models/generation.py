@@ -189,12 +189,12 @@ def logit_errors(
     return errors
 
 
-def tolerance(generator: Generator, got: Generated, compute_type: str) -> float:
-    """How far logits computed in ``compute_type`` may lie from another correct computation of them.
+def tolerance(generator: Generator, got: Generated, *types: str) -> float:
+    """How far logits computed in these types may lie from another correct computation of them.
 
     Each of the roundings on the way through the layers moves a value by at most half a unit in the last
     place; independent ones add up like their root. Relative to the largest logit, times a margin.
     """
     roundings = _ROUNDED_PER_LAYER * generator.cfg.layers
     largest = max(float(np.abs(step).max()) for step in got.logits)
-    return _MARGIN * math.sqrt(roundings) * _ROUNDOFF[compute_type] * largest
+    return _MARGIN * math.sqrt(roundings) * max(_ROUNDOFF[one] for one in types) * largest
