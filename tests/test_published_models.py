@@ -17,6 +17,7 @@ from neuronx.models import (
     bert,
     clip,
     decoder,
+    esm,
     gpt,
     llama,
     opt,
@@ -228,6 +229,39 @@ def test_scores_of_mpnet_are_biased_by_distance(rng) -> None:
     given = jnp.asarray(tokens[None])
     hidden, _ = _jit(functools.partial(bert.encode, cfg))(params, given, jnp.ones_like(given), given)
     np.testing.assert_allclose(hidden[0], expected, rtol=1e-3, atol=1e-4)
+
+
+def test_esm_is_the_one_of_transformers_source(rng) -> None:
+    cfg = esm.ESMConfig(name="tiny", hidden=16, heads=2, layers=1)
+    params = jax.tree_util.tree_map(
+        lambda leaf: jnp.asarray(rng.normal(0, 0.5, leaf.shape).astype(np.float32)),
+        esm.parameter_shapes(cfg, jnp.float32),
+    )
+    wide = jax.tree_util.tree_map(lambda leaf: np.asarray(leaf, np.float64), params)
+    [layer], tokens, length = wide["layers"], rng.integers(4, 32, 7), 5
+    tokens[1] = 32
+
+    def dense(name, x):
+        return x @ layer[name]["w"] + layer[name]["b"]
+
+    def turned(x):
+        both = (x[:, :4] + 1j * x[:, 4:]) * np.exp(
+            1j * np.outer(np.arange(length), 1e4 ** (-np.arange(4) / 4))
+        )
+        return np.concatenate([both.real, both.imag], axis=1)
+
+    # One of five is hidden, 12 of 100 were when it was trained.
+    x = wide["tokens"][tokens[:length]] * (tokens[:length] != 32)[:, None] * 0.88 / 0.8
+    normal, mixed = _wide_norm(layer["attention_norm"], x), []
+    for q, k, v in zip(*(np.split(dense(name, normal), 2, axis=1) for name in "qkv"), strict=True):
+        scores = np.exp(turned(q) @ turned(k).T / np.sqrt(8))
+        mixed.append(scores / scores.sum(-1, keepdims=True) @ v)
+    x = x + dense("o", np.concatenate(mixed, axis=1))
+    up = dense("up", _wide_norm(layer["ffn_norm"], x))
+    x = x + dense("down", up * 0.5 * (1 + np.vectorize(math.erf)(up / np.sqrt(2))))
+    given, mask = jnp.asarray(tokens[None]), (jnp.arange(7) < length)[None].astype(jnp.int32)
+    found = _jit(functools.partial(esm.encode, cfg))(params, given, mask)
+    np.testing.assert_allclose(found[0, :length], _wide_norm(wide["norm"], x), rtol=1e-3, atol=1e-4)
 
 
 @pytest.mark.slow
@@ -1213,6 +1247,9 @@ def test_published_encoders_and_classifiers_have_their_published_size() -> None:
         "clip-vit-large-patch14": (clip, 427.6e6),
         "vision-perceiver-learned": (perceiver, 62.3e6),
         "language-perceiver": (text_perceiver, 201_108_230),
+        # Less the head that tells what is hidden.
+        "esm2-t6-8m-ur50d": (esm, 7_512_353 - 103_393),
+        "esm2-t33-650m-ur50d": (esm, 651.04e6 - 1.64e6),
     }
     for name, (module, count) in sizes.items():
         shapes = jax.tree_util.tree_leaves(module.parameter_shapes(module.config(name), jnp.float32))
