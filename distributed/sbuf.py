@@ -5,7 +5,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from distributed.liveness import nested_blocks
+from distributed.liveness import nested_blocks, operands_of
 from distributed.program import Block, Branch, Kernel, Launch, Loop
 from kernels.work import KernelWork, Tensor
 
@@ -48,7 +48,7 @@ class Uses:
                     made.update(dict.fromkeys(kernel.results, run))
                     kernels.append(kernel)
                 continue
-            stored.update(step.operands if not isinstance(step, Branch) else (step.index,))
+            stored.update(operands_of(step))
             if isinstance(step, Loop | Branch):
                 run += 1
                 for nested in nested_blocks(step):
@@ -92,7 +92,7 @@ def _contracts(work: KernelWork, rows: Tensor) -> bool:
 def _read_in(block: Block) -> set[int]:
     found = set(block.results)
     for step in block.steps:
-        found.update((step.index,) if isinstance(step, Branch) else step.operands)
+        found.update(operands_of(step))
         for nested in nested_blocks(step):
             found |= _read_in(nested)
     return found

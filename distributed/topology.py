@@ -5,6 +5,7 @@ import itertools
 import math
 from dataclasses import dataclass
 
+from kernels.errors import CompileError
 from kernels.hardware import InstanceSpec, LinkSpec, load_instance, load_links
 
 __all__ = ["Link", "Topology", "topology"]
@@ -75,7 +76,10 @@ class Topology:
 
     def chip_of(self, core: int) -> int:
         if not 0 <= core < self.cores:
-            raise ValueError(f"core {core} does not exist: {self.instance} has cores 0 to {self.cores - 1}")
+            raise CompileError(
+                f"core {core} does not exist: {self.instance} has cores 0 to {self.cores - 1}",
+                fix="use a larger instance or fewer cores",
+            )
         return core // self.cores_per_chip
 
     def path(self, source: int, target: int) -> tuple[Link, ...]:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from hlo_passes.ir import ir, source_line
-from hlo_passes.ops import COLLECTIVES, CONTROL, is_scalar, kind, operations, replica_groups, tensor
+from hlo_passes.ops import COLLECTIVES, CONTROL, is_scalar, kind, maker, operations, replica_groups, tensor
 
 __all__ = [
     "Partial",
@@ -173,10 +173,12 @@ def _divides(op: ir.Operation, operand: int) -> bool:
 
 
 def _pads_with_zero(op: ir.Operation, operand: int) -> bool:
-    fill = op.operands[1].owner
-    if isinstance(fill, ir.Block) or kind(fill) != "constant":
-        return False
-    return fill.operation.attributes["value"] == zeros(op.operands[1].type)
+    fill = maker(op.operands[1])
+    return (
+        fill is not None
+        and kind(fill) == "constant"
+        and fill.attributes["value"] == zeros(fill.results[0].type)
+    )
 
 
 _LAYOUT: dict[str, Callable[[ir.Operation, int], bool]] = {"reshape": _moves, "transpose": _moves}
@@ -195,9 +197,9 @@ _COMMUTES: Mapping[str | None, Mapping[str, Callable[[ir.Operation, int], bool]]
 
 def _is_scale(value: ir.Value) -> bool:
     """One number all over, the same on every core."""
-    if not isinstance(value, ir.OpResult):
+    op = maker(value)
+    if op is None:
         return False
-    op = value.owner.operation
     if kind(op) == "constant":
         return ir.DenseElementsAttr(op.attributes["value"]).is_splat
     return kind(op) == "broadcast_in_dim" and is_scalar(op.operands[0]) and _is_shared(op.operands[0])

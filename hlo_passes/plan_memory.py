@@ -13,6 +13,7 @@ from hlo_passes.local import donations
 from hlo_passes.ops import is_composite
 from hlo_passes.signature import read_attributes
 from hlo_passes.work import WorkTable
+from kernels.errors import CompileError
 
 __all__ = ["Options", "run"]
 
@@ -22,6 +23,13 @@ class Options:
     """``alignment_bytes``: every offset is a multiple of it (a DMA descriptor's natural unit)."""
 
     alignment_bytes: int = 64
+
+    def __post_init__(self) -> None:
+        if self.alignment_bytes < 1:
+            raise CompileError(
+                f"alignment_bytes={self.alignment_bytes}, expected 1 or more", op="plan_memory",
+                fix="give the multiple that offsets shall be of",
+            )  # fmt: skip
 
 
 def run(module: ir.Module, options: Options) -> None:

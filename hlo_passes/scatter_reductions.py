@@ -2,8 +2,6 @@
 
 from collections.abc import Callable, Mapping
 
-import numpy as np
-
 from hlo_passes.collective_ops import (
     Partial,
     blocks,
@@ -19,7 +17,7 @@ from hlo_passes.collective_ops import (
 from hlo_passes.ir import ir, main
 from hlo_passes.local import num_ranks
 from hlo_passes.notes import add_notes
-from hlo_passes.ops import COLLECTIVES, kind, operations, replica_groups, tensor
+from hlo_passes.ops import COLLECTIVES, kind, maker, operations, replica_groups, tensor
 from hlo_passes.rank_values import value_per_rank
 from hlo_passes.spec import NoOptions as Options
 from hlo_passes.varying import Varying, analyze
@@ -111,11 +109,10 @@ def _local_gather(
         return _as_it_is(op)
     if shared:
         return lambda: _repeat(op, len(groups[0]))
-    source = op.operands[0].owner
-    if isinstance(source, ir.Block) or kind(source) != "dynamic_slice":
+    source = maker(op.operands[0])
+    if source is None or kind(source) != "dynamic_slice":
         return None
-    whole = source.operation.operands[0]
-    cut = _own_block(source.operation, groups, ranks)
+    whole, cut = source.operands[0], _own_block(source, groups, ranks)
     dim = op.attributes["all_gather_dim"].value
     if cut is None or cut != (dim, groups) or not _is_common(varying, whole, groups):
         return None
@@ -211,7 +208,7 @@ def _replace(cut: ir.Operation, found: Partial, dim: int, groups: Groups) -> Non
             operands=[take_partial(found)],
             attributes={
                 "scatter_dimension": ir.IntegerAttr.get(i64, dim),
-                "replica_groups": groups_attribute(np.array(groups)),
+                "replica_groups": groups_attribute(groups),
             },
             regions=1,
         )

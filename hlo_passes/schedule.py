@@ -32,8 +32,13 @@ def run(module: ir.Module, options: Options) -> Program:
 
     Raises:
       CompileError: a loop around collectives whose condition, or a branch whose index, may differ between
-        cores (they would wait for each other for ever), or a collective with an unknown reducer.
+        cores (they would wait for each other for ever), a collective with an unknown reducer, or a module
+        that is not PLANNED.
     """
+    if "neuron.hbm_bytes" not in module.operation.attributes:
+        raise CompileError(
+            "its values have no places in memory", op="schedule", fix="run the pass plan_memory first"
+        )
     with module.context, ir.Location.unknown():
         function = main(module)
         writer = _Writer(module, function, topology(options.instance))

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 from hlo_passes.ir import ir, stablehlo, walk
-from hlo_passes.ops import kind
+from hlo_passes.ops import kind, maker
 
 __all__ = ["slice_before_broadcast"]
 
@@ -28,8 +28,8 @@ def _shrink(op: ir.Operation) -> None:
 
 def _part(value: ir.Value, shape: Sequence[int]) -> ir.Value | None:
     """What a slice to ``shape`` leaves of ``value``; None where that depends on where it begins."""
-    made = value.owner
-    if isinstance(made, ir.Block) or kind(made) not in ("broadcast_in_dim", "convert"):
+    made = maker(value)
+    if made is None or kind(made) not in ("broadcast_in_dim", "convert"):
         return None
     source = made.operands[0]
     part_type = ir.RankedTensorType.get(shape, value.type.element_type)

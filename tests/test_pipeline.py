@@ -163,6 +163,18 @@ def test_a_pass_that_breaks_the_module_or_its_level_is_named(monkeypatch: pytest
         run_pipeline(parse(text), [Stage(name="adds", options=None)], debug=Debug(check_levels=True))
 
 
+@pytest.mark.parametrize(("passes", "message"), [
+    ("schedule", "no places in memory"),
+    ("plan_memory{alignment_bytes=0}", "alignment_bytes=0, expected 1 or more"),
+    ("canonicalize,shard{tp=4},overlap{instance=inf2.xlarge}", "core 3 does not exist"),
+    ("canonicalize,shard{tp=4},fuse,order{instance=inf2.xlarge}", "core 2 does not exist"),
+    ("canonicalize,shard{tp=4},fuse,plan_memory,schedule{instance=inf2.xlarge}", "core 2 does not exist"),
+])  # fmt: skip
+def test_refuses_what_does_not_fit_the_module(passes: str, message: str) -> None:
+    with pytest.raises(CompileError, match=message):
+        run_pipeline(parse(TEXT), parse_pipeline(passes))
+
+
 def test_nothing_follows_schedule() -> None:
     stages = parse_pipeline("canonicalize,shard,fuse,plan_memory,schedule,canonicalize")
     with pytest.raises(CompileError, match="cannot follow schedule"):

@@ -9,6 +9,7 @@ from hlo_passes.sharding.plan import NO_PLAN, Plan, make_plan
 from hlo_passes.sharding.prices import Prices
 from hlo_passes.sharding.rules import attach_rules
 from hlo_passes.sharding.spec import MeshReader, annotations, result_annotations
+from hlo_passes.signature import read_attributes, write_signature
 
 __all__ = ["has_manual_part", "plan_free_axis"]
 
@@ -75,8 +76,10 @@ def _pinned(function: func.FuncOp, classes: DimClasses) -> Iterable[Class]:
 
 
 def _annotate(function: func.FuncOp, mesh: str, axis: str, wanted: Mapping[int, list[bool]]) -> None:
-    given = [{item.name: item.attr for item in entry} for entry in function.arg_attrs]
+    rows = list(read_attributes(function)["arg_attrs"])
     for number, dims in wanted.items():
         text = ", ".join(f'{{"{axis}", ?}}' if cut else "{?}" for cut in dims)
-        given[number]["sdy.sharding"] = ir.Attribute.parse(f"#sdy.sharding<@{mesh}, [{text}]>")
-    function.attributes["arg_attrs"] = ir.ArrayAttr.get([ir.DictAttr.get(entry) for entry in given])
+        rows[number] = rows[number] | {
+            "sdy.sharding": ir.Attribute.parse(f"#sdy.sharding<@{mesh}, [{text}]>")
+        }
+    write_signature(function, {"arg_attrs": rows})

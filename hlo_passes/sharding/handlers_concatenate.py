@@ -4,6 +4,7 @@ import math
 from dataclasses import dataclass
 
 from hlo_passes.ir import ir
+from hlo_passes.ops import maker
 from hlo_passes.sharding.choice import Choice
 from hlo_passes.sharding.emit import Emitter
 from hlo_passes.sharding.exchange import Fetch, exchange, moved_rows
@@ -71,9 +72,10 @@ def _parts(part: Partitioner, op: ir.Operation, dim: int, axes: tuple[str, ...])
 
 def _first_row(value: ir.Value, dim: int) -> int | None:
     """Where ``value`` begins in what it is a slice of along ``dim`` alone, None for other values."""
-    if isinstance(value.owner, ir.Block) or value.owner.name != "stablehlo.slice":
+    op = maker(value)
+    if op is None or op.name != "stablehlo.slice":
         return None
-    attributes, whole = value.owner.attributes, shape_of(value.owner.operands[0])
+    attributes, whole = op.attributes, shape_of(op.operands[0])
     starts, strides = (ir.DenseI64ArrayAttr(attributes[name]) for name in ("start_indices", "strides"))
     others = [d for d, size in enumerate(shape_of(value)) if d != dim and size != whole[d]]
     return None if others or strides[dim] != 1 else starts[dim]

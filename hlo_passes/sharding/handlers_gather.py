@@ -5,7 +5,7 @@ from hlo_passes.sharding.choice import Choice
 from hlo_passes.sharding.indexing import (
     IndexNumbers,
     component,
-    gather_numbers,
+    index_numbers,
     local_indices,
     spread_components,
     wide,
@@ -24,7 +24,7 @@ def _gather(part: Partitioner, op: ir.Operation, rule: OpRule) -> None:
     if not cut:
         part.by_rule(op, rule, choice)
         return
-    emit, numbers, (table, indices) = part.emit, gather_numbers(op), op.operands
+    emit, numbers, (table, indices) = part.emit, index_numbers(op), op.operands
     pairs = zip(op.operands, rule.operands, strict=True)
     lying = [choice.sharding(shape_of(v), dims, rule) for v, dims in pairs]
     block, looked = part.use_all([table, indices], lying)
@@ -45,7 +45,7 @@ def _gather(part: Partitioner, op: ir.Operation, rule: OpRule) -> None:
 def _cut_dims(op: ir.Operation, rule: OpRule, choice: Choice) -> dict[int, tuple[str, ...]]:
     """The dims of the table of which slices take one row and which are sharded, with their axes."""
     taken = list(ir.DenseI64ArrayAttr(op.attributes["slice_sizes"]))
-    batching = gather_numbers(op).batching
+    batching = index_numbers(op).batching
     return {
         dim: choice.axes[factors[0]]
         for dim, factors in enumerate(rule.operands[0])

@@ -4,7 +4,7 @@ import math
 
 from hlo_passes.ir import ir
 from hlo_passes.sharding.choice import Choice
-from hlo_passes.sharding.indexing import IndexNumbers, local_indices, scatter_numbers, wide
+from hlo_passes.sharding.indexing import IndexNumbers, index_numbers, local_indices, wide
 from hlo_passes.sharding.partition import Handlers, Partitioner, by_factors
 from hlo_passes.sharding.reductions import simple_reducer
 from hlo_passes.sharding.rules import OpRule
@@ -21,7 +21,7 @@ def _scatter(part: Partitioner, op: ir.Operation, rule: OpRule) -> None:
 
     Sharded updates leave partial results, which are reduced with the scatter's own reducer.
     """
-    choice, numbers = part.choose(op, rule), scatter_numbers(op)
+    choice, numbers = part.choose(op, rule), index_numbers(op)
     count = len(op.results)
     begins = _begins(part, op, rule, choice, numbers)
     summed = tuple(a for f in sorted(rule.reductions & choice.axes.keys()) for a in choice.axes[f])

@@ -5,15 +5,7 @@ from dataclasses import dataclass
 from hlo_passes.ir import ir
 from hlo_passes.sharding.emit import Emitter
 
-__all__ = [
-    "IndexNumbers",
-    "component",
-    "gather_numbers",
-    "local_indices",
-    "scatter_numbers",
-    "spread_components",
-    "wide",
-]
+__all__ = ["IndexNumbers", "component", "index_numbers", "local_indices", "spread_components", "wide"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,21 +26,27 @@ class IndexNumbers:
     window: tuple[int, ...]
 
 
-def gather_numbers(op: ir.Operation) -> IndexNumbers:
-    text = str(op.attributes["dimension_numbers"])
-    return IndexNumbers(
-        indexed=_list(text, "start_index_map"), vector_dim=_number(text, "index_vector_dim"),
-        removed=_list(text, "collapsed_slice_dims"), batching=_list(text, "operand_batching_dims"),
-        window=_list(text, "offset_dims"),
-    )  # fmt: skip
+# Their attribute, and its fields in the order of the record.
+_FIELDS = {
+    "stablehlo.gather": (
+        "dimension_numbers", "start_index_map", "collapsed_slice_dims", "operand_batching_dims",
+        "offset_dims",
+    ),
+    "stablehlo.scatter": (
+        "scatter_dimension_numbers", "scatter_dims_to_operand_dims", "inserted_window_dims",
+        "input_batching_dims", "update_window_dims",
+    ),
+}  # fmt: skip
 
 
-def scatter_numbers(op: ir.Operation) -> IndexNumbers:
-    text = str(op.attributes["scatter_dimension_numbers"])
+def index_numbers(op: ir.Operation) -> IndexNumbers:
+    """Those of a gather or scatter."""
+    attribute, *names = _FIELDS[op.name]
+    text = str(op.attributes[attribute])
+    indexed, removed, batching, window = (_list(text, name) for name in names)
     return IndexNumbers(
-        indexed=_list(text, "scatter_dims_to_operand_dims"), vector_dim=_number(text, "index_vector_dim"),
-        removed=_list(text, "inserted_window_dims"), batching=_list(text, "input_batching_dims"),
-        window=_list(text, "update_window_dims"),
+        indexed=indexed, vector_dim=_number(text, "index_vector_dim"), removed=removed, batching=batching,
+        window=window,
     )  # fmt: skip
 
 

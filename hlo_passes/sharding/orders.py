@@ -4,11 +4,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from distributed.mesh import Mesh
-from hlo_passes.ir import ir, main, sdy
+from hlo_passes.ir import func, ir, main, sdy
 from hlo_passes.local import donations
 from hlo_passes.ops import terminator
 from hlo_passes.sharding.emit import Emitter
 from hlo_passes.sharding.spec import annotations, result_annotations
+from hlo_passes.signature import read_attributes, write_signature
 
 __all__ = ["Orders", "place_in_orders", "read_orders"]
 
@@ -82,8 +83,8 @@ def _elsewhere(
     return {n: o for n, o in full.items() if o != _order(mesh) and "neuron.dim_axes" in given[n]}
 
 
-def _mark(function: ir.OpView, key: str, orders: Mapping[int, tuple[int, ...]]) -> None:
-    entries = [{item.name: item.attr for item in entry} for entry in function.attributes[key]]
+def _mark(function: func.FuncOp, key: str, orders: Mapping[int, tuple[int, ...]]) -> None:
+    rows = list(read_attributes(function)[key])
     for number, order in orders.items():
-        entries[number]["neuron.device_ids"] = ir.DenseI64ArrayAttr.get(order)
-    function.attributes[key] = ir.ArrayAttr.get([ir.DictAttr.get(entry) for entry in entries])
+        rows[number] = rows[number] | {"neuron.device_ids": ir.DenseI64ArrayAttr.get(order)}
+    write_signature(function, {key: rows})

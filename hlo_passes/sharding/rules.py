@@ -4,7 +4,7 @@ import functools
 from dataclasses import dataclass
 
 from hlo_passes.ir import ir, run_mlir_passes, sdy
-from hlo_passes.sharding.indexing import scatter_numbers
+from hlo_passes.sharding.indexing import index_numbers
 from hlo_passes.sharding.reductions import simple_reducer
 from hlo_passes.sharding.windows import WINDOWS, convolution_roles
 
@@ -135,7 +135,7 @@ def _scatter_blocked(op: ir.Operation, rule: OpRule) -> frozenset[int]:
 
     An indexed dim can be where each update writes one row of it, see the scatter handler.
     """
-    numbers, count = scatter_numbers(op), len(op.results)
+    numbers, count = index_numbers(op), len(op.results)
     target, update = op.operands[0].type.shape, op.operands[count + 1].type.shape
     shown = [d for d in range(len(target)) if d not in (*numbers.removed, *numbers.batching)]
     partial = [

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from distributed.mesh import Mesh
 from hlo_passes.ir import func, ir, sdy, walk
+from hlo_passes.signature import read_attributes
 
 __all__ = [
     "CONSTRAINTS",
@@ -167,11 +168,8 @@ def blocks(size: int, tiles: int, shards: int) -> int:
 
 def annotations(function: func.FuncOp) -> dict[ir.Value, ir.Attribute]:
     """Every ``sdy.sharding`` in the function, by the value it stands on."""
-    found: dict[ir.Value, ir.Attribute] = {}
-    if "arg_attrs" in function.attributes:
-        for value, attributes in zip(function.arguments, function.arg_attrs, strict=True):
-            if "sdy.sharding" in attributes:
-                found[value] = attributes["sdy.sharding"]
+    rows = zip(function.arguments, read_attributes(function)["arg_attrs"], strict=True)
+    found = {value: row["sdy.sharding"] for value, row in rows if "sdy.sharding" in row}
 
     def visit(op: ir.Operation) -> None:
         if op.name in CONSTRAINTS:
@@ -189,9 +187,8 @@ def annotations(function: func.FuncOp) -> dict[ir.Value, ir.Attribute]:
 
 def result_annotations(function: func.FuncOp) -> dict[int, ir.Attribute]:
     """The ``sdy.sharding`` of each result of ``function`` that has one."""
-    attributes = function.attributes
-    given = attributes["res_attrs"] if "res_attrs" in attributes else ()  # noqa: SIM401 (not a dict)
-    return {number: entry["sdy.sharding"] for number, entry in enumerate(given) if "sdy.sharding" in entry}
+    rows = enumerate(read_attributes(function)["res_attrs"])
+    return {number: row["sdy.sharding"] for number, row in rows if "sdy.sharding" in row}
 
 
 def shape_of(value: ir.Value) -> tuple[int, ...]:
