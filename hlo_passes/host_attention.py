@@ -146,7 +146,8 @@ def _replace(attention: _Attention, name: str) -> Decision:
     first = [math.prod(batches[:-1]), math.prod(batches[-1:])]
     with ir.InsertionPoint(sums), sums.location:
         rows = converted(queries.value, "bf16" if pairs else "f32")
-        beside = _beside(attention, scores.mask, "i1", first), _beside(attention, scores.bias, "f32", first)
+        mask = _beside(attention, scores.mask, "i1", first)
+        beside = stablehlo.not_(mask) if scores.hides else mask, _beside(attention, scores.bias, "f32", first)
         roundings = [ROUNDED[to] for to in (*scores.rounded, softmax.steps, softmax.rounded)]
         numbers = np.array([scores.factor, scores.divisor, scores.fill, *roundings], np.float32)
         operands = [

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from itertools import permutations
 
 import numpy as np
 
@@ -31,9 +32,10 @@ class Softmax:
 class Scores:
     """A product times ``factor``, over ``divisor``, plus ``bias``; where the ``mask`` is false, ``fill``.
 
-    ``dims`` are those of the product by those of the scores, but for dims of size one. ``rounded`` are the
-    types of the product, of what was scaled, and of what was biased; ``done`` is the last step of _STEPS.
-    Bias and mask are what they repeat, and of each of its dims the one of the scores.
+    A mask that ``hides`` is true there. ``dims`` are those of the product by those of the scores, but for
+    dims of size one. ``rounded`` are the types of the product, of what was scaled, and of what was biased;
+    ``done`` is the last step of _STEPS. Bias and mask are what they repeat, and of each of its dims the one
+    of the scores.
     """
 
     product: ir.Operation
@@ -42,6 +44,7 @@ class Scores:
     divisor: float = 1.0
     bias: tuple[ir.Value, list[int]] | None = None
     mask: tuple[ir.Value, list[int]] | None = None
+    hides: bool = False
     fill: float = 0.0
     rounded: tuple[str, str, str] = ("f32", "f32", "f32")
     done: int = 0
@@ -159,18 +162,22 @@ def _hidden(scores: Scores, bias: ir.Value, dims: list[int]) -> Scores | None:
     select = _made(bias, "select")
     if select is None or tensor(select.operands[0].type).shape != tensor(bias.type).shape:
         return None
-    fill = _number(select.operands[2])
-    if _number(select.operands[1]) != 0 or fill is None or not fill <= _UNCHANGED:
-        return None
-    mask, inner = _repeated(select.operands[0])
-    return replace(scores, done=_MASKED, mask=(mask, [dims[dim] for dim in inner]), fill=fill)
+    for hides, (nought, fill) in enumerate(permutations(map(_number, select.operands[1:]))):
+        if nought == 0 and fill is not None and fill <= _UNCHANGED:
+            mask, inner = _repeated(select.operands[0])
+            dims = [dims[dim] for dim in inner]
+            return replace(scores, done=_MASKED, mask=(mask, dims), hides=bool(hides), fill=fill)
+    return None
 
 
 def _masked(op: ir.Operation, before: int) -> Scores | None:
-    fill, scores = _number(op.operands[2]), scores_of(op.operands[1], _MASKED)
-    if fill is None or scores is None:
-        return None
-    return replace(scores, done=_MASKED, mask=_repeated(op.operands[0]), fill=fill)
+    mask = _repeated(op.operands[0])
+    for hides, (value, other) in enumerate(permutations(op.operands[1:])):
+        fill = _number(other)
+        scores = scores_of(value, _MASKED) if fill is not None else None
+        if scores is not None:
+            return replace(scores, done=_MASKED, mask=mask, hides=bool(hides), fill=fill)
+    return None
 
 
 _SCALED, _BIASED, _MASKED = 1, 2, 3

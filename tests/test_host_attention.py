@@ -196,7 +196,18 @@ def of_equinox(q, k, v, mask):
     return jax.vmap(jax.vmap(one, in_axes=1, out_axes=1))(q, k, v)
 
 
-@pytest.mark.parametrize("function", [grouped, of_jax, of_equinox])
+def of_the_hidden(q, k, v, mask, *, is_added=False):
+    """With a mask that says what is not looked at."""
+    scores = jnp.einsum("bthd,bshd->bhts", q, k).astype(jnp.float32) / np.float32(np.sqrt(q.shape[-1]))
+    other = jnp.where(~mask, np.float32(LEAST), np.float32(0) if is_added else scores)
+    weights = jax.nn.softmax(scores + other if is_added else other)
+    return jnp.einsum("bhts,bshd->bthd", weights.astype(q.dtype), v)
+
+
+WAYS = (grouped, of_jax, of_equinox, of_the_hidden, functools.partial(of_the_hidden, is_added=True))
+
+
+@pytest.mark.parametrize("function", WAYS)
 @pytest.mark.parametrize("name", ["bf16", "f32"])
 def test_usual_ways_to_write_it_are_taken(name, function, rng):
     for m in (1, 40):
