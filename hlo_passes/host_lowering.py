@@ -1,8 +1,9 @@
-"""Puts JIT'd kernels of the host in the place of products and updates in a segment that is about to run.
+"""Puts JIT'd kernels of the host in the place of ops and composites in a segment that is about to run.
 
 No pass of the pipeline: programs hold plain StableHLO, and only what this machine is about to run is lowered.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from distributed.joint import Joint
@@ -19,6 +20,7 @@ from hlo_passes.host_products import (
     stored,
     typed,
 )
+from hlo_passes.host_rows import lower_rows
 from hlo_passes.ir import ir, parse, stablehlo, walk
 from hlo_passes.ops import kind, tensor
 from kernels.host.targets import (
@@ -49,7 +51,7 @@ def lower_text(text: str, joint: Joint | None = None) -> Lowered:
 
     Calls that do not wait for each other are one; with ``joint`` those of all cores.
     """
-    if not any(f"stablehlo.{name}" in text for name in ("dot_general", "dynamic_update_slice")):
+    if not any(name in text for name in _LOWERED):
         return Lowered(text=text, targets=frozenset(), decisions=())
     module = parse(text)
     decisions: list[Decision] = []
@@ -61,15 +63,25 @@ def lower_text(text: str, joint: Joint | None = None) -> Lowered:
             decisions.append(_lower_update(op))
 
     with module.context, ir.Location.unknown():
+        of_rows = lower_rows(module)
         flatten(module)
         decisions += fuse_attention(module)
         walk(module.operation, visit)
-        targets = frozenset(decision.target for decision in decisions if decision.target)
+        targets = _targets(decisions)
         group_calls(module, targets)
         if joint is not None:
             targets |= join_cores(module, joint, targets)
+    decisions += of_rows
+    targets |= _targets(of_rows)
     lowered = module.operation.get_asm(enable_debug_info=False) if targets else text
     return Lowered(text=lowered, targets=targets, decisions=tuple(decisions))
+
+
+_LOWERED = ("stablehlo.dot_general", "stablehlo.dynamic_update_slice", "stablehlo.reduce(")
+
+
+def _targets(decisions: Sequence[Decision]) -> frozenset[str]:
+    return frozenset(decision.target for decision in decisions if decision.target)
 
 
 def _lower_product(op: ir.Operation) -> Decision:

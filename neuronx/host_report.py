@@ -18,11 +18,12 @@ def host_report(program: Program) -> str:
         decision for text in program.segments.values() for decision in lower_text(text).decisions
     )
     lines = [f"{count:5d} x {decision.op}: {_outcome(decision)}" for decision, count in counted.most_common()]
-    return "\n".join(lines or ["there are no products and no updates"])
+    return "\n".join(lines or ["there are no products, no updates and no rows to reduce"])
 
 
 def _outcome(decision: Decision) -> str:
     if decision.cost is None:
         return f"XLA, for {decision.reason}"
     cost = decision.cost
-    return f"{decision.target}, {cost.moved_bytes / 1e6:.3g} MB and {cost.flops / 1e6:.3g} MFLOP each"
+    kernel = decision.target.partition("/")[0]
+    return f"{kernel}, {cost.moved_bytes / 1e6:.3g} MB and {cost.flops / 1e6:.3g} MFLOP each"

@@ -29,11 +29,13 @@ __all__ = [
     "load_masked",
     "load_wide",
     "multiply_add",
+    "narrowed",
     "paired",
     "prefetch",
     "spread",
     "store",
     "store_masked",
+    "widened",
 ]
 
 LANES = 16
@@ -143,8 +145,19 @@ def load(b: ir.IRBuilder, address: ir.Value, element: ir.Type, align: int) -> ir
 
 
 def store(b: ir.IRBuilder, value: ir.Value, address: ir.Value) -> None:
-    """Puts a vector of 32-bit elements at an address."""
-    b.store(value, _at(b, address, value.type)).align = 4
+    """Puts an element or a vector at an address."""
+    b.store(value, _at(b, address, value.type)).align = _element(value.type)[1]
+
+
+def _element(kind: ir.Type) -> tuple[str, int]:
+    """LLVM's name of an element, or of what a vector is of, and its bytes."""
+    element = kind.element if isinstance(kind, ir.VectorType) else kind
+    return ("f32", 4) if element is F32 else (f"i{element.width}", element.width // 8)
+
+
+def widened(b: ir.IRBuilder, kind: int, raw: ir.Value) -> ir.Value:
+    """Stored elements as f32."""
+    return _WIDEN[kind][2](b, raw)
 
 
 def call(b: ir.IRBuilder, name: str, result: ir.Type, arguments: Sequence[ir.Value]) -> ir.Value:
@@ -166,7 +179,7 @@ def load_wide(b: ir.IRBuilder, kind: int, address: ir.Value, mask: ir.Value | No
 def load_masked(b: ir.IRBuilder, address: ir.Value, element: ir.Type, mask: ir.Value) -> ir.Value:
     """LANES elements as they are; those masked out are not touched and read as zero."""
     vector, zero = ir.VectorType(element, LANES), ir.Constant(ir.VectorType(element, LANES), None)
-    name, size = ("f32", 4) if element is F32 else (f"i{element.width}", element.width // 8)
+    name, size = _element(vector)
     arguments = [_at(b, address, vector), ir.Constant(INT[32], size), mask, zero]
     return call(b, f"llvm.masked.load.v{LANES}{name}.p0", vector, arguments)
 
@@ -250,6 +263,31 @@ The instruction takes denormals for zero, as XLA:CPU tells its threads to do in 
 """
 
 
+class _BFloat(ir.HalfType):
+    """LLVM's bf16, which llvmlite does not name."""
+
+    def __str__(self) -> str:
+        return "bfloat"
+
+
+_BFloat._create_instance()
+
+
+def narrowed(b: ir.IRBuilder, kind: int, value: ir.Value) -> ir.Value:
+    """What is stored of f32: the nearest bf16 or f16, ties to even, as 16 bits; f32 as they are."""
+    if kind == KINDS["f32"]:
+        return value
+    stored = ir.VectorType(INT[16], LANES)
+    if kind == KINDS["f16"] or _HAS_PAIRS:
+        narrow = ir.HalfType() if kind == KINDS["f16"] else _BFloat()
+        return b.bitcast(b.fptrunc(value, ir.VectorType(narrow, LANES)), stored)
+    bits = b.bitcast(value, WIDE)
+    odd = b.and_(b.lshr(bits, _splat(16)), _splat(1))
+    nearest = b.add(b.add(bits, _splat(0x7FFF)), odd)
+    kept = b.select(b.fcmp_unordered("uno", value, value), b.or_(bits, _splat(0x400000)), nearest)
+    return b.trunc(b.lshr(kept, _splat(16)), stored)
+
+
 def multiply_add(b: ir.IRBuilder, kind: int, x: ir.Value, w: ir.Value, total: ir.Value) -> ir.Value:
     """``total + x * w`` of f32, rounded once; of pairs ``total + x1 * w1 + x0 * w0``, once for each."""
     if kind != PAIRS:
@@ -283,5 +321,6 @@ def store_masked(b: ir.IRBuilder, value: ir.Value, address: ir.Value, mask: ir.V
     if mask is None:
         store(b, value, address)
         return
-    arguments = [value, _at(b, address, VECTOR), ir.Constant(INT[32], 4), mask]
-    call(b, f"llvm.masked.store.v{LANES}f32.p0", ir.VoidType(), arguments)
+    name, size = _element(value.type)
+    arguments = [value, _at(b, address, value.type), ir.Constant(INT[32], size), mask]
+    call(b, f"llvm.masked.store.v{LANES}{name}.p0", ir.VoidType(), arguments)

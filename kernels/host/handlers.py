@@ -9,6 +9,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+from kernels.host.row_program import is_row_target
 from kernels.host.targets import attention_targets, product_targets, sum_targets, update_targets
 
 __all__ = ["handler"]
@@ -53,6 +54,10 @@ def _compile(target: str) -> int:
         from kernels.host.attention import compile_attention
 
         return compile_attention(**attention_targets()[target], stamp=_stamp())
+    if is_row_target(target):
+        from kernels.host.rows import compile_rows
+
+        return compile_rows(target, _stamp())
     from kernels.host.products import compile_product
 
     return compile_product(**product_targets()[target], stamp=_stamp())

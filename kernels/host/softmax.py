@@ -5,20 +5,35 @@ from numba import njit
 
 from kernels.host.targets import ROUNDED
 
-__all__ = ["ZERO_BELOW", "add_up", "exponentials", "highest_of", "round_to", "upper_halves"]
+__all__ = [
+    "EXPONENTIAL",
+    "EXPONENT_OF_ONE",
+    "LN_2_HIGH",
+    "LN_2_LOW",
+    "LOG2_E",
+    "TO_INTEGER",
+    "ZERO_BELOW",
+    "add_up",
+    "exponentials",
+    "highest_of",
+    "round_to",
+    "upper_halves",
+]
 
 _TO_BF16, _TO_F16 = ROUNDED["bf16"], ROUNDED["f16"]
 
-_LOG2_E = np.float32(1.44269504)
-_LN_2_HIGH, _LN_2_LOW = np.float32(0.693359375), np.float32(-2.12194440e-4)
-_TO_INTEGER = np.float32(12582912.0)
-_TERMS = tuple(map(np.float32, (1.9875691e-4, 1.3981999e-3, 8.3334519e-3, 4.1665796e-2, 1.6666665e-1, 0.5)))
+LOG2_E = np.float32(1.44269504)
+LN_2_HIGH, LN_2_LOW = np.float32(0.693359375), np.float32(-2.12194440e-4)
+TO_INTEGER = np.float32(12582912.0)
+EXPONENTIAL = tuple(
+    map(np.float32, (1.9875691e-4, 1.3981999e-3, 8.3334519e-3, 4.1665796e-2, 1.6666665e-1, 0.5))
+)
 """Of exp(r) behind 1 + r, from r**7 down, for r of at most half the logarithm of two (Cephes' ``expf``)."""
 
 _ONE, _ALL_BUT_SIGN = np.float32(1), np.int32(0x7FFFFFFF)
 _MANTISSA_BITS, _SIGN_PLACE = np.int32(23), np.int32(31)
-_EXPONENT_OF_ONE = np.int32(0x4B400000 - 127)
-"""What is to be taken from the bits of ``_TO_INTEGER`` and a power of two, for its exponent as f32 has it."""
+EXPONENT_OF_ONE = np.int32(0x4B400000 - 127)
+"""What is to be taken from the bits of ``TO_INTEGER`` and a power of two, for its exponent as f32 has it."""
 
 ZERO_BELOW = np.float32(-87.3)
 """Its exponential is no normal number, which XLA:CPU takes for zero."""
@@ -51,14 +66,14 @@ def exponentials(scores, highest):
     for i in range(len(scores)):
         x = scores[i] - highest
         clamped = ZERO_BELOW if x < ZERO_BELOW else x
-        shifted = np.float32(clamped * _LOG2_E + _TO_INTEGER)
-        power = shifted - _TO_INTEGER
-        r = clamped - power * _LN_2_HIGH - power * _LN_2_LOW
-        total = _TERMS[0]
-        for term in _TERMS[1:]:
+        shifted = np.float32(clamped * LOG2_E + TO_INTEGER)
+        power = shifted - TO_INTEGER
+        r = clamped - power * LN_2_HIGH - power * LN_2_LOW
+        total = EXPONENTIAL[0]
+        for term in EXPONENTIAL[1:]:
             total = total * r + term
         total = total * r * r + r + _ONE
-        exponent = np.int32(np.int32(shifted.view(np.int32)) - _EXPONENT_OF_ONE) << _MANTISSA_BITS
+        exponent = np.int32(np.int32(shifted.view(np.int32)) - EXPONENT_OF_ONE) << _MANTISSA_BITS
         scores[i] = np.float32(0) if x < ZERO_BELOW else total * np.int32(exponent).view(np.float32)
 
 
