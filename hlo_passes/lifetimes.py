@@ -30,9 +30,14 @@ class Place:
 
 @dataclass(eq=False, kw_only=True)
 class Item:
-    """An op with the ticks it takes; the ops of its blocks (control flow around collectives) lie between."""
+    """An op with the ticks it takes; the ops of its blocks (control flow around collectives) lie between.
+
+    ``reads`` are its operands and what its regions capture.
+    """
 
     op: ir.Operation
+    reads: list[ir.Value]
+    results: list[ir.Value]
     start: int
     end: int = 0
     blocks: list[tuple[ir.Block, list["Item"]]] = field(default_factory=list)
@@ -65,14 +70,15 @@ class Lifetimes:
     def _measure(self, block: ir.Block) -> list[Item]:
         items = []
         for view in block.operations:
-            item = Item(op=view.operation, start=self._tick)
+            op = view.operation
+            reads = [*op.operands, *captures(op)]
+            item = Item(op=op, reads=reads, results=list(op.results), start=self._tick)
             self._tick += 1
-            if kind(item.op) in CONTROL:
-                item.blocks = [(r.blocks[0], self._measure(r.blocks[0])) for r in item.op.regions]
+            if kind(op) in CONTROL:
+                item.blocks = [(r.blocks[0], self._measure(r.blocks[0])) for r in op.regions]
             item.end = self._tick
             self._tick += 1
-            for value in (*item.op.operands, *captures(item.op)):
-                self._last[value] = item.end
+            self._last.update(dict.fromkeys(reads, item.end))
             items.append(item)
         return items
 
@@ -86,10 +92,10 @@ class Lifetimes:
         heirs: dict[ir.Value, ir.Value] = {}
         for item in items:
             for operand, result in self._pairs(item.op):
-                value = item.op.operands[operand]
+                value = item.reads[operand]
                 if value in local and value not in heirs and self._dies(value, item):
-                    heirs[value] = item.op.results[result]
-            local.update(item.op.results)
+                    heirs[value] = item.results[result]
+            local.update(item.results)
             for inner, inner_items in item.blocks:
                 self._inherit(inner, inner_items, is_body=kind(item.op) == "while")
         if is_body:
@@ -103,8 +109,7 @@ class Lifetimes:
             yield from ((number, number) for number in range(len(op.results)))
 
     def _dies(self, value: ir.Value, item: Item) -> bool:
-        used = [*item.op.operands, *captures(item.op)]
-        return self._last.get(value) == item.end and used.count(value) == 1
+        return self._last.get(value) == item.end and item.reads.count(value) == 1
 
     def _keep_carried(
         self, body: ir.Block, terminator: ir.Operation, heirs: dict[ir.Value, ir.Value]
@@ -119,11 +124,11 @@ class Lifetimes:
 
     def _place(self, items: list[Item]) -> None:
         for item in items:
-            for result in item.op.results:
+            for result in item.results:
                 self._place_result(item, result)
             for block, inner in item.blocks:
                 if kind(item.op) == "while":
-                    carried = zip(block.arguments, item.op.results, strict=True)
+                    carried = zip(block.arguments, item.results, strict=True)
                     self.places.update({arg: self.places[res] for arg, res in carried if res in self.places})
                 self._place(inner)
 

@@ -1,6 +1,6 @@
 """The attributes of the LOCAL level read back: mesh, layouts of arguments and results, donation."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
 from distributed.layout import Layout
@@ -58,21 +58,24 @@ def finite_padding(function: func.FuncOp) -> tuple[int, ...]:
     return tuple(number for number, attributes in enumerate(given) if "neuron.finite_padding" in attributes)
 
 
-def _attributes(function: func.FuncOp, key: str, count: int) -> Sequence[Mapping[str, ir.Attribute]]:
-    return list(function.attributes[key]) if key in function.attributes else [{}] * count
+def _attributes(function: func.FuncOp, key: str, count: int) -> Sequence[ir.DictAttr]:
+    if key in function.attributes:
+        return list(function.attributes[key])
+    return [ir.DictAttr.get({}, function.context)] * count
 
 
-def _layouts(
-    where: Mesh, types: Sequence[ir.Type], attributes: Sequence[Mapping[str, ir.Attribute]]
-) -> Iterator[Layout]:
+def _layouts(where: Mesh, types: Sequence[ir.Type], attributes: Sequence[ir.DictAttr]) -> Iterator[Layout]:
     """Those of equal type and attributes are one object."""
     known: dict[tuple, Layout] = {}
-    for value_type, given in zip(types, attributes, strict=True):
-        # A DictAttr has no ``get`` that asks.
-        key = (value_type, *(given[name] if name in given else None for name in _LAYOUT))  # noqa: SIM401
-        if key not in known:
-            known[key] = _layout(where, *key)
-        yield known[key]
+    for asked in zip(types, attributes, strict=True):
+        if asked not in known:
+            value_type, given = asked
+            # A DictAttr has no ``get`` that asks.
+            key = (value_type, *(given[name] if name in given else None for name in _LAYOUT))  # noqa: SIM401
+            if key not in known:
+                known[key] = _layout(where, *key)
+            known[asked] = known[key]
+        yield known[asked]
 
 
 _LAYOUT = ("neuron.global_type", "neuron.dim_axes", "neuron.device_ids")

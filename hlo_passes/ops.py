@@ -111,7 +111,7 @@ def is_tf32(value: ir.Value) -> bool:
 
 def replica_groups(op: ir.Operation | ir.OpView) -> tuple[tuple[int, ...], ...]:
     """The groups of ranks of a collective that has them; the padding (-1) of uneven groups is dropped."""
-    return tuple(tuple(n for n in row if n >= 0) for row in _rows(op.operation.attributes["replica_groups"]))
+    return _rows(op.operation.attributes["replica_groups"])
 
 
 def pairs(op: ir.Operation | ir.OpView) -> tuple[tuple[int, int], ...]:
@@ -121,7 +121,7 @@ def pairs(op: ir.Operation | ir.OpView) -> tuple[tuple[int, int], ...]:
 
 @functools.lru_cache(maxsize=1024)
 def _rows(numbers: ir.Attribute) -> tuple[tuple[int, ...], ...]:
-    return tuple(tuple(map(int, row)) for row in np.array(numbers))
+    return tuple(tuple(int(n) for n in row if n >= 0) for row in np.array(numbers))
 
 
 def holds_collective(op: ir.Operation | ir.OpView) -> bool:

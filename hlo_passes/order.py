@@ -145,24 +145,23 @@ def _order(run: list[ir.Operation], prices: _Prices) -> list[ir.Operation]:
 def _tasks(movable: list[ir.Operation], steps: list[ir.Operation], prices: _Prices) -> list[Task]:
     """What each step waits for: who makes its operands, and who must have read what it writes over."""
     numbers = {op: number for number, op in enumerate(steps)}
-    makers: dict[ir.Value, frozenset[int]] = {}
-    readers: dict[ir.Value, set[int]] = {}
+    makers: dict[ir.Value, tuple[int, ...]] = {}
     overwriters: dict[ir.Value, int] = {}
-    tasks = []
+    tasks: list[Task] = []
     for op in movable:
-        number, operands = numbers.get(op), list(op.operands)
-        after = set().union(*(makers.get(value, ()) for value in operands))
-        if number is None:
-            makers.update(dict.fromkeys(op.results, frozenset(after)))
+        operands = list(op.operands)
+        after = {number for value in operands for number in makers.get(value, ())}
+        if op not in numbers:
+            makers.update(dict.fromkeys(op.results, tuple(after)))
             continue
+        here = len(tasks)
+        after |= {overwriters[value] for value in operands if value in overwriters}
         for update in prices.table.updates(op) if is_composite(op) else ():
             value = operands[update.operand]
-            after |= readers.get(value, set())
-            overwriters[value] = number
-        after |= {overwriters[value] for value in operands if overwriters.get(value, number) != number}
-        for value in operands:
-            readers.setdefault(value, set()).add(number)
-        makers.update(dict.fromkeys(op.results, frozenset({number})))
+            readers = (numbers.get(use.owner.operation, here) for use in value.uses)
+            after |= {number for number in readers if number < here}
+            overwriters[value] = here
+        makers.update(dict.fromkeys(op.results, (here,)))
         resource = "core" if is_composite(op) else "link"
         tasks.append(Task(resource=resource, seconds=prices.seconds(op), after=frozenset(after)))
     return tasks

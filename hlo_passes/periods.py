@@ -50,8 +50,10 @@ def find_run(
     numbers: dict[Hashable, int] = {}
     ids = [numbers.setdefault(keys.of(op), len(numbers)) for op in ops]
     table = _Operands(ops, following)
-    runs = [run for period in distances(ids) if (run := _longest(ids, period, table)) is not None]
-    return max(runs, key=lambda run: (run.period * run.count, run.count), default=None)
+    best = None
+    for period in distances(ids):
+        best = _longer(best, ids, period, table)
+    return best
 
 
 class _Keys:
@@ -170,15 +172,23 @@ class _Operands:
         return {outer[first]: outer[second] for first, second in following.items()}
 
 
-def _longest(ids: Sequence[int], period: int, table: _Operands) -> Run | None:
-    """The longest run of one period."""
-    best = None
+def _longer(best: Run | None, ids: Sequence[int], period: int, table: _Operands) -> Run | None:
+    """``best``, or a run of ``period`` that covers more ops, or as many in more repetitions."""
     for start, stop in _stretches(ids, period):
-        if best is None or stop - start + period > best.period * best.count:
+        # Only where there is room for a better one: to look at operands takes longer.
+        if best is None or _size(period, stop - start + period) > _size(best.period, best.end - best.start):
             run = _run(start, [table.link(at, period) for at in range(start, stop)], period, table)
-            if run is not None and (best is None or run.count > best.count):
+            if run is not None and (
+                best is None or _size(period, run.end - run.start) > _size(best.period, best.end - best.start)
+            ):
                 best = run
     return best
+
+
+def _size(period: int, room: int) -> tuple[int, int]:
+    """How many ops whole periods cover of ``room``, and how many periods."""
+    count = room // period
+    return period * count, count
 
 
 def _stretches(ids: Sequence[int], period: int) -> Iterator[tuple[int, int]]:

@@ -11,7 +11,6 @@ from hlo_passes.ir import func, ir, main
 from hlo_passes.lifetimes import Item, Lifetimes, Place
 from hlo_passes.local import donations
 from hlo_passes.ops import is_composite
-from hlo_passes.signature import read_attributes
 from hlo_passes.work import WorkTable
 from kernels.errors import CompileError
 
@@ -33,7 +32,7 @@ class Options:
 
 
 def run(module: ir.Module, options: Options) -> None:
-    """Writes ``neuron.hbm_offset`` on ops and arguments and ``neuron.hbm_bytes`` on the module.
+    """Writes ``neuron.hbm_offset`` on ops, on main for its arguments, and ``neuron.hbm_bytes`` on the module.
 
     Values that are never alive together may share memory. Arguments stay where they are to the end, unless
     donated: then the result that the user named takes their place, if a chain of in-place updates leads
@@ -44,7 +43,7 @@ def run(module: ir.Module, options: Options) -> None:
     lifetimes = _with_realised_donations(function, table)
     offsets, size_bytes = _assign(lifetimes.places.values(), lifetimes.end, options.alignment_bytes)
     with module.context, ir.Location.unknown():
-        _annotate_arguments(function, lifetimes, offsets)
+        function.attributes["neuron.hbm_offset"] = _offsets(lifetimes, offsets, function.arguments)
         _annotate(lifetimes.items, lifetimes, offsets)
         module.operation.attributes["neuron.hbm_bytes"] = ir.IntegerAttr.get(
             ir.IntegerType.get_signless(64), size_bytes
@@ -144,24 +143,17 @@ def _padded(place: Place, alignment_bytes: int) -> int:
     return -(-max(place.size_bytes, 1) // alignment_bytes) * alignment_bytes
 
 
-def _offset(lifetimes: Lifetimes, offsets: dict[Place, int], value: ir.Value) -> int:
-    place = lifetimes.places.get(value)
-    return -1 if place is None else offsets[place]
+def _offsets(
+    lifetimes: Lifetimes, offsets: Mapping[Place, int], values: Iterable[ir.Value]
+) -> ir.DenseI64ArrayAttr:
+    """Of each value its offset, or -1."""
+    found = map(lifetimes.places.get, values)
+    return ir.DenseI64ArrayAttr.get([-1 if place is None else offsets[place] for place in found])
 
 
-def _annotate(items: list[Item], lifetimes: Lifetimes, offsets: dict[Place, int]) -> None:
+def _annotate(items: list[Item], lifetimes: Lifetimes, offsets: Mapping[Place, int]) -> None:
     for item in items:
-        if len(item.op.results):
-            found = [_offset(lifetimes, offsets, result) for result in item.op.results]
-            item.op.attributes["neuron.hbm_offset"] = ir.DenseI64ArrayAttr.get(found)
+        if item.results:
+            item.op.attributes["neuron.hbm_offset"] = _offsets(lifetimes, offsets, item.results)
         for _, inner in item.blocks:
             _annotate(inner, lifetimes, offsets)
-
-
-def _annotate_arguments(function: func.FuncOp, lifetimes: Lifetimes, offsets: dict[Place, int]) -> None:
-    integer = ir.IntegerType.get_signless(64)
-    entries = []
-    for kept, argument in zip(read_attributes(function)["arg_attrs"], function.arguments, strict=True):
-        offset = _offset(lifetimes, offsets, argument)
-        entries.append(ir.DictAttr.get(kept | {"neuron.hbm_offset": ir.IntegerAttr.get(integer, offset)}))
-    function.attributes["arg_attrs"] = ir.ArrayAttr.get(entries)

@@ -1,13 +1,14 @@
 """The text of a launch: a self-contained StableHLO module, equal for equal launches."""
 
 import hashlib
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from hlo_passes.ir import func, ir
 from hlo_passes.ops import KERNEL_PREFIX, is_composite, kind
 from hlo_passes.work import WorkTable
 
-__all__ = ["SegmentTable", "Sketch"]
+__all__ = ["Sketch", "write_segment"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -18,76 +19,60 @@ class Sketch:
     numbers that share memory.
     """
 
-    ops: list[ir.Operation]
-    inputs: list[ir.Value]
-    outputs: list[ir.Value]
-    inlined: dict[ir.Value, ir.Operation]
+    ops: Sequence[ir.Operation]
+    inputs: Sequence[ir.Value]
+    outputs: Sequence[ir.Value]
+    inlined: Mapping[ir.Value, ir.Operation]
     donated: tuple[tuple[int, int], ...]
     takes_rank: bool
 
 
-class SegmentTable:
-    """Writes segments. Launches of one structure are recognised without writing them again."""
+def write_segment(sketch: Sketch, table: WorkTable) -> tuple[str, str]:
+    """The text of the launch that ``sketch`` describes, and its key: a digest of the text."""
+    rank_type = ir.RankedTensorType.get([], ir.IntegerType.get_unsigned(32))
+    types = [rank_type] * sketch.takes_rank + [value.type for value in sketch.inputs]
+    module = ir.Module.create(ir.Location.unknown())
+    with ir.InsertionPoint(module.body):
+        main = func.FuncOp("main", (types, [value.type for value in sketch.outputs]))
+    block = main.add_entry_block()
+    arguments = list(block.arguments)
+    known = dict(zip(sketch.inputs, arguments[sketch.takes_rank :], strict=True))
+    names: dict[str, str] = {}
+    with ir.InsertionPoint(block):
+        for op in sketch.ops:
+            _copy(op, known, sketch, arguments, names)
+        func.ReturnOp([known[value] for value in sketch.outputs])
+    _mark_donated(main, sketch)
+    for old, new in names.items():
+        copy = table.functions[old].clone(ip=ir.InsertionPoint(module.body))
+        copy.operation.attributes["sym_name"] = ir.StringAttr.get(new)
+    text = module.operation.get_asm(enable_debug_info=False)
+    return hashlib.sha256(text.encode()).hexdigest()[:16], text
 
-    def __init__(self, table: WorkTable) -> None:
-        self.texts: dict[str, str] = {}
-        self._table = table
-        self._keys: dict[tuple, str] = {}
 
-    def key(self, sketch: Sketch) -> str:
-        """The key in ``texts`` of the segment that ``sketch`` describes."""
-        structure = _structure(sketch)
-        if structure not in self._keys:
-            text = self._write(sketch)
-            key = hashlib.sha256(text.encode()).hexdigest()[:16]
-            self.texts[key] = text
-            self._keys[structure] = key
-        return self._keys[structure]
-
-    def _write(self, sketch: Sketch) -> str:
-        rank_type = ir.RankedTensorType.get([], ir.IntegerType.get_unsigned(32))
-        types = [rank_type] * sketch.takes_rank + [value.type for value in sketch.inputs]
-        module = ir.Module.create(ir.Location.unknown())
-        with ir.InsertionPoint(module.body):
-            main = func.FuncOp("main", (types, [value.type for value in sketch.outputs]))
-        block = main.add_entry_block()
-        arguments = list(block.arguments)
-        known = dict(zip(sketch.inputs, arguments[sketch.takes_rank :], strict=True))
-        names: dict[str, str] = {}
-        with ir.InsertionPoint(block):
-            for op in sketch.ops:
-                self._copy(op, known, sketch, arguments, names)
-            func.ReturnOp([known[value] for value in sketch.outputs])
-        _mark_donated(main, sketch)
-        for old, new in names.items():
-            copy = self._table.functions[old].clone(ip=ir.InsertionPoint(module.body))
-            copy.operation.attributes["sym_name"] = ir.StringAttr.get(new)
-        return module.operation.get_asm(enable_debug_info=False)
-
-    def _copy(
-        self,
-        op: ir.Operation,
-        known: dict[ir.Value, ir.Value],
-        sketch: Sketch,
-        arguments: list[ir.Value],
-        names: dict[str, str],
-    ) -> None:
-        """Adds a copy of ``op`` at the insertion point; ``known`` maps values to what stands for them."""
-        if kind(op) == "replica_id":
-            known[op.results[0]] = arguments[0]
-            return
-        for value in op.operands:
-            if value not in known:
-                self._copy(sketch.inlined[value], known, sketch, arguments, names)
-        copy = op.clone().operation
-        for number, value in enumerate(op.operands):
-            copy.operands[number] = known[value]
-        if "neuron.hbm_offset" in copy.attributes:
-            del copy.attributes["neuron.hbm_offset"]
-        if is_composite(op):
-            name = _canonical(op.attributes["decomposition"].value, names)
-            copy.attributes["decomposition"] = ir.FlatSymbolRefAttr.get(name)
-        known.update(zip(op.results, copy.results, strict=True))
+def _copy(
+    op: ir.Operation,
+    known: dict[ir.Value, ir.Value],
+    sketch: Sketch,
+    arguments: list[ir.Value],
+    names: dict[str, str],
+) -> None:
+    """Adds a copy of ``op`` at the insertion point; ``known`` maps values to what stands for them."""
+    if kind(op) == "replica_id":
+        known[op.results[0]] = arguments[0]
+        return
+    for value in op.operands:
+        if value not in known:
+            _copy(sketch.inlined[value], known, sketch, arguments, names)
+    copy = op.clone().operation
+    for number, value in enumerate(op.operands):
+        copy.operands[number] = known[value]
+    if "neuron.hbm_offset" in copy.attributes:
+        del copy.attributes["neuron.hbm_offset"]
+    if is_composite(op):
+        name = _canonical(op.attributes["decomposition"].value, names)
+        copy.attributes["decomposition"] = ir.FlatSymbolRefAttr.get(name)
+    known.update(zip(op.results, copy.results, strict=True))
 
 
 def _canonical(name: str, names: dict[str, str]) -> str:
@@ -112,24 +97,3 @@ def _mark_donated(main: func.FuncOp, sketch: Sketch) -> None:
             for number in range(len(main.arguments))
         ]
     )
-
-
-def _structure(sketch: Sketch) -> tuple:
-    """All that the text depends on, without writing it."""
-    names: dict[ir.Value, object] = {value: number for number, value in enumerate(sketch.inputs)}
-    steps = []
-    for place, op in enumerate(sketch.ops):
-        operands = tuple(names[v] if v in names else _content(sketch.inlined[v]) for v in op.operands)
-        steps.append((_content(op), operands))
-        names.update({result: (place, number) for number, result in enumerate(op.results)})
-    inputs = tuple(value.type for value in sketch.inputs)
-    outputs = tuple(names[value] for value in sketch.outputs)
-    return inputs, tuple(steps), outputs, sketch.donated, sketch.takes_rank
-
-
-def _content(op: ir.Operation) -> object:
-    """What ``op`` does apart from its operands."""
-    if is_composite(op):
-        return op.attributes["decomposition"].value
-    attributes = tuple(item for item in op.attributes.items() if item[0] != "neuron.hbm_offset")
-    return op.name, attributes, tuple(op.results.types)

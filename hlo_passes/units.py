@@ -65,10 +65,10 @@ class Units:
 
     def escapes(self, value: ir.Value, unit: Unit) -> bool:
         """Whether anything but ``unit`` reads ``value`` and cannot make it itself."""
-        readers = self.readers.get(value, ())
+        others = self.readers.get(value, frozenset()) - {unit}
         if value in self.inlined:
-            return any(reader.varying is None for reader in readers if reader is not unit)
-        return any(reader is not unit for reader in readers)
+            return any(reader.varying is None for reader in others)
+        return bool(others)
 
     def _cut(self, block: ir.Block) -> list[Unit]:
         units: list[Unit] = []

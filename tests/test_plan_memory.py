@@ -68,10 +68,9 @@ class Memory:
         self.offsets: dict[ir.Value, int] = {}
         function = main(module)
         self.donated = set()
-        for number, (argument, own) in enumerate(
-            zip(function.arguments, function.attributes["arg_attrs"], strict=True)
-        ):
-            self.offsets[argument] = own["neuron.hbm_offset"].value
+        offsets = function.attributes["neuron.hbm_offset"]
+        self.offsets.update(zip(function.arguments, offsets, strict=True))
+        for number, own in enumerate(function.attributes["arg_attrs"]):
             if "tf.aliasing_output" in own:
                 self.donated.add(number)
         self.write(list(function.arguments))
