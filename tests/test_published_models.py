@@ -1142,6 +1142,7 @@ def test_published_llamas_have_their_published_size(name: str, billions: float) 
         ("codegen-6b", 7.064),
         ("codegen-16b", 16.03),
         ("stablelm-3b-4e1t", 2.795),
+        ("stablelm-2-1.6b", 1.6445),
         ("pythia-70m", 0.07043),
         ("pythia-160m", 0.16232),
         ("pythia-410m", 0.40533),

@@ -138,17 +138,7 @@ def cache_shapes(cfg: BartConfig, batch: int, max_len: int, dtype: Any) -> dict[
 def prefill(
     cfg: BartConfig, params: dict[str, Any], cache: dict[str, Any], tokens: jax.Array
 ) -> tuple[jax.Array, jax.Array, dict[str, Any]]:
-    """Reads the source, i32 [batch, length], and writes the first token of the answer.
-
-    The cache is of ``cache_shapes``, any finite numbers; it is to be donated, so that it stays where it is.
-
-    Returns:
-      The first token of each answer, i32 [batch]; the f32 logits it was chosen from, [batch, vocab]; the
-      cache, to be gone on with at position 1.
-
-    Raises:
-      CompileError: a source of more tokens than the model has places.
-    """
+    """As ``t5.prefill``; raises CompileError for a source of more tokens than the model has places."""
     batch, length = tokens.shape
     if length > cfg.places:
         fix = "shorten the prompt"
@@ -156,22 +146,24 @@ def prefill(
     seen = _read(cfg, params, tokens)
     filled, readable = answers.sources(cfg.all_heads, params["writer"]["layers"], cache, seen)
     start, position = jnp.full((batch, 1), cfg.start, jnp.int32), jnp.zeros((1,), jnp.int32)
-    step = answers.write(cfg.style, params, start, position, prompt_attention(1), filled, readable)
-    return *step[:2], {"layers": step[2], "readable": readable}
+    return _write(cfg, params, start, position, prompt_attention(1), filled, readable)
 
 
 def decode(
     cfg: BartConfig, params: dict[str, Any], cache: dict[str, Any], token: jax.Array, position: jax.Array
 ) -> tuple[jax.Array, jax.Array, dict[str, Any]]:
-    """Reads one token of each answer and writes its keys and values at ``position`` (an i32 scalar).
-
-    Returns:
-      As ``prefill``, with the updated cache (to be donated, so that it stays where it is).
-    """
+    """As ``t5.decode``."""
     readable = cache["readable"]
     attend = step_attention(readable.shape[-1], position)
-    step = answers.write(cfg.style, params, token[:, None], position[None], attend, cache["layers"], readable)
-    return *step[:2], {"layers": step[2], "readable": readable}
+    return _write(cfg, params, token[:, None], position[None], attend, cache["layers"], readable)
+
+
+def _write(
+    cfg: BartConfig, params: dict[str, Any], *given: Any
+) -> tuple[jax.Array, jax.Array, dict[str, Any]]:
+    """``answers.write``, and what is readable with the rest of the cache."""
+    chosen, logits, kept = answers.write(cfg.style, params, *given)
+    return chosen, logits, {"layers": kept, "readable": given[-1]}
 
 
 def _read(cfg: BartConfig, params: dict[str, Any], tokens: jax.Array) -> jax.Array:

@@ -54,6 +54,7 @@ _PHI = _ONE_NORM | {
 }
 _FALCON = {"is_parallel": True, "is_tied": True, "vocab": 65024}
 _STABLELM = {"rotary": 20, "activation": "silu", "is_gated": True, "vocab": 50304, "positions": 4096}
+_STABLELM_2 = {"rotary": 16, "biases": frozenset({"q", "k", "v"}), "vocab": 100352}
 _FALCON_11B = {
     "kv_heads": 8,
     "has_ffn_norm": False,
@@ -121,6 +122,7 @@ SIZES = {
         _size("falcon-180b", 14848, 232, 80, _FALCON, kv_heads=8, is_tied=False),
         _size("falcon-11b", 4096, 32, 60, _FALCON, **_FALCON_11B),
         _size("stablelm-3b-4e1t", 2560, 32, 32, _STABLELM, ffn=6912),
+        _size("stablelm-2-1.6b", 2048, 32, 24, _STABLELM | _STABLELM_2, ffn=5632),
         _size("starcoderbase-1b", 2048, 16, 24, _SHARING),
         _size("starcoderbase-3b", 2816, 22, 36, _SHARING),
         _size("starcoderbase-7b", 4096, 32, 42, _SHARING),
