@@ -16,6 +16,7 @@ from neuronx.models import (
     bart,
     bert,
     clip,
+    deberta,
     decoder,
     esm,
     gpt,
@@ -262,6 +263,48 @@ def test_esm_is_the_one_of_transformers_source(rng) -> None:
     given, mask = jnp.asarray(tokens[None]), (jnp.arange(7) < length)[None].astype(jnp.int32)
     found = _jit(functools.partial(esm.encode, cfg))(params, given, mask)
     np.testing.assert_allclose(found[0, :length], _wide_norm(wide["norm"], x), rtol=1e-3, atol=1e-4)
+
+
+def _log_bucket(behind: int) -> int:
+    """make_log_bucket_position of transformers' modeling_deberta_v2.py, of one distance."""
+    if abs(behind) <= 128:
+        return behind
+    return int(
+        math.copysign(math.ceil(math.log(abs(behind) / 128) / math.log(511 / 128) * 127) + 128, behind)
+    )
+
+
+def test_deberta_is_the_one_of_transformers_source(rng) -> None:
+    cfg = deberta.DebertaConfig(name="tiny", hidden=16, heads=2, layers=1, ffn=24, vocab=30)
+    params = jax.tree_util.tree_map(
+        lambda leaf: jnp.asarray(rng.normal(0, 0.5, leaf.shape).astype(np.float32)),
+        deberta.parameter_shapes(cfg, jnp.float32),
+    )
+    wide = jax.tree_util.tree_map(lambda leaf: np.asarray(leaf, np.float64), params)
+    [layer], length = wide["layers"], 150
+    tokens = rng.integers(0, 30, length)
+    norm = functools.partial(
+        _plain_norm, dataclasses.replace(bert.config("bert-base-uncased"), norm_epsilon=1e-7)
+    )
+
+    def heads(name, x):
+        return np.split(x @ layer[name]["w"] + layer[name]["b"], 2, axis=1)
+
+    x, mixed = norm(wide["norm"], wide["tokens"][tokens]), []
+    far = norm(wide["distance_norm"], wide["distances"])
+    rows = np.array([[_log_bucket(i - j) + 256 for j in range(length)] for i in range(length)])
+    parts = zip(*(heads(name, x) for name in "qkv"), *(heads(name, far) for name in "qk"), strict=True)
+    for q, k, v, far_q, far_k in parts:
+        scores = q @ k.T + np.take_along_axis(q @ far_k.T, rows, axis=1)
+        scores = np.exp((scores + np.take_along_axis(far_q @ k.T, rows, axis=0)) / np.sqrt(3 * 8))
+        mixed.append(scores / scores.sum(-1, keepdims=True) @ v)
+    x = norm(layer["attention_norm"], x + np.concatenate(mixed, axis=1) @ layer["o"]["w"] + layer["o"]["b"])
+    up = x @ layer["up"]["w"] + layer["up"]["b"]
+    up = up * 0.5 * (1 + np.vectorize(math.erf)(up / np.sqrt(2)))
+    expected = norm(layer["ffn_norm"], x + up @ layer["down"]["w"] + layer["down"]["b"])
+    given = jnp.asarray(tokens[None])
+    found = _jit(functools.partial(deberta.encode, cfg))(params, given, jnp.ones_like(given))
+    np.testing.assert_allclose(found[0], expected, rtol=1e-3, atol=1e-4)
 
 
 @pytest.mark.slow
@@ -1248,6 +1291,10 @@ def test_published_encoders_and_classifiers_have_their_published_size() -> None:
         "clip-vit-large-patch14": (clip, 427.6e6),
         "vision-perceiver-learned": (perceiver, 62.3e6),
         "language-perceiver": (text_perceiver, 201_108_230),
+        "deberta-v3-xsmall": (deberta, 70_682_112),
+        "deberta-v3-base": (deberta, 183_831_552),
+        "deberta-v3-large": (deberta, 434_012_160),
+        "mdeberta-v3-base": (deberta, 278_218_752),
         # Less the head that tells what is hidden.
         "esm2-t6-8m-ur50d": (esm, 7_512_353 - 103_393),
         "esm2-t33-650m-ur50d": (esm, 651.04e6 - 1.64e6),

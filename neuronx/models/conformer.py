@@ -22,7 +22,7 @@ from neuronx.models.layers import (
     split_heads,
     through_layers,
 )
-from neuronx.models.positions import Turn, rotate, rotation
+from neuronx.models.positions import Turn, rotate, rotation, skewed
 from neuronx.models.wav2vec2 import heard, hearing_parameters
 
 __all__ = ["SIZES", "ConformerConfig", "config", "hear", "parameter_shapes", "parameters"]
@@ -138,13 +138,9 @@ def _attended(cfg: ConformerConfig, weights: dict[str, Any], x: jax.Array, turn:
 
 def _distances(cfg: ConformerConfig, weights: dict[str, Any], q: jax.Array) -> jax.Array:
     """f32 [batch, heads, moments, moments]: what queries make of how far each key is behind them."""
-    batch, heads, moments, _ = q.shape
-    waves = jnp.asarray(_waves(moments, cfg.hidden), q.dtype)[None]
-    far = split_heads(linear(weights["distances"], waves), heads)[0]
-    scores = jnp.einsum("bhqd,hrd->bhqr", q, far, preferred_element_type=jnp.float32)
-    # Each row starts one distance later than the one above: a row of one more, read as rows of one less.
-    rows = jnp.pad(scores, [(0, 0), (0, 0), (0, 0), (1, 0)]).reshape(batch, heads, 2 * moments, moments)
-    return rows[:, :, 1:].reshape(scores.shape)[..., :moments]
+    waves = jnp.asarray(_waves(q.shape[2], cfg.hidden), q.dtype)[None]
+    far = split_heads(linear(weights["distances"], waves), cfg.heads)[0]
+    return skewed(jnp.einsum("bhqd,hrd->bhqr", q, far, preferred_element_type=jnp.float32))
 
 
 def _waves(moments: int, width: int) -> np.ndarray:

@@ -5,7 +5,7 @@ import math
 import jax
 import jax.numpy as jnp
 
-__all__ = ["DISTANCES", "Turn", "alibi", "distance_bias", "rotate", "rotation", "stretched"]
+__all__ = ["DISTANCES", "Turn", "alibi", "distance_bias", "rotate", "rotation", "skewed", "stretched"]
 
 Turn = tuple[jax.Array, jax.Array]
 """Cosine and sine of every position's angles, f32 [length, rotary / 2]."""
@@ -49,6 +49,15 @@ def rotate(x: jax.Array, turn: Turn, *, is_interleaved: bool = False) -> jax.Arr
         first, second = jnp.split(x, 2, axis=-1)
     both = first * cos - second * sin, second * cos + first * sin
     return jnp.stack(both, axis=-1).reshape(x.shape) if is_interleaved else jnp.concatenate(both, axis=-1)
+
+
+def skewed(scores: jax.Array) -> jax.Array:
+    """[batch, heads, queries, keys] of scores of each query for each distance, 2 * queries - 1 of them, the
+    farthest behind first: each row starts one distance later than the one above."""
+    batch, heads, length, _ = scores.shape
+    # A row of one more, read as rows of one less.
+    rows = jnp.pad(scores, [(0, 0), (0, 0), (0, 0), (1, 0)]).reshape(batch, heads, 2 * length, length)
+    return rows[:, :, 1:].reshape(scores.shape)[..., :length]
 
 
 def alibi(heads: int, extra_heads: int, keys: int) -> jax.Array:

@@ -12,6 +12,7 @@ from neuronx.models import (
     clip,
     conformer,
     convnext,
+    deberta,
     esm,
     mobilenet,
     perceiver,
@@ -84,6 +85,7 @@ def _step_and_sentence(cfg: Any, batch: int, dtype: Any) -> list[jax.ShapeDtypeS
 # Models that are one program: its function, and what it takes from the host.
 WHOLE: Mapping[ModuleType, tuple[Callable[..., Any], Callable[..., list[jax.ShapeDtypeStruct]]]] = {
     bert: (bert.encode, _sentences),
+    deberta: (deberta.encode, _texts),
     esm: (esm.encode, _texts),
     text_perceiver: (text_perceiver.fill, _texts),
     wav2vec2: (wav2vec2.hear, _sounds),
