@@ -159,7 +159,7 @@ def compile_cached(exported: Exported, options: CompileOptions) -> Artifacts:
         return _compile(exported, options)
     path = cache.path(exported.name, _key(exported, options))
     with without_collector():
-        found = cache.read(path, lambda sections: artifacts_from(sections, exported.module))
+        found = cache.read(path, artifacts_from)
     if found is not None:
         return found
     start = time.perf_counter()

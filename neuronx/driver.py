@@ -249,21 +249,24 @@ def _with_plan(stages: Sequence[Stage], plan: str) -> tuple[Stage, ...]:
     )
 
 
-def with_levels(artifacts: Artifacts, module: ir.Module) -> Artifacts:
-    """``artifacts`` of ``module`` that were kept without levels: they are made when one is asked for."""
+def with_levels(artifacts: Artifacts, source: bytes) -> Artifacts:
+    """``artifacts`` that were kept without levels: they are made of ``source`` when one is asked for."""
     stages = pipeline_for(artifacts.options, artifacts.cut or artifacts.plan)
-    return replace(artifacts, levels=WholeLevels(module_bytes(module), stages, artifacts.program))
+    return replace(artifacts, levels=WholeLevels(source, stages, artifacts.program))
 
 
 class WholeLevels(Mapping[str, bytes]):
-    """The levels of a program whose layers were folded: made of all layers when one is asked for."""
+    """The levels of a program whose layers were folded: made of all layers when one is asked for.
+
+    ``source`` is the module that was compiled, as bytecode.
+    """
 
     def __init__(self, source: bytes, stages: tuple[Stage, ...], program: Program) -> None:
-        self._source, self._stages, self._program = source, stages, program
+        self.source, self._stages, self._program = source, stages, program
 
     @functools.cached_property
     def _levels(self) -> Mapping[str, bytes]:
-        done = _run(self._source, self._stages, Debug())
+        done = _run(self.source, self._stages, Debug())
         if done.program != self._program:
             warnings.warn(
                 "levels and notes are of the program compiled without folding equal layers, and it is not "

@@ -72,7 +72,7 @@ def read_program(path: str | os.PathLike[str]) -> Saved:
     exported = _restore(manifest["exported"], module, tuple(constants.values()))
     return (
         exported,
-        artifacts_from(sections, module),
+        artifacts_from(sections),
         _weights(exported, unpack_tensors(sections["weights"]), manifest["num_weights"]),
     )
 
@@ -80,14 +80,18 @@ def read_program(path: str | os.PathLike[str]) -> Saved:
 def artifact_sections(artifacts: Artifacts) -> dict[str, bytes]:
     """What a compilation left, as sections of a file. Levels that are not made yet are made by the reader."""
     records = encode({name: getattr(artifacts, name) for name in _RECORDS})
-    # To make the levels of a folded compilation takes longer than the compilation did.
-    made = {} if isinstance(artifacts.levels, WholeLevels) else artifacts.levels
-    levels = {f"level/{name}": zlib.compress(code, 1) for name, code in made.items()}
-    return {"artifacts": zlib.compress(json.dumps(records).encode(), 1), **levels}
+    if isinstance(artifacts.levels, WholeLevels):
+        # To make the levels of a folded compilation takes longer than the compilation did. They are made of
+        # the very module that was compiled: its portable form leaves out what an op has by default.
+        levels = {"source": artifacts.levels.source}
+    else:
+        levels = {f"level/{name}": code for name, code in artifacts.levels.items()}
+    written = {"artifacts": json.dumps(records).encode(), **levels}
+    return {name: zlib.compress(content, 1) for name, content in written.items()}
 
 
-def artifacts_from(sections: Mapping[str, bytes | memoryview], module: ir.Module) -> Artifacts:
-    """The inverse of ``artifact_sections``; ``module`` is what was compiled."""
+def artifacts_from(sections: Mapping[str, bytes | memoryview]) -> Artifacts:
+    """The inverse of ``artifact_sections``."""
     found = Artifacts(
         **decode(json.loads(zlib.decompress(sections["artifacts"]))),
         levels={
@@ -96,7 +100,7 @@ def artifacts_from(sections: Mapping[str, bytes | memoryview], module: ir.Module
             if name.startswith("level/")
         },
     )
-    return found if found.levels else with_levels(found, module)
+    return with_levels(found, zlib.decompress(sections["source"])) if "source" in sections else found
 
 
 def _portable(module: ir.Module) -> bytes:
