@@ -110,6 +110,8 @@ def _keys(block: Block) -> Iterator[_Key]:
 def repeated(arrays: Sequence[jax.Array]) -> list[jax.Array]:
     """Each array once for every time it occurs after the first."""
     found = {id(x): x for x in arrays}
+    if len(found) == len(arrays):
+        return []
     return [found[key] for key in (Counter(map(id, arrays)) - Counter(found.keys())).elements()]
 
 
