@@ -33,6 +33,11 @@ def _normalised(x: jax.Array, scale: jax.Array, shift: jax.Array) -> jax.Array:
     return centred * jax.lax.rsqrt((centred**2).mean(-1, keepdims=True) + 1e-5) * scale + shift
 
 
+def _scaled(x: jax.Array, scale: jax.Array) -> jax.Array:
+    wide = x.astype(jnp.float32)
+    return (wide * jax.lax.rsqrt((wide**2).mean(-1, keepdims=True) + 1e-6)).astype(x.dtype) * scale
+
+
 def _attention(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
     weights = jax.nn.softmax(jnp.einsum("bhqd,bhkd->bhqk", q, k) / 8, -1)
     return jnp.einsum("bhqk,bhkd->bhqd", weights, v)
@@ -77,10 +82,13 @@ def programs() -> Iterator[tuple[str, Callable[..., Any], tuple[Any, ...]]]:
     yield "MLP 64 x 1024 x 4096", _mlp, (_array(64, 1024), _array(1024, 4096), _array(4096, 1024))
     weights = _array(512, 2048), _array(2048, 512)
     yield "gradient of an MLP 256 x 512 x 2048", _gradient, (*weights, _array(256, 512))
-    yield "softmax 4096 x 1024", lambda x: jax.nn.softmax(x, -1), (_array(4096, 1024),)
-    norm = _array(4096, 1024), _array(1024), _array(1024)
-    yield "layer norm 4096 x 1024", _normalised, norm
-    yield "the same in bf16", _normalised, tuple(x.astype(jnp.bfloat16) for x in norm)
+    for count in (1024, 4096):
+        norm = _array(count, 1024), _array(1024), _array(1024)
+        narrow = tuple(x.astype(jnp.bfloat16) for x in norm)
+        yield f"softmax {count} x 1024", lambda x: jax.nn.softmax(x, -1), norm[:1]
+        yield f"layer norm {count} x 1024", _normalised, norm
+        yield f"layer norm {count} x 1024, bf16", _normalised, narrow
+        yield f"RMS norm {count} x 1024, bf16", _scaled, narrow[:2]
     yield "tanh(x) exp(-x^2) + sin(x), 16 MiB", _chain, (_array(2048, 2048),)
     yield "sum over rows, 32 MiB", lambda x: x.sum(0), (_array(4096, 2048),)
     rows = jnp.asarray(_RNG.integers(0, 50_000, 4096))
